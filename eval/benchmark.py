@@ -1,0 +1,117 @@
+"""What a benchmark is: prompts with their decoding settings, and a score for the outputs.
+
+A benchmark knows nothing of engines, models or adapters; an engine knows nothing of benchmarks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an engine answers a prompt.
+
+    Attributes:
+        max_tokens: longest output, in tokens.
+        temperature: 0 is greedy.
+        top_p: nucleus mass, in (0, 1].
+        stop: texts at which the output is cut (the text itself is left out).
+        n: outputs per prompt.
+        choices: if given, nothing is generated: the answer is the choice whose last token has the
+            largest logit at the position after the prompt; the first one wins ties.
+    """
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt (text; the tokenizer adds its own BOS) under an id unique in its benchmark."""
+
+    id: str
+    prompt: str
+    decoding: Decoding
+
+    @property
+    def prompt_sha256(self) -> str:
+        return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine gave back for one request.
+
+    Attributes:
+        texts: `n` outputs; for a choice, the chosen one, stripped ("A").
+        finish_reasons: one per output: "stop" (EOS or a stop text), "length" (truncated), "choice".
+        prompt_tokens: length of the encoded prompt, specials included.
+        output_tokens: one per output.
+        logprobs: for a choice, the log-probability of every choice in their order.
+        tied: for a choice, whether another choice has the winner's logit.
+    """
+
+    texts: tuple[str, ...]
+    finish_reasons: tuple[str, ...]
+    prompt_tokens: int
+    output_tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics of one benchmark.
+
+    Attributes:
+        metrics: headline metrics, 0..100.
+        records: one dict an example: `id, prompt_sha256, output, parsed, target, scores`, with
+            scores in 0..1 under the metrics' names.
+        n: number of examples.
+        stderr: standard error of each metric, in points.
+        breakdown: metrics per task, subject or language, 0..100, with `n`.
+    """
+
+    metrics: dict[str, float]
+    records: list[dict[str, Any]]
+    n: int
+    stderr: dict[str, float] = field(default_factory=dict)
+    breakdown: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class Benchmark(ABC):
+    """Requests in the order in which `score` expects the outputs.
+
+    Attributes:
+        name: the benchmark's name in configs and results.
+        requests: one per example.
+        partial: why these are not all examples of the benchmark (a limit, a choice of tasks), or "".
+    """
+
+    name: str
+    requests: list[Request]
+    partial: str = ""
+
+    @abstractmethod
+    def score(self, outputs: Sequence[Any]) -> Score:
+        """Score outputs given in the order of `requests`.
+
+        Each output is a string; for a benchmark with `n > 1` a list of strings; for one with
+        choices the chosen letter.
+        """
+
+    def prompts_sha256(self) -> str:
+        """One hash over every id, prompt and decoding setting, in order."""
+        digest = hashlib.sha256()
+        for request in self.requests:
+            digest.update(f"{request.id}\0{request.prompt_sha256}\0{request.decoding}\n".encode())
+        return digest.hexdigest()

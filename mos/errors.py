@@ -1,0 +1,35 @@
+"""Errors that a user can mend: each message says what was found, where, what was expected, what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """Something the user asked for or supplied is wrong. Entry points print it without a traceback."""
+
+
+class DataError(UserError):
+    """A row of a data file is unusable.
+
+    Args:
+        path: the file.
+        line: 1-based line (or row) number, or None where the whole file is at fault.
+        reason: what is wrong and what was expected.
+        hint: what to do about it.
+    """
+
+    def __init__(self, path: str | Path, line: int | None, reason: str, hint: str = "") -> None:
+        self.path, self.line, self.reason, self.hint = Path(path), line, reason, hint
+        place = f"{path}:{line}" if line is not None else f"{path}"
+        super().__init__(f"{place}: {reason}" + (f" {hint}" if hint else ""))
+
+    def __reduce__(self):
+        return type(self), (self.path, self.line, self.reason, self.hint)
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the job needs is not there."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
