@@ -1,0 +1,47 @@
+"""Files by content: hashes that identify runs, caches and models, and writes that are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of a JSON-serialisable value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
+    """sha256 over the names and contents of files, in order.
+
+    Hashing gigabytes takes seconds, so a result is remembered in `cache_dir` under the files'
+    paths, sizes and modification times.
+    """
+    files = [Path(f) for f in files]
+    seen = hash_json([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+    memo = Path(cache_dir) / "fingerprints" / seen
+    if memo.is_file():
+        return memo.read_text()
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.name}\0{content}\n".encode())
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(memo, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a file that a reader sees whole or not at all, also after a crash."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
