@@ -1,0 +1,1 @@
+"""Writers of the sample corpora and benchmarks: one module a kind of text."""
