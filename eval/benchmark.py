@@ -94,12 +94,15 @@ class Benchmark(ABC):
     Attributes:
         name: the benchmark's name in configs and results.
         requests: one per example.
-        partial: why these are not all examples of the benchmark (a limit, a choice of tasks), or "".
+        partial: why these are not all examples of the benchmark (a limit, some tasks), or "".
     """
 
     name: str
     requests: list[Request]
     partial: str = ""
+
+    def check_ready(self) -> None:  # noqa: B027
+        """Raise a `UserError` if outputs could not be scored; to be asked before generating."""
 
     @abstractmethod
     def score(self, outputs: Sequence[Any]) -> Score:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each message says what was found, where, what was expected, what to do."""
+"""Errors that a user can mend: what was found, where, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Something the user asked for or supplied is wrong. Entry points print it without a traceback."""
+    """What the user asked for or supplied is wrong. Entry points print it without a traceback."""
 
 
 class DataError(UserError):

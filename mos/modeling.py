@@ -52,7 +52,7 @@ def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None)
     if path == TINY:
         return _once(cache_dir / "models" / "tiny_random", build_tiny_random)
     if Path(path).exists() or path.startswith((".", "/", "~")):
-        return _check_model_folder(Path(path).expanduser())
+        return check_model_folder(Path(path).expanduser())
     return _download(path, revision)
 
 
@@ -297,10 +297,10 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f"model.path={hub_id} is not in the local cache and the hub cannot be reached:"
             f" connect once to download it, {by_hand}, or run model=smollm2_135m."
         ) from error
-    return _check_model_folder(Path(folder))
+    return check_model_folder(Path(folder))
 
 
-def _check_model_folder(folder: Path) -> Path:
+def check_model_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise MissingFileError(
             f"model.path={folder} is not a model: no config.json there. Expected a folder as"

@@ -1,0 +1,108 @@
+"""What a person sees on the terminal: short lines that say what happens and where things are."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+console = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print one line, and log it."""
+    console.print(message, highlight=False, markup=False)
+    logging.getLogger("mos").info(message)
+
+
+def fail(message: str) -> None:
+    """Print an error that the user can mend."""
+    errors.print("error:", style="bold red", end=" ")
+    errors.print(message, highlight=False, markup=False)
+    logging.getLogger("mos").error(message)
+
+
+def config_tree(config: Mapping[str, Any], title: str) -> Tree:
+    """A nested config as a tree."""
+    tree = Tree(f"[bold]{title}")
+    _grow(tree, config)
+    return tree
+
+
+def _grow(tree: Tree, config: Mapping[str, Any]) -> None:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            _grow(tree.add(f"[cyan]{key}"), value)
+        else:
+            tree.add(f"[cyan]{key}[/]: {'null' if value is None else value}")
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """The metrics of one run, a line a benchmark."""
+    method, train = results["method"], results["train"]
+    table = Table(
+        title=f"{method['label']} r={method['rank']} · {results['model']} · seed {results['seed']}"
+    )
+    for column in ("benchmark", "metric", "score", "± s.e.", "n", ""):
+        table.add_column(column, justify="right" if column in ("score", "± s.e.", "n") else "left")
+    for benchmark, metrics in results["metrics"].items():
+        stderr = metrics.get("stderr", {})
+        for name, value in metrics.items():
+            if name in ("stderr", "n", "partial"):
+                continue
+            error = stderr.get(name) if isinstance(stderr, Mapping) else stderr
+            table.add_row(
+                benchmark,
+                name,
+                f"{value:.2f}",
+                f"{error:.2f}" if error is not None else "",
+                str(metrics.get("n", "")),
+                metrics.get("partial") or "",
+            )
+    if train:
+        table.caption = (
+            f"{method['trainable_parameters']:,} trainable parameters · train loss"
+            f" {train['train_loss']:.3f} · {train['steps']} steps in {train['seconds']:.0f} s"
+        )
+    return table
+
+
+@contextmanager
+def logged_to(file: Path) -> Iterator[None]:
+    """Send all logging and warnings to `file`, and keep libraries off the terminal."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' progress bars and advice off the terminal; train.log has the warnings."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("transformers", "datasets", "accelerate", "bitsandbytes", "peft"):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+    if not sys.warnoptions:
+        warnings.simplefilter("default")

@@ -1,0 +1,94 @@
+"""What a run is identified by: a hash of everything that shapes its result.
+
+Paths, devices and logging are not part of it; data, models and benchmarks are, by their content.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mos.files import hash_files, hash_json
+from mos.runs import Run
+
+# Trainer settings that change when things are written or shown, never what is learnt.
+BOOKKEEPING = {
+    "dataloader_num_workers",
+    "disable_tqdm",
+    "eval_steps",
+    "logging_steps",
+    "per_device_eval_batch_size",
+    "save_steps",
+    "save_total_limit",
+}
+
+
+def open_run(config: Mapping[str, Any], model_id: str) -> Run:
+    """The run that a validated config asks for; nothing is created.
+
+    Args:
+        config: from `mos.config.validate`.
+        model_id: content or name of the base model, from `model_identity`.
+    """
+    from mos.adapters import rank, row_label
+
+    label = row_label(config["adapter"], config["eval"]["chat"])
+    r = rank(config["adapter"])
+    slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") + (f"-r{r}" if r else "")
+    identity = {**training_identity(config, model_id), **evaluation_identity(config)}
+    identity.pop("seed")
+    folder = f"{slug}-{hash_json(identity)[:8]}"
+    return Run(
+        Path(config["paths"]["output_dir"])
+        / config["experiment"]
+        / folder
+        / f"seed{config['seed']}"
+    )
+
+
+def training_identity(config: Mapping[str, Any], model_id: str) -> dict[str, Any]:
+    """What shapes the trained adapter, the data by content."""
+    data = {**config["data"], "source": source_hash(config["data"]["source"], config)}
+    trainer = {k: v for k, v in config["trainer"].items() if k not in BOOKKEEPING}
+    return {
+        "model": [model_id, config["model"]["pad_token"]],
+        "quantization": config["quantization"],
+        "adapter": config["adapter"],
+        "data": data if config["adapter"]["method"] != "none" else None,
+        "trainer": trainer if config["adapter"]["method"] != "none" else None,
+        "seed": config["seed"],
+    }
+
+
+def evaluation_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes the metrics beside the weights, the benchmarks by content."""
+    evaluation = config["eval"]
+    benchmarks = {
+        name: {**options, "data_dir": source_hash(options["data_dir"], config)}
+        for name, options in evaluation["benchmarks"].items()
+    }
+    settings = ("engine", "weights", "chat", "limit", "dtype")
+    return {
+        "scale": config["scale"]["name"],
+        "benchmarks": benchmarks,
+        "eval": {key: evaluation[key] for key in settings},
+    }
+
+
+def source_hash(source: str, config: Mapping[str, Any]) -> str | None:
+    """Content of a file or of all files below a folder; None where there is nothing yet."""
+    path = Path(source)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    return hash_files(files, config["paths"]["cache_dir"]) if files else None
+
+
+def model_identity(config: Mapping[str, Any]) -> str:
+    """A local folder by content; a hub id, a package or a random model by its name."""
+    path = Path(config["model"]["path"]).expanduser()
+    if path.is_dir():
+        from mos.modeling import fingerprint
+
+        return fingerprint(path, config["paths"]["cache_dir"])
+    return f"{config['model']['path']}@{config['model']['revision']}"

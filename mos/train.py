@@ -1,0 +1,148 @@
+"""Train one adapter and evaluate it: `python -m mos.train +experiment=superni_mmlu`.
+
+    compose -> validate -> model -> adapter -> data -> Trainer -> evaluate -> results
+
+The run folder says how far a run is (mos/runs.py); the same command continues it from there.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from mos.config import CONFIG_DIR, validate
+from mos.console import config_tree, console, fail, logged_to, quiet_libraries, results_table, say
+from mos.errors import UserError
+from mos.runs import Run
+from mos.training.sweep import in_sweep, record_member, sweep_dir
+
+
+def train(cfg: DictConfig) -> dict[str, Any] | None:
+    """Run the job that a composed config describes, or what is left of it.
+
+    Args:
+        cfg: configs/train.yaml composed with overrides, e.g. by `mos.config.compose_config`.
+
+    Returns:
+        The content of results.json; None for a dry run, a run that another process has, or one
+        whose evaluation is deferred.
+
+    Raises:
+        UserError: a wrong config, missing data or weights, a device that is not there.
+    """
+    from mos.identity import model_identity, open_run
+    from mos.preflight import missing
+
+    config = validate(cfg)
+    say(f"scale={config['scale']['name']}: {config['scale']['note']}")
+    run = open_run(config, model_identity(config))
+    problems = missing(config)
+    if config["dry_run"]:
+        return print_plan(config, run, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+
+    with run.claimed() as ours:
+        if not ours:
+            say(f"{run.path} is at work in another process: skipped")
+            record_member("at work elsewhere", run.path)
+            return None
+        if config["overwrite"] and (kept := run.set_aside()):
+            say(f"the earlier run is kept at {kept}")
+        if run.complete:
+            say(f"complete: {run.path} (overwrite=true starts anew)")
+        else:
+            with outcome_recorded(run, config):
+                work(config, run)
+        record_member(run.status, run.path)
+        if not run.results:
+            return None
+        console.print(results_table(run.results))
+        say(f"results: {run.path / 'results.json'}")
+        return run.results
+
+
+def work(config: Mapping[str, Any], run: Run) -> None:
+    """Train, unless that is done, then evaluate in a process of its own."""
+    from mos.training.fit import fit
+    from mos.training.tracking import tracked
+
+    quiet_libraries()
+    say(f"run: {run.path}")
+    with tracked(config, run, group=str(sweep_dir().name) if in_sweep() else None):
+        if run.status != "trained":
+            console.print(config_tree(config, "config"))
+            run.set_status("running")
+            run.write_config(config)
+            fit(config, run)
+            gc.collect()
+            run.set_status("trained")
+        if config["eval"]["defer"] or not config["eval"]["benchmarks"]:
+            say(f"trained: evaluate later with python -m mos.evaluate runs='{run.path}'")
+            return
+        # vLLM gets a process of its own: it takes all of the memory, and may die with it.
+        command = [sys.executable, "-m", "mos.evaluate", f"runs='{run.path}'"]
+        if code := subprocess.run(command).returncode:
+            raise UserError(
+                f"the evaluation stopped (exit status {code}); the trained adapter is kept in"
+                f" {run.adapter_dir}. The same command, or {' '.join(command[1:])}, continues it."
+            )
+
+
+@contextmanager
+def outcome_recorded(run: Run, config: Mapping[str, Any]) -> Iterator[None]:
+    """Write status.json and train.log, whatever ends the run."""
+    with logged_to(run.path / "train.log"):
+        try:
+            yield
+        except KeyboardInterrupt:
+            run.set_status("interrupted", "stopped by a signal")
+            say(f"interrupted: {run.path} is kept; the same command continues it")
+            raise
+        except BaseException as error:
+            run.set_status("failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+def print_plan(config: Mapping[str, Any], run: Run, problems: list[str]) -> None:
+    """What a dry run shows: the config, the run's folder and state, costs, what is missing."""
+    from mos.plan import plan, plan_table
+
+    console.print(config_tree(config, "config"))
+    console.print(plan_table(plan(config)))
+    say(f"run: {run.path} ({run.status})")
+    for problem in problems:
+        say(f"missing: {problem}")
+    say("dry run: nothing was done")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
+def main(cfg: DictConfig) -> None:
+    """The command line around `train`: messages instead of tracebacks, exit codes, sweeps."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        train(cfg)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        fail(str(error))
+        record_member("failed", "", str(error))
+        if not in_sweep():
+            sys.exit(2)
+    except Exception as error:
+        record_member("failed", "", f"{type(error).__name__}: {error}")
+        if not in_sweep():
+            raise
+        console.print_exception()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""From a validated config to a trained adapter in the run folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import prepare_model_for_kbit_training
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from mos.adapters import attach, rank, row_label
+from mos.console import say
+from mos.data.dataset import TrainingData, load_training_data
+from mos.environment import describe_environment, peak_memory_bytes
+from mos.evaluate import build_benchmarks
+from mos.identity import model_identity
+from mos.modeling import load_base, load_tokenizer, resolve_model
+from mos.preflight import choose_device
+from mos.runs import Run
+from mos.training.callbacks import read_losses
+from mos.training.checkpoints import newest_valid
+from mos.training.trainer import CrashSafeTrainer, build_trainer
+
+
+def fit(config: Mapping[str, Any], run: Run) -> None:
+    """Train the adapter that `config` describes, continuing from the newest whole checkpoint.
+
+    Leaves `adapter/` and the manifest's `train` and `method`.
+
+    Raises:
+        UserError: unusable data, weights or settings, before the model is loaded.
+    """
+    device = choose_device(config)
+    model_dir = resolve_model(
+        config["model"]["path"], config["paths"]["cache_dir"], config["model"]["revision"]
+    )
+    tokenizer = load_tokenizer(model_dir, config["model"]["pad_token"])
+    prompts = {
+        name: benchmark.prompts_sha256()
+        for name, benchmark in build_benchmarks(config["eval"], tokenizer).items()
+    }
+    run.update_manifest(
+        **describe_environment(),
+        model={"path": config["model"]["path"], "identity": model_identity(config)},
+        prompts_sha256=prompts,
+    )
+    if config["adapter"]["method"] == "none":
+        record(config, run, trainable=0, train=None)
+        return
+    say(f"data: {config['data']['corpus']} from {config['data']['source']}")
+    with PartialState().main_process_first():
+        data = load_data(config, tokenizer)
+    run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
+    set_seed(config["seed"])
+    model = load_model(config, model_dir, device)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say(f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device}")
+    trainer = build_trainer(model, tokenizer, data, config, run, device)
+    train = run_trainer(trainer, run)
+    save_adapter(trainer, run.adapter_dir)
+    record(config, run, trainable, train, n_blocks=model.config.num_hidden_layers)
+
+
+def load_data(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    """The tokenised corpus of the `data` config group."""
+    data = load_training_data(tokenizer, cache_dir=config["paths"]["cache_dir"], **config["data"])
+    say(f"data: {len(data.train)} training examples, {len(data.eval or ())} held out")
+    return data
+
+
+def load_model(config: Mapping[str, Any], model_dir: Path, device: str) -> PreTrainedModel:
+    """The base model, quantised and frozen, with the adapter on it."""
+    model = load_base(model_dir, config["quantization"], device)
+    if config["quantization"]["bits"] is not None:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return attach(model, config["adapter"])
+
+
+def run_trainer(trainer: CrashSafeTrainer, run: Run) -> dict[str, Any]:
+    """Train to the end and return the `train` entry of results.json."""
+    with PartialState().main_process_first():
+        checkpoint = newest_valid(run.checkpoint_dir)
+    if checkpoint is not None:
+        say(f"continuing from {checkpoint.name}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = trainer.loss_log.seconds()
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    lines = read_losses(run.path / "loss.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return {
+        "steps": trainer.state.global_step,
+        "train_loss": sum(losses) / len(losses),
+        "eval_loss": next(
+            (line["eval_loss"] for line in reversed(lines) if "eval_loss" in line), None
+        ),
+        "seconds": seconds,
+        "tokens_per_second": trainer.state.num_input_tokens_seen / seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "examples": lines[-1]["examples"],
+    }
+
+
+def save_adapter(trainer: CrashSafeTrainer, folder: Path) -> None:
+    """Write the adapter (or the fully fine-tuned model) whole, under its final name."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.save_model(str(partial))
+    if trainer.args.should_save:
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def record(
+    config: Mapping[str, Any],
+    run: Run,
+    trainable: int,
+    train: dict[str, Any] | None,
+    n_blocks: int | None = None,
+) -> None:
+    """Note in the manifest what results.json says about method and training."""
+    adapter = config["adapter"]
+    files = run.adapter_dir.glob("*.safetensors")
+    run.update_manifest(
+        train=train,
+        method={
+            "name": adapter["method"],
+            "label": row_label(adapter, config["eval"]["chat"]),
+            "rank": rank(adapter, n_blocks),
+            "trainable_parameters": trainable,
+            "adapter_bytes": sum(file.stat().st_size for file in files),
+            "config": dict(adapter),
+        },
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
