@@ -1,0 +1,33 @@
+# `make demo` and `make test` need nothing but Python 3.11+, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= data/samples
+
+.PHONY: help setup demo test test-slow test-gpu lint format lock data-check eval-check
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup:  ## .venv with pinned packages (CPU or CUDA, by what the machine has)
+	@$(PYTHON) scripts/setup.py
+
+demo: setup  ## train MoS on SmolLM2 and evaluate it, to a results table
+	@$(BIN)/python -m mos.train +experiment=superni_mmlu
+
+test: setup  ## the default tests: offline, CPU
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: setup  ## tests that take minutes
+	@$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: setup  ## tests that need a GPU
+	@$(BIN)/python -m pytest -m gpu
+
+lint: setup  ## ruff (lint and format) and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: setup  ## let ruff mend what it can
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lock: setup  ## resolve the lock files anew
+	@$(BIN)/python scripts/lock.py

