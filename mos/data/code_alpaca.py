@@ -1,0 +1,71 @@
+"""CodeAlpaca: a JSON list (or jsonl) of instruction, input, output (protocol section 7)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mos.data.rows import (
+    Example,
+    Report,
+    conversation,
+    read_json_list,
+    read_jsonl,
+    require_content,
+    require_files,
+    text_field,
+)
+from mos.data.templates import fill
+from mos.errors import DataError
+
+FILE = "code_alpaca_20k.json"
+VARIANTS = ("code_alpaca_2k.json", "new_codealpaca.json")
+WHERE = (
+    "Run scripts/prepare_train_data.py code_alpaca, or take data/code_alpaca_20k.json from"
+    " github.com/sahil280114/codealpaca."
+)
+
+
+def files(source: Path) -> list[Path]:
+    """The file that `source` is or holds; the 20k set before its variants."""
+    if source.is_file():
+        require_content(source)
+        return [source]
+    for name in (FILE, *VARIANTS):
+        if (source / name).is_file():
+            return require_files(source, [name], "code_alpaca", WHERE)
+    return require_files(source, [FILE], "code_alpaca", WHERE)
+
+
+def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
+    """Rows in file order, one template draw each, ids by position in the file."""
+    (path,) = files(source)
+    if path.name in VARIANTS:
+        report.note(f"code_alpaca: no {FILE} in {source}: used {path.name}.")
+    for index, (line, item) in enumerate(_items(path, report)):
+        try:
+            instruction = text_field(item, "instruction", path, line)
+            output = text_field(item, "output", path, line)
+            context = item.get("input")
+            if context is not None:
+                context = text_field(item, "input", path, line)
+        except DataError as error:
+            report.bad(error)
+            continue
+        prompt, completion = fill(instruction, context, output, rng)
+        yield Example(
+            conversation("code_alpaca", f"code_alpaca_{index}", prompt, completion), path, line
+        )
+
+
+def _items(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    if path.suffix == ".jsonl":
+        yield from read_jsonl(path, report)
+        return
+    for line, item in read_json_list(path):
+        if isinstance(item, dict):
+            yield line, item
+        else:
+            report.bad(DataError(path, line, "expected an object with instruction and output."))

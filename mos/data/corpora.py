@@ -1,0 +1,134 @@
+"""The corpora by name: what they need on disk, and their conversion to conversations."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mos.data import code_alpaca, cot, flan_v2, messages, super_ni
+from mos.data.rows import Example, OnBadRow, Report, require_content
+from mos.errors import DataError, MissingFileError, UserError
+
+CORPORA: dict[str, ModuleType] = {
+    "super_ni": super_ni,
+    "flan_v2": flan_v2,
+    "cot": cot,
+    "code_alpaca": code_alpaca,
+    "messages": messages,
+}
+
+
+def check_source(corpus: str, source: str | Path) -> None:
+    """Check that the files of a corpus are there, without reading them.
+
+    Raises:
+        UserError: unknown corpus.
+        MissingFileError: a file is missing; the message says where to get it.
+        DataError: a file is empty.
+    """
+    source_files(corpus, source)
+
+
+def source_files(corpus: str, source: str | Path) -> list[Path]:
+    """The files that a corpus is made from; raises as `check_source`."""
+    module, source = _module(corpus), _folder(corpus, source)
+    return _converted_files(corpus, source) or module.files(source)
+
+
+def corpus_rows(corpus: str, source: str | Path, seed: int, report: Report) -> Iterator[Example]:
+    """Stream a corpus as conversations, with the draws of a `random.Random(seed)` of its own.
+
+    A source may also hold the corpus converted already: `<corpus>_data.jsonl` as open-instruct
+    writes it, or the parquet files of a Tulu mixture, of which the rows of this corpus are taken.
+    """
+    module, source = _module(corpus), _folder(corpus, source)
+    if converted := _converted_files(corpus, source):
+        report.note(f"{corpus}: took rows converted already from {converted[0].name} in {source}.")
+        yield from messages.mixture_rows(converted, report, dataset=corpus)
+    else:
+        yield from module.rows(source, random.Random(seed), report)
+
+
+def convert(
+    corpus: str,
+    source: str | Path,
+    output: str | Path,
+    seed: int = 42,
+    on_bad_row: OnBadRow = "error",
+) -> dict[str, Any]:
+    """Convert original files to a jsonl of `{"dataset", "id", "messages"}` (protocol section 7).
+
+    Args:
+        corpus: super_ni, flan_v2, cot, code_alpaca or messages.
+        source: folder with the original files.
+        output: the jsonl file to write; it appears whole or not at all.
+        seed: of the sampling and the template draws; 42 gives the reference's file.
+        on_bad_row: "error" or "skip".
+
+    Returns:
+        `rows`, `skipped`, `bad_rows` (the first of them) and `notes`.
+
+    Raises:
+        MissingFileError, DataError, UserError: as named by the message.
+    """
+    output = Path(output)
+    report = Report(on_bad_row)
+    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
+    count = 0
+    source_files(corpus, source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for example in corpus_rows(corpus, source, seed, report):
+                file.write(json.dumps(example.row) + "\n")
+                count += 1
+        if count == 0:
+            raise no_rows(corpus, source, report)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {
+        "rows": count,
+        "skipped": report.skipped,
+        "bad_rows": report.bad_rows,
+        "notes": report.notes,
+    }
+
+
+def no_rows(corpus: str, source: str | Path, report: Report) -> DataError:
+    """The error for a corpus of which nothing is left."""
+    reason = f"{corpus}: no row is left"
+    if report.skipped:
+        reason += f"; {report.skipped} bad rows were skipped, the first: {report.bad_rows[0]}"
+    return DataError(source, None, reason)
+
+
+def _module(corpus: str) -> ModuleType:
+    if corpus not in CORPORA:
+        raise UserError(f"data.corpus={corpus!r}: expected one of {', '.join(CORPORA)}.")
+    return CORPORA[corpus]
+
+
+def _folder(corpus: str, source: str | Path) -> Path:
+    source = Path(source)
+    if not source.exists():
+        module = CORPORA[corpus]
+        raise MissingFileError(
+            f"{corpus}: no {source}. {getattr(module, 'WHERE', None) or messages.FORMAT}"
+        )
+    return source
+
+
+def _converted_files(corpus: str, source: Path) -> list[Path]:
+    if corpus == "messages" or not source.is_dir():
+        return []
+    converted = source / f"{corpus}_data.jsonl"
+    paths = [converted] if converted.is_file() else sorted(source.glob("*.parquet"))
+    for path in paths:
+        require_content(path)
+    return paths

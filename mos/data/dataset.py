@@ -1,0 +1,358 @@
+"""The tokenised corpus: converted, encoded, cached by content, split.
+
+A cache entry is a folder named by the hash of everything that shapes it. It is built under a lock
+in a folder beside and renamed into place, so that any number of processes build it once and read
+it memory-mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from filelock import FileLock
+from transformers import PreTrainedTokenizerBase
+
+from mos.data import tokenizer as tokenizers
+from mos.data.chat import IGNORE_INDEX, ChatEncoder, EncodedRow, LabelMask
+from mos.data.collator import Collator
+from mos.data.corpora import corpus_rows, no_rows, source_files
+from mos.data.packing import pack, packed_batches
+from mos.data.rows import Example, OnBadRow, Report
+from mos.errors import DataError, UserError
+
+logger = logging.getLogger(__name__)
+
+BATCH = 1000
+ROWS = "rows.arrow"
+STATISTICS = "statistics.json"
+LISTS = pa.list_(pa.int32())
+SCHEMA = pa.schema(
+    {
+        "input_ids": LISTS,
+        "attention_mask": pa.list_(pa.int8()),
+        "labels": LISTS,
+        "length": pa.int32(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a trainer needs of a corpus.
+
+    Attributes:
+        train: columns input_ids, attention_mask, labels, length; packed rows have position_ids
+            in place of attention_mask.
+        eval: the same columns, never packed; None for `eval_size=0`.
+        collator: rows -> padded batch.
+        fingerprint: hash of files, tokenizer, options and code.
+        statistics: see `Statistics`, plus `train_rows`, `eval_rows` and, if packed,
+            `packed_rows` and `packing_efficiency`.
+    """
+
+    train: Dataset
+    eval: Dataset | None
+    collator: Collator
+    fingerprint: str
+    statistics: dict[str, Any]
+
+
+@dataclass
+class Statistics:
+    """Counts over a corpus, as written to `statistics.json`.
+
+    Attributes:
+        rows: encoded and kept.
+        tokens: of the kept rows, after truncation; `supervised_tokens` of them have a label.
+        truncated: kept or dropped rows that were longer than the limit.
+        dropped: rows left out because no label survived.
+        empty_answers: rows of the reference's corpora with an empty assistant turn, kept.
+        skipped: bad rows left out; the first are listed in `bad_rows`.
+        first_truncated, first_dropped, first_empty: where the first of each stand.
+        lengths: rows by length before truncation, in bins of `LENGTH_BIN` tokens.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    empty_answers: int = 0
+    skipped: int = 0
+    bad_rows: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    first_truncated: list[str] = field(default_factory=list)
+    first_dropped: list[str] = field(default_factory=list)
+    first_empty: list[str] = field(default_factory=list)
+    longest: int = 0
+    lengths: dict[int, int] = field(default_factory=dict)
+
+    LENGTH_BIN = 64
+    SHOWN = 5
+
+    def add(self, example: Example, row: EncodedRow) -> bool:
+        """Count a row; whether it is kept."""
+        place = f"{example.path.name}:{example.line or example.row['id']}"
+        if row.full_length > len(row.input_ids):
+            self.truncated += 1
+            _first(self.first_truncated, place)
+        if any(
+            m["role"] == "assistant" and not m["content"].strip() for m in example.row["messages"]
+        ):
+            self.empty_answers += 1
+            _first(self.first_empty, place)
+        supervised = len(row.labels) - row.labels.count(IGNORE_INDEX)
+        self.longest = max(self.longest, row.full_length)
+        bin_start = row.full_length // self.LENGTH_BIN * self.LENGTH_BIN
+        self.lengths[bin_start] = self.lengths.get(bin_start, 0) + 1
+        if supervised == 0:
+            self.dropped += 1
+            _first(self.first_dropped, place)
+            return False
+        self.rows += 1
+        self.tokens += len(row.input_ids)
+        self.supervised_tokens += supervised
+        return True
+
+
+def load_training_data(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    corpus: str,
+    source: str | Path,
+    cache_dir: str | Path,
+    max_seq_length: int = 512,
+    eval_size: int = 1024,
+    seed: int = 42,
+    max_rows: int | None = None,
+    on_bad_row: OnBadRow = "error",
+    label_mask: LabelMask = "reference",
+    packing: bool = False,
+    chat_tokens: bool = False,
+) -> TrainingData:
+    """Convert, encode, cache and split a corpus (protocol sections 7, 8).
+
+    Args:
+        tokenizer: with `chat_tokens`, the chat markers are added to it in place.
+        corpus: a name of `mos.data.corpora.CORPORA`.
+        source: folder with the original files.
+        cache_dir: where encoded corpora are kept.
+        max_seq_length: tokens after which a row is cut.
+        eval_size: rows held out, as the reference holds out 1024; 0 for none.
+        seed: of conversion, `max_rows` and split; the reference's is 42 whatever the run's seed.
+        max_rows: a random subset of the converted rows, in their order; None for all.
+        on_bad_row: "error" raises the first bad row, "skip" counts and reports them.
+        label_mask: "reference" or "clean", see `mos.data.chat.render_training`.
+        packing: pack training rows, see `mos.data.packing`.
+        chat_tokens: chat markers as vocabulary, see `mos.data.tokenizer.add_chat_tokens`.
+
+    Raises:
+        MissingFileError, DataError: as `check_source` and by bad rows.
+        UserError: an unsafe tokenizer, or fewer rows than `eval_size` needs.
+    """
+    if chat_tokens:
+        tokenizers.add_chat_tokens(tokenizer)
+    tokenizers.check_tokenizer(tokenizer)
+    identity = {
+        "corpus": corpus,
+        "files": _file_hashes(corpus, Path(source)),
+        "tokenizer": tokenizers.fingerprint(tokenizer),
+        "max_seq_length": max_seq_length,
+        "seed": seed,
+        "max_rows": max_rows,
+        "on_bad_row": on_bad_row,
+        "label_mask": label_mask,
+        "code": _code_hash(),
+    }
+    folder = Path(cache_dir) / "training_data"
+
+    def build(target: Path) -> None:
+        encoder = ChatEncoder(tokenizer, max_seq_length, label_mask)
+        report = Report(on_bad_row)
+        examples = _examples(corpus, source, seed, max_rows, report)
+        statistics = Statistics()
+        _write_arrow(target / ROWS, SCHEMA, _encoded_batches(examples, encoder, statistics))
+        statistics.skipped, statistics.bad_rows = report.skipped, report.bad_rows
+        statistics.notes = report.notes
+        if statistics.rows == 0:
+            raise _nothing_left(corpus, source, report, statistics)
+        (target / STATISTICS).write_text(json.dumps(vars(statistics), indent=1))
+
+    entry = _cached(folder / _hash(identity), build)
+    statistics = json.loads((entry / STATISTICS).read_text())
+    for note in statistics["notes"]:
+        logger.info("%s", note)
+    rows = Dataset.from_file(str(entry / ROWS))
+    train, held_out = _split(rows, eval_size, seed)
+    statistics |= {"train_rows": len(train), "eval_rows": len(held_out or ())}
+    identity |= {"eval_size": eval_size, "packing": packing}
+    fingerprint = _hash(identity)
+    if packing:
+        train = _packed(train, folder / f"{fingerprint}-packed", max_seq_length)
+        statistics["packed_rows"] = len(train)
+        filled = sum(train.with_format("numpy")["length"])
+        statistics["packing_efficiency"] = round(float(filled / (len(train) * max_seq_length)), 4)
+    assert tokenizer.pad_token_id is not None
+    return TrainingData(train, held_out, Collator(tokenizer.pad_token_id), fingerprint, statistics)
+
+
+def _examples(
+    corpus: str, source: str | Path, seed: int, max_rows: int | None, report: Report
+) -> Iterator[Example]:
+    """Rows that can be encoded; `max_rows` of them are sampled, for which all are read twice."""
+    rows = _encodable(corpus_rows(corpus, source, seed, report), report)
+    if max_rows is None:
+        return rows
+    if max_rows < 1:
+        raise UserError(f"data.max_rows={max_rows}: expected at least 1, or null for all rows.")
+    counting = Report(report.on_bad_row, quiet=True)
+    count = sum(1 for _ in _encodable(corpus_rows(corpus, source, seed, counting), counting))
+    chosen = set(random.Random(seed).sample(range(count), min(max_rows, count)))
+    return (example for i, example in enumerate(rows) if i in chosen)
+
+
+def _encodable(examples: Iterable[Example], report: Report) -> Iterator[Example]:
+    for example in examples:
+        try:
+            for message in example.row["messages"]:
+                message["content"].encode()
+        except UnicodeEncodeError as error:
+            report.bad(
+                DataError(
+                    example.path,
+                    example.line,
+                    f"row {example.row['id']}: the content holds half of a surrogate pair"
+                    f" (\\u{ord(error.object[error.start]):04x}), which is no text.",
+                )
+            )
+            continue
+        yield example
+
+
+def _encoded_batches(
+    examples: Iterator[Example], encoder: ChatEncoder, statistics: Statistics
+) -> Iterator[pa.RecordBatch]:
+    while batch := list(islice(examples, BATCH)):
+        rows = encoder.encode_batch([example.row["messages"] for example in batch])
+        kept = [r for e, r in zip(batch, rows, strict=True) if statistics.add(e, r)]
+        if not kept:
+            continue
+        lengths = np.array([len(row.input_ids) for row in kept], dtype=np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        ids = np.concatenate([np.array(row.input_ids, dtype=np.int32) for row in kept])
+        labels = np.concatenate([np.array(row.labels, dtype=np.int32) for row in kept])
+        ones = np.ones(len(ids), dtype=np.int8)
+        yield pa.record_batch(
+            [
+                pa.ListArray.from_arrays(offsets, pa.array(ids)),
+                pa.ListArray.from_arrays(offsets, pa.array(ones)),
+                pa.ListArray.from_arrays(offsets, pa.array(labels)),
+                pa.array(lengths),
+            ],
+            schema=SCHEMA,
+        )
+
+
+def _split(rows: Dataset, eval_size: int, seed: int) -> tuple[Dataset, Dataset | None]:
+    if eval_size == 0:
+        return rows, None
+    if not 0 < eval_size < len(rows):
+        raise UserError(
+            f"data.eval_size={eval_size}, but the corpus has {len(rows)} rows: set it to at most"
+            f" {len(rows) - 1}, or to 0 to hold out none."
+        )
+    # the draws of `Dataset.train_test_split`, which would write its indices into the cache entry
+    order = np.random.default_rng(seed).permutation(len(rows))
+    train, held_out = order[eval_size:], order[:eval_size]
+    return rows.select(train, keep_in_memory=True), rows.select(held_out, keep_in_memory=True)
+
+
+def _packed(train: Dataset, target: Path, capacity: int) -> Dataset:
+    def build(folder: Path) -> None:
+        lengths = train.with_format("numpy")["length"]
+        order = range(len(train)) if train._indices is None else train._indices.column(0).to_numpy()
+        groups = [[int(order[i]) for i in group] for group in pack(lengths, capacity)]
+        batches = packed_batches(train.data.table.select(["input_ids", "labels"]), groups)
+        first = next(batches)
+        _write_arrow(folder / ROWS, first.schema, (b for part in ([first], batches) for b in part))
+
+    return Dataset.from_file(str(_cached(target, build) / ROWS))
+
+
+def _cached(target: Path, build: Callable[[Path], None]) -> Path:
+    """The folder `target`, built by the first process that asks for it."""
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            scratch = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
+            scratch.mkdir()
+            try:
+                build(scratch)
+                scratch.rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _nothing_left(
+    corpus: str, source: str | Path, report: Report, statistics: Statistics
+) -> DataError:
+    if not statistics.dropped:
+        return no_rows(corpus, source, report)
+    return DataError(
+        source,
+        None,
+        f"{corpus}: all {statistics.dropped} rows were dropped because no token of them is"
+        f" trained on, the first: {statistics.first_dropped[0]}"
+        f" ({statistics.truncated} were cut before their answer).",
+        "Raise data.max_seq_length, or check that the rows have assistant messages.",
+    )
+
+
+def _file_hashes(corpus: str, source: Path) -> list[tuple[str, str]]:
+    hashes = []
+    for path in source_files(corpus, source):
+        with path.open("rb") as file:
+            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    return hashes
+
+
+def _code_hash() -> str:
+    """Hash of what turns files into ids: the sources of this package, and the tokenizers."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for package in ("tokenizers", "transformers"):
+        digest.update(importlib.metadata.version(package).encode())
+    return digest.hexdigest()
+
+
+def _hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _first(places: list[str], place: str) -> None:
+    if len(places) < Statistics.SHOWN:
+        places.append(place)

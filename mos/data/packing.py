@@ -1,0 +1,68 @@
+"""Packing several examples into one row; a departure from the paper, off by default.
+
+Positions start over at every example. Without an attention mask, transformers derives from them a
+block-diagonal causal mask (eager, sdpa, flash attention), so that no example attends to another.
+The first label of every example is masked: predicting it is the last token of its neighbour's job.
+With packing the loss averages over the tokens of more examples a row, so that batch sizes and
+step counts of the paper no longer mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from mos.data.chat import IGNORE_INDEX
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: positions of examples, grouped so that no group exceeds `capacity`.
+
+    Deterministic; ties keep their order. `lengths` must not exceed `capacity`.
+    """
+    sizes = np.asarray(lengths)
+    open_packs: list[list[list[int]]] = [[] for _ in range(capacity + 1)]  # by room left
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[index])
+        room = next((r for r in range(size, capacity + 1) if open_packs[r]), None)
+        group = open_packs[room].pop() if room is not None else []
+        group.append(index)
+        open_packs[(capacity if room is None else room) - size].append(group)
+    groups = [group for packs in open_packs for group in packs]
+    return sorted(groups)
+
+
+def packed_batches(
+    table: pa.Table, groups: Sequence[Sequence[int]], batch_size: int = 256
+) -> Iterator[pa.RecordBatch]:
+    """Arrow batches of packed rows: input_ids, labels, position_ids, length.
+
+    Args:
+        table: columns input_ids and labels (lists of int32), memory-mapped or not.
+        groups: which rows of `table` make each packed row.
+        batch_size: packed rows per batch.
+    """
+    for start in range(0, len(groups), batch_size):
+        chosen = groups[start : start + batch_size]
+        rows = table.take([index for group in chosen for index in group]).combine_chunks()
+        ids = rows["input_ids"].chunk(0)
+        row_lengths = np.diff(ids.offsets.to_numpy())
+        starts = np.cumsum(row_lengths) - row_lengths
+        labels = rows["labels"].chunk(0).flatten().to_numpy().copy()
+        labels[starts] = IGNORE_INDEX
+        positions = np.arange(len(labels), dtype=np.int32) - np.repeat(starts, row_lengths)
+        counts = np.array([len(group) for group in chosen])
+        ends = np.cumsum(row_lengths)[np.cumsum(counts) - 1]
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        yield pa.record_batch(
+            {
+                "input_ids": pa.ListArray.from_arrays(offsets, ids.flatten()),
+                "labels": pa.ListArray.from_arrays(offsets, pa.array(labels, pa.int32())),
+                "position_ids": pa.ListArray.from_arrays(
+                    offsets, pa.array(positions.astype(np.int32))
+                ),
+                "length": pa.array(np.diff(offsets), pa.int32()),
+            }
+        )

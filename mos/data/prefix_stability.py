@@ -1,0 +1,98 @@
+"""Which tokenizers provably split after a single line feed.
+
+For these, encoding a text up to such a place gives the first tokens of encoding the whole text, so
+that one encoding with offsets answers what the reference asks by re-encoding prefixes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS_AND_SPACES = (
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # a line feed joins what precedes it
+)
+SAFE_PATTERNS = frozenset(
+    {
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
+        _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _WORDS_AND_SPACES,  # LLaMA-3
+        _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _WORDS_AND_SPACES,  # Qwen2
+    }
+)
+
+
+def splits_after_line_feed(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether tokens never cross, nor depend on what follows, a place between LF and a non-space.
+
+    The LF itself must follow a character that is not whitespace. True for byte-level BPE with the
+    pre-tokenizers of GPT-2, LLaMA-3 and Qwen2 (their only look-ahead, `\\s+(?!\\S)`, sees no
+    further than the character after a run of whitespace, and a run of one is one piece either
+    way), and for BPE over whole texts (LLaMA-2) if the vocabulary merges LF with nothing. False
+    means "not known", never "known not to".
+    """
+    if not tokenizer.is_fast or tokenizer.truncation_side != "right":
+        return False
+    added = tokenizer.added_tokens_decoder.values()
+    if any(t.lstrip or t.rstrip or t.single_word or "\n" in t.content for t in added):
+        return False
+    if tokenizer.eos_token not in {t.content for t in added}:
+        return False
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    return (
+        core["model"]["type"] == "BPE"
+        and not core["model"].get("dropout")
+        and all(_local_normalizer(part) for part in _parts(core["normalizer"], "normalizers"))
+        and _splits(core)
+        and _specials_only_lead(tokenizer)
+    )
+
+
+def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    if component is None:
+        return []
+    return component[key] if component["type"] == "Sequence" else [component]
+
+
+def _local_normalizer(part: dict[str, Any]) -> bool:
+    if part["type"] == "Replace":
+        return part["pattern"] == {"String": " "}
+    return part["type"] in ("NFC", "Prepend")
+
+
+def _splits(core: dict[str, Any]) -> bool:
+    parts = _parts(core["pre_tokenizer"], "pretokenizers")
+    if all(part["type"] == "Metaspace" for part in parts):
+        return _line_feed_never_merges(core["model"])
+    splitters = [
+        (part["type"] == "ByteLevel" and part["use_regex"])
+        or (part["type"] == "Split" and part["pattern"].get("Regex") in SAFE_PATTERNS)
+        for part in parts
+    ]
+    harmless = (
+        part["type"] == "Digits" or (part["type"] == "ByteLevel" and not part["use_regex"])
+        for part in parts
+    )
+    return any(splitters) and all(s or h for s, h in zip(splitters, harmless, strict=True))
+
+
+def _line_feed_never_merges(model: dict[str, Any]) -> bool:
+    line_feeds = ("\n", "<0x0A>")
+    if model.get("ignore_merges") or not any(token in model["vocab"] for token in line_feeds):
+        return False
+    if "\n" not in model["vocab"] and not model.get("byte_fallback"):
+        return False
+    return not any(
+        token in piece
+        for merge in model["merges"]
+        for piece in (merge if isinstance(merge, list) else merge.split(" "))
+        for token in line_feeds
+    )
+
+
+def _specials_only_lead(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return ids[len(ids) - len(plain) :] == plain
