@@ -1,0 +1,191 @@
+"""The configuration of MoS: every switch of the paper is one field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig
+from peft.utils import PeftType
+
+FORMAT_VERSION = 1
+
+_SAVE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class MosConfig(PeftConfig):
+    """Configuration of [`MosModel`], Mixture of Shards (arXiv 2410.00938, section 3).
+
+    A model of L blocks keeps, per linear type, two pools of `equivalent_rank * L *
+    shards_per_vector` shards. Every block builds its A and B of rank `r` from shards that a frozen
+    routing picks, so that the method has the parameters of LoRA of rank `equivalent_rank`.
+
+    The paper's ablations: `-pd` is `pair_dissociation=False`, `-vs` is `shards_per_vector=1`, `-sp`
+    is `private_rank=0`. All three with `r="all"` are Pure Sharing, with `random_scaling` besides
+    + Random Scaling, and with a smaller `r` + Subset Selection.
+
+    The defaults fit a model of any depth. The paper raises the rank above the equivalent one:
+    `r=32, equivalent_rank=8`.
+
+    Args:
+        r: working rank of every block, or "all" for the whole pool, `equivalent_rank * L` (needs
+            the three ablations above). Such a layer reads the pool in its own order.
+        equivalent_rank: e, the rank of the LoRA that has as many trainable parameters.
+        shards_per_vector: l, the shards that make one row of A or one column of B. Must divide the
+            widths of every target.
+        private_rank: p, how many of the `r` ranks are built from shards that no other block reads.
+            `p = e` needs `r = e`: nothing is shared then, and MoS is LoRA of rank e.
+        mos_alpha: the update is scaled by `mos_alpha / r`.
+        mos_dropout: dropout on the input of A while training.
+        target_modules: names (suffixes) of linear modules, a regular expression, or "all-linear".
+            None means "all-linear" for transformers models: every linear layer but the output head.
+        exclude_modules: names, or a regular expression, of modules to leave out.
+        pair_dissociation: pick the shards of A and of B independently.
+        random_scaling: None, or `{"mean": m, "std": s}`: a frozen factor ~ N(m, s) for each of the
+            `r` ranks of every layer, stored in the adapter file.
+        routing_seed: seed of the routing (and of random scaling). They are drawn on the CPU by a
+            generator of their own: the same on every device and after any other random draw.
+        init_weights: True starts from a zero update. False draws the pools of B too (for tests).
+        modules_to_save: modules to train and save in full besides the adapter.
+        layers_to_transform: index or indices of the blocks to adapt. L counts these only.
+        layers_pattern: name of the list of blocks, where it is not found by itself.
+        save_dtype: None, "float32", "bfloat16" or "float16": the pools are stored in this dtype.
+            None stores them as they are.
+        format_version: version of the adapter file's layout.
+
+    Raises:
+        ValueError: a value is out of its bounds; the message names it.
+    """
+
+    r: int | Literal["all"] = field(default=8, metadata={"help": "Working rank, or 'all'."})
+    equivalent_rank: int = field(default=8, metadata={"help": "Rank of LoRA of the same size."})
+    shards_per_vector: int = field(default=4, metadata={"help": "Shards that make one vector."})
+    private_rank: int = field(default=1, metadata={"help": "Ranks made of unshared shards."})
+    mos_alpha: float = field(default=16, metadata={"help": "The update is scaled by alpha / r."})
+    mos_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A."})
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of linear modules, a regex, or 'all-linear'."}
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of modules, or a regex, to leave out."}
+    )
+    pair_dissociation: bool = field(
+        default=True, metadata={"help": "Pick the shards of A and B independently."}
+    )
+    random_scaling: dict[str, float] | None = field(
+        default=None, metadata={"help": "None or {'mean': m, 'std': s}."}
+    )
+    routing_seed: int = field(default=0, metadata={"help": "Seed of the routing."})
+    init_weights: bool = field(default=True, metadata={"help": "Start from a zero update."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules to train and save in full."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the blocks to adapt."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of blocks."}
+    )
+    save_dtype: str | None = field(default=None, metadata={"help": "Dtype of the pools on disk."})
+    format_version: int = field(
+        default=FORMAT_VERSION, metadata={"help": "Version of the file's layout."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("MOS")
+        if isinstance(self.target_modules, list | tuple):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list | tuple):
+            self.exclude_modules = set(self.exclude_modules)
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern needs layers_to_transform: say which blocks to adapt.")
+        self._check_version(self.format_version)
+        self._check_sizes()
+        self._check_values()
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        # Before PEFT drops the fields that it does not know with no more than a warning.
+        cls._check_version(kwargs.get("format_version", FORMAT_VERSION))
+        return super().check_kwargs(**kwargs)
+
+    @staticmethod
+    def _check_version(version: int) -> None:
+        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+            raise ValueError(
+                f"The MoS adapter has format_version={version!r}, but this version of mos reads "
+                f"versions 1 to {FORMAT_VERSION}. Upgrade mos, or save the adapter with this one."
+            )
+
+    def _check_sizes(self) -> None:
+        for name, least in (("equivalent_rank", 1), ("shards_per_vector", 1), ("private_rank", 0)):
+            _check_int(name, getattr(self, name), least)
+        e, p = self.equivalent_rank, self.private_rank
+        if p > e:
+            raise ValueError(f"private_rank={p} must not exceed equivalent_rank={e}.")
+        if self.r == "all":
+            wrong = [
+                f"{name}={getattr(self, name)!r}"
+                for name, value in (
+                    ("pair_dissociation", False),
+                    ("shards_per_vector", 1),
+                    ("private_rank", 0),
+                )
+                if getattr(self, name) != value
+            ]
+            if wrong:
+                raise ValueError(
+                    "r='all' (pure sharing) needs pair_dissociation=False, shards_per_vector=1 and "
+                    f"private_rank=0, got {', '.join(wrong)}."
+                )
+            return
+        _check_int("r", self.r, 1)
+        if p > self.r:
+            raise ValueError(f"private_rank={p} must not exceed r={self.r}.")
+        if p == e and self.r != e:
+            raise ValueError(
+                f"private_rank={p} equals equivalent_rank, which leaves no shards to share: r must "
+                f"be {e} then (LoRA of rank {e}), got r={self.r}."
+            )
+
+    def _check_values(self) -> None:
+        if not 0 <= self.mos_dropout < 1:
+            raise ValueError(f"mos_dropout={self.mos_dropout} must be in [0, 1).")
+        if not self.mos_alpha > 0:
+            raise ValueError(f"mos_alpha={self.mos_alpha} must be positive.")
+        if self.random_scaling is not None:
+            keys = set(self.random_scaling)
+            if keys != {"mean", "std"} or not self.random_scaling["std"] >= 0:
+                raise ValueError(
+                    "random_scaling must be None or {'mean': number, 'std': number >= 0}, got "
+                    f"{self.random_scaling!r}."
+                )
+            self.random_scaling = {key: float(self.random_scaling[key]) for key in ("mean", "std")}
+        if self.save_dtype is not None and self.save_dtype not in _SAVE_DTYPES:
+            raise ValueError(
+                f"save_dtype={self.save_dtype!r} must be None or one of {', '.join(_SAVE_DTYPES)}."
+            )
+
+    def rank(self, n_layers: int) -> int:
+        """The working rank of a layer whose pools serve `n_layers` layers."""
+        return self.equivalent_rank * n_layers if self.r == "all" else int(self.r)
+
+    def n_shards(self, n_layers: int) -> int:
+        """Shards in each pool that serves `n_layers` layers: `e * L * l`."""
+        return self.equivalent_rank * n_layers * self.shards_per_vector
+
+    def n_public(self, n_layers: int) -> int:
+        """Shards of a pool that any of its layers may read: `(e - p) * L * l`, its first ones."""
+        return (self.equivalent_rank - self.private_rank) * n_layers * self.shards_per_vector
+
+    @property
+    def storage_dtype(self) -> torch.dtype | None:
+        return None if self.save_dtype is None else getattr(torch, self.save_dtype)
+
+
+def _check_int(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")

@@ -1,0 +1,223 @@
+"""Routing: which shards of the pools make up the A and B of each layer (method, section 3).
+
+Public shards come first in a pool and may be read by every layer. The last `p * L * l` are private:
+layer k owns `p * l` of them. A layer's index lists `r * l` shards: `(r - p) * l` public ones, then
+its private ones in order. Row j of A is the concatenation of shards `index[j*l : (j+1)*l]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mos.adapters.mos.config import MosConfig
+
+if TYPE_CHECKING:
+    from mos.adapters.mos.layer import MosLayer
+
+
+@dataclass(frozen=True)
+class GroupKey:
+    """Layers that share a pair of pools: one type of one shape."""
+
+    type: str
+    in_features: int
+    out_features: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.type}_{self.in_features}x{self.out_features}"
+
+
+@dataclass
+class Routing:
+    """The frozen choices of one layer.
+
+    Attributes:
+        index_A: shards of pool_A, `(r * l,)`, int32.
+        index_B: shards of pool_B, `(r * l,)`, int32.
+        scale: random scaling, `(r,)`, float32, or None.
+    """
+
+    index_A: torch.Tensor  # noqa: N815
+    index_B: torch.Tensor  # noqa: N815
+    scale: torch.Tensor | None
+
+
+def check_bounds(config: MosConfig, key: GroupKey, n_layers: int) -> None:
+    """Raise ValueError, naming the module type and the value, where MoS cannot be built."""
+    where = f"{key.type} (in {key.in_features}, out {key.out_features}, {n_layers} layers)"
+    shards, e, p = config.shards_per_vector, config.equivalent_rank, config.private_rank
+    for side, width in (("in_features", key.in_features), ("out_features", key.out_features)):
+        if width % shards:
+            raise ValueError(
+                f"{where}: {side}={width} is not divisible by shards_per_vector={shards}. Choose "
+                "one that divides the widths of all target modules, or exclude this one."
+            )
+    needed = (config.rank(n_layers) - p) * shards
+    if needed > config.n_public(n_layers):
+        raise ValueError(
+            f"{where}: r={config.r} with private_rank={p} picks {needed} different public shards "
+            "for a layer, but the pool has only (equivalent_rank - private_rank) * layers * "
+            f"shards_per_vector = ({e} - {p}) * {n_layers} * {shards} = "
+            f"{config.n_public(n_layers)}. "
+            "Lower r or private_rank, or raise equivalent_rank."
+        )
+
+
+def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterator[Routing]:
+    """Draw the routing of the layers of one group, in order."""
+    r, n_shards = config.rank(n_layers), config.n_shards(n_layers)
+    for layer in range(n_layers):
+        if _is_pure_sharing(config, n_layers):
+            index_A = index_B = torch.arange(n_shards, dtype=torch.int32)
+        else:
+            index_A = _draw_index(config, n_layers, layer, generator)
+            if config.pair_dissociation:
+                index_B = _draw_index(config, n_layers, layer, generator)
+            else:
+                index_B = index_A
+        scale = None
+        if config.random_scaling is not None:
+            mean, std = config.random_scaling["mean"], config.random_scaling["std"]
+            scale = torch.empty(r).normal_(mean, std, generator=generator)
+        yield Routing(index_A, index_B.clone(), scale)
+
+
+def _is_pure_sharing(config: MosConfig, n_layers: int) -> bool:
+    """Whether a layer reads the whole pool as unbroken pairs. Their order is then immaterial."""
+    return (
+        config.shards_per_vector == 1
+        and config.private_rank == 0
+        and not config.pair_dissociation
+        and config.rank(n_layers) == config.n_shards(n_layers)
+    )
+
+
+def _draw_index(
+    config: MosConfig, n_layers: int, layer: int, generator: torch.Generator
+) -> torch.Tensor:
+    n_read = (config.rank(n_layers) - config.private_rank) * config.shards_per_vector
+    public = torch.randperm(config.n_public(n_layers), generator=generator)[:n_read]
+    return torch.cat([public, private_shards(config, n_layers, layer)]).to(torch.int32)
+
+
+def private_shards(config: MosConfig, n_layers: int, layer: int) -> torch.Tensor:
+    """The shards that only the `layer`-th layer of its group reads, `(p * l,)`."""
+    n_private = config.private_rank * config.shards_per_vector
+    first = config.n_public(n_layers) + layer * n_private
+    return torch.arange(first, first + n_private)
+
+
+def check_index(
+    config: MosConfig, n_layers: int, layer: int, index: torch.Tensor, where: str
+) -> None:
+    """Raise ValueError unless `index` is one that MoS could have drawn for this layer."""
+    n_shards, n_public = config.n_shards(n_layers), config.n_public(n_layers)
+    index = index.detach().cpu().long()
+    lowest, highest = int(index.min()), int(index.max())
+    if lowest < 0 or highest >= n_shards:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"{where}: shard {wrong} is outside of the pool of {n_shards} shards.")
+    private = private_shards(config, n_layers, layer)
+    public = index[: len(index) - len(private)]
+    if (public >= n_public).any():
+        shard = int(public[public >= n_public][0])
+        raise ValueError(
+            f"{where}: reads shard {shard} as a public one, but shards from {n_public} on are "
+            "private. A private shard must not be shared."
+        )
+    if not torch.equal(index[len(public) :], private):
+        raise ValueError(
+            f"{where}: its private shards must be {private.tolist()}, found "
+            f"{index[len(public) :].tolist()}. A private shard must not be shared."
+        )
+    if len(public.unique()) != len(public):
+        raise ValueError(f"{where}: a public shard is read more than once by the same layer.")
+
+
+def storage_dtype(n_shards: int) -> torch.dtype:
+    """The smallest integer type that holds the numbers of `n_shards` shards."""
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if n_shards - 1 <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int64
+
+
+@dataclass(frozen=True)
+class RoutingTable:
+    """What every layer of an adapter reads. Printing it shows how much the layers share.
+
+    Attributes:
+        layers: module name -> its layer, in the order of the model.
+        adapter_name: the adapter.
+    """
+
+    layers: dict[str, MosLayer]
+    adapter_name: str
+
+    def shards(self, name: str) -> tuple[set[int], set[int]]:
+        """The shards of pool_A and of pool_B that the layer `name` reads."""
+        layer = self.layers[name]
+        return (
+            set(layer.mos_index_A[self.adapter_name].tolist()),
+            set(layer.mos_index_B[self.adapter_name].tolist()),
+        )
+
+    def shared(self, name: str) -> dict[str, tuple[list[int], list[int]]]:
+        """The other layers of the same pools, each with the shards of A and of B in common."""
+        shards_A, shards_B = self.shards(name)
+        common = {}
+        for other in self.layers:
+            if other != name and self._group(other) == self._group(name):
+                other_A, other_B = self.shards(other)
+                common[other] = (sorted(shards_A & other_A), sorted(shards_B & other_B))
+        return common
+
+    def private(self, name: str) -> tuple[list[int], list[int]]:
+        """The shards of A and of B that no other layer reads, whether by rule or by chance."""
+        shards_A, shards_B = self.shards(name)
+        for common_A, common_B in self.shared(name).values():
+            shards_A = shards_A - set(common_A)
+            shards_B = shards_B - set(common_B)
+        return sorted(shards_A), sorted(shards_B)
+
+    def __str__(self) -> str:
+        lines = ["layer | pools | reads A, B | read by it alone A, B | shares most with (A, B)"]
+        for name in self.layers:
+            shards, private, shared = self.shards(name), self.private(name), self.shared(name)
+            most = max(shared, key=lambda other: sum(map(len, shared[other])), default=None)
+            partner = "-" if most is None else f"{most} ({_sizes(shared[most])})"
+            lines.append(
+                f"{name} | {self._group(name)} | {_sizes(shards)} | {_sizes(private)} | {partner}"
+            )
+        return "\n".join(lines)
+
+    def _group(self, name: str) -> str:
+        return self.layers[name].group.key.name
+
+
+def _sizes(pair: tuple) -> str:
+    return ", ".join(str(len(part)) for part in pair)
+
+
+def routing_table(model: nn.Module, adapter_name: str = "default") -> RoutingTable:
+    """Show which shards the layers of a MoS model read and share.
+
+    Raises:
+        ValueError: the model has no such MoS adapter.
+    """
+    from mos.adapters.mos.layer import MosLayer
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, MosLayer) and adapter_name in module.mos_index_A
+    }
+    if not layers:
+        raise ValueError(f"The model has no MoS adapter named {adapter_name!r}.")
+    return RoutingTable(layers, adapter_name)
