@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from samples.files import cells, sections, words
+from samples.files import cells, held_out, sections, words
 from samples.items import Item, take
 
 NAMES = words("first names")
@@ -85,13 +85,17 @@ def _draw(rng: random.Random, template: _Template) -> Problem | None:
     return Problem(question, tuple(steps), tuple(annotated), value)
 
 
-def problems(rng: random.Random) -> Iterator[Problem]:
-    """Endless different problems, all templates in turn."""
+def problems(rng: random.Random, for_benchmark: bool = False) -> Iterator[Problem]:
+    """Endless different problems, all templates in turn; training and benchmarks share none."""
     seen = set()
     while True:
         for template in rng.sample(_templates(), len(_templates())):
             problem = None
-            while problem is None or problem.question in seen:
+            while (
+                problem is None
+                or problem.question in seen
+                or held_out(problem.question) != for_benchmark
+            ):
                 problem = _draw(rng, template)
             seen.add(problem.question)
             yield problem
