@@ -1,0 +1,157 @@
+"""The adapter layer of every method whose update is a product of two factors.
+
+A method says what its factors are made of (`factors`); forward, merging, mixed batches, quantised
+bases and export follow from them and are written once, here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
+from torch import nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+BASE_ROWS = "__base__"  # PEFT's name, in `adapter_names`, for the rows that get no adapter
+
+
+class FactoredLinear(nn.Module, BaseTunerLayer):
+    """A linear layer `W` plus `scaling * B @ A`, the factors built from what the method trains.
+
+    Subclasses name their parameters in `adapter_layer_names` and implement `factors`; adding an
+    adapter calls `add_adapter_state`, which registers rank, scaling and dropout.
+    """
+
+    other_param_names = ("r", "scaling", "adapter_dropout")
+    method_name: str  # printed before the class name
+
+    def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        base = self.get_base_layer()
+        self.quantization_backend = resolve_quantization_backend(base, **quantization_kwargs)
+        self.in_features, self.out_features = _get_in_out_features(base)
+        # transformers' Conv1D stores its weight as (in_features, out_features)
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        self.r: dict[str, int] = {}
+        self.scaling: dict[str, float] = {}
+        self.adapter_dropout = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """`A (r, in_features)`, `B (out_features, r)`, differentiable, in the adapter's dtype."""
+        raise NotImplementedError
+
+    def lora_factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """The update as LoRA: `A (r, in_features)`, `B (out_features, r)` and the scaling."""
+        A, B = self.factors(adapter_name)
+        return A, B, self.scaling[adapter_name]
+
+    def add_adapter_state(self, adapter_name: str, r: int, alpha: float, dropout: float) -> None:
+        self.r[adapter_name] = r
+        self.scaling[adapter_name] = alpha / r
+        self.adapter_dropout[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        adapter_names = kwargs.pop("adapter_names", None)
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
+        if self.merged:
+            return self.base_layer(x, *args, **kwargs)
+
+        result = self._base_forward(x, *args, **kwargs)
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name in self.r:
+                result = result + self._delta(x, name)
+        return result.to(dtype)
+
+    def _base_forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        return result
+
+    def _delta(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        A, B, scaling = self.lora_factors(adapter_name)
+        x = self.adapter_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
+        # scaled at rank r, where the tensor is smallest
+        return linear(linear(x, A) * scaling, B)
+
+    def _mixed_batch_forward(
+        self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+    ) -> torch.Tensor:
+        """Forward where row i of the batch uses the adapter `adapter_names[i]` (inference only)."""
+        if self.merged:
+            raise ValueError(
+                "`adapter_names` needs unmerged adapters: call `unmerge_adapter` first."
+            )
+        if len(adapter_names) != len(x):
+            raise ValueError(
+                f"`adapter_names` names an adapter for each row of the batch, but got "
+                f"{len(adapter_names)} names for {len(x)} rows."
+            )
+        result = self.base_layer(x, *args, **kwargs).clone()
+        for name in dict.fromkeys(adapter_names):
+            if name != BASE_ROWS and name in self.r:
+                rows = [i for i, row_name in enumerate(adapter_names) if row_name == name]
+                result[rows] += self._delta(x[rows], name).to(result.dtype)
+        return result
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """`scaling * B @ A` in the layout of the base weight, in float32 or better."""
+        A, B, scaling = self.lora_factors(adapter_name)
+        dtype = torch.promote_types(A.dtype, torch.float32)
+        delta = (B.to(dtype) @ A.to(dtype)) * scaling  # (out_features, in_features)
+        return delta.T if self.fan_in_fan_out else delta
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters to the base weight.
+
+        Args:
+            safe_merge: refuse, and leave the weight as it was, if the sum is not finite.
+            adapter_names: default: the active ones.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.r:
+                continue
+            weight = self.get_base_weight()
+            if safe_merge:
+                weight = weight.clone()
+            weight += self.get_delta_weight(name).to(weight.device)
+            if safe_merge and not torch.isfinite(weight).all():
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+                )
+            self.set_base_weight(weight)
+            self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Subtract every merged adapter from the base weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            weight = self.get_base_weight()
+            weight -= self.get_delta_weight(self.merged_adapters.pop()).to(weight.device)
+            self.set_base_weight(weight)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"{self.method_name}.{super().__repr__()}"
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)

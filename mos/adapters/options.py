@@ -1,0 +1,64 @@
+"""Checking the values of a config file against the fields of a dataclass."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mos.errors import UserError
+
+
+def check_options(options: Mapping[str, Any], config_cls: type | None, method: str) -> None:
+    """Check that each option is a field of the dataclass and has its type.
+
+    Raises:
+        UserError: naming the key, what was found and what is expected.
+    """
+    known = {f.name for f in fields(config_cls)} if config_cls else set()
+    hints = get_type_hints(config_cls) if config_cls else {}
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"adapter.{key}: no option of method '{method}'. {nearest(key, known)}")
+        if not _has_type(value, hints[key]):
+            raise UserError(
+                f"adapter.{key}: {value!r} is a {type(value).__name__}; method '{method}' expects "
+                f"{_type_name(hints[key])}."
+            )
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """A sentence with the known name that is closest to `name`, and all of them."""
+    known = sorted(known)
+    if not known:
+        return "It has none."
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return (f"Did you mean '{close[0]}'? " if close else "") + f"Known: {', '.join(known)}."
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_has_type(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint in (int, float):
+        numbers = int if hint is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_type_name, get_args(hint))))
+    if get_origin(hint) is Literal:
+        return ", ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is not None:
+        return str(hint)
+    return "null" if hint is NoneType else hint.__name__

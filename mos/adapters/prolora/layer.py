@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from mos.adapters.linear import FactoredLinear
+from mos.adapters.prolora.config import ProloraConfig
+
+
+class ProloraLinear(FactoredLinear):
+    """Linear layer with a PRoLoRA update (arXiv 2402.16902, section 3).
+
+    Per adapter, with u unshared ranks and reductions m, n:
+    `prolora_A_shared (r-u, ceil(in/m))`, `prolora_B_shared (ceil(out/n), r-u)`,
+    `prolora_A_unshared (u, in)`, `prolora_B_unshared (out, u)`; a part of rank 0 is absent.
+    """
+
+    method_name = "prolora"
+    adapter_layer_names = (
+        "prolora_A_shared",
+        "prolora_B_shared",
+        "prolora_A_unshared",
+        "prolora_B_unshared",
+    )
+    other_param_names = (*FactoredLinear.other_param_names, "reductions")
+
+    def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
+        super().__init__(base_layer, **quantization_kwargs)
+        self.prolora_A_shared = nn.ParameterDict()
+        self.prolora_B_shared = nn.ParameterDict()
+        self.prolora_A_unshared = nn.ParameterDict()
+        self.prolora_B_unshared = nn.ParameterDict()
+        self.reductions: dict[str, tuple[int, int]] = {}
+
+    def update_layer(self, adapter_name: str, config: ProloraConfig) -> None:
+        m, n = config.reduction_a, config.reduction_b
+        u, shared = config.unshared_rank, config.r - config.unshared_rank
+        for name, reduction, width in (
+            ("reduction_a", m, self.in_features),
+            ("reduction_b", n, self.out_features),
+        ):
+            if reduction > width:
+                raise ValueError(
+                    f"`{name}` is {reduction}, more chunks than the layer has features ({width})."
+                )
+        self.add_adapter_state(adapter_name, config.r, config.prolora_alpha, config.prolora_dropout)
+        self.reductions[adapter_name] = (m, n)
+        if shared:
+            A = torch.empty(shared, math.ceil(self.in_features / m))
+            B = torch.empty(math.ceil(self.out_features / n), shared)
+            self.prolora_A_shared[adapter_name] = nn.Parameter(A)
+            self.prolora_B_shared[adapter_name] = nn.Parameter(B)
+        if u:
+            self.prolora_A_unshared[adapter_name] = nn.Parameter(torch.empty(u, self.in_features))
+            self.prolora_B_unshared[adapter_name] = nn.Parameter(torch.empty(self.out_features, u))
+        self.reset_parameters(adapter_name, zero_update=config.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    @torch.no_grad()
+    def reset_parameters(self, adapter_name: str, zero_update: bool = True) -> None:
+        """Kaiming-uniform A with the fan-in of the whole vector, not of its chunk; B zero."""
+        bound_A = 1 / math.sqrt(self.in_features)
+        bound_B = 0.0 if zero_update else 1 / math.sqrt(self.r[adapter_name])
+        for A in (self.prolora_A_shared, self.prolora_A_unshared):
+            if adapter_name in A:
+                A[adapter_name].uniform_(-bound_A, bound_A)
+        for B in (self.prolora_B_shared, self.prolora_B_unshared):
+            if adapter_name in B:
+                B[adapter_name].uniform_(-bound_B, bound_B)
+
+    def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        A, B = [], []
+        if adapter_name in self.prolora_A_shared:
+            m, n = self.reductions[adapter_name]
+            A_shared = self.prolora_A_shared[adapter_name]  # (r-u, ceil(in/m))
+            B_shared = self.prolora_B_shared[adapter_name]  # (ceil(out/n), r-u)
+            A.append(_rotated_chunks(A_shared, m)[:, : self.in_features])
+            B.append(_rotated_chunks(B_shared.T, n)[:, : self.out_features].T)
+        if adapter_name in self.prolora_A_unshared:
+            A.append(self.prolora_A_unshared[adapter_name])
+            B.append(self.prolora_B_unshared[adapter_name])
+        return torch.cat(A), torch.cat(B, dim=1)  # (r, in), (out, r)
+
+
+def _rotated_chunks(chunk: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` copies of `chunk (rank, width)` side by side, copy c with its rows rotated up by
+    `c * max(rank // count, 1)`: (rank, count * width)."""
+    stride = max(chunk.shape[0] // count, 1)
+    return torch.cat([chunk.roll(-c * stride, dims=0) for c in range(count)], dim=1)

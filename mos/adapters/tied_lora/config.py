@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from peft.utils import PeftType
+
+from mos.adapters.tuner import FactoredConfig
+
+
+@dataclass
+class TiedLoraConfig(FactoredConfig):
+    """Tied LoRA (arXiv 2311.09578): `diag(u) B diag(v) A`, with A and B shared by all blocks.
+
+    Args:
+        r: rank of the update.
+        tied_lora_alpha: the update is scaled by `tied_lora_alpha / r`.
+        tied_lora_dropout: dropout on the input of A.
+        target_modules: as in `FactoredConfig`; default q_proj, k_proj, v_proj. The targets of a
+            block that read inputs of one width are taken as one projection.
+    """
+
+    r: int = field(default=8)
+    tied_lora_alpha: float = field(default=16)
+    tied_lora_dropout: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("TIED_LORA")
+        if self.r < 1:
+            raise ValueError(f"`r` must be at least 1, got {self.r}.")
+        if not 0 <= self.tied_lora_dropout < 1:
+            raise ValueError(
+                f"`tied_lora_dropout` must be in [0, 1), got {self.tied_lora_dropout}."
+            )
