@@ -1,0 +1,79 @@
+"""Evaluating less than a whole benchmark: some tasks, a limit, one shard of several."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TypeVar
+
+from mos.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which examples of a benchmark are evaluated; applied in the order of the fields.
+
+    Few-shot examples never depend on it: what is selected has the prompts of the whole.
+
+    Attributes:
+        tasks: groups to keep (MMLU subjects, BBH tasks, TyDiQA languages, HumanEval problems).
+        limit: most examples in all, spread evenly over the groups, the first of each.
+        shard: (k, n) keeps every n-th example from the k-th on, k in 0..n-1.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    limit: int | None = None
+    shard: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit={self.limit}: expected at least 1, or null for all examples.")
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise UserError(f"shard={self.shard}: expected (k, n) with 0 <= k < n.")
+
+    def apply(self, examples: Sequence[T], group: Callable[[T], str]) -> tuple[list[T], str]:
+        """Return the selected examples in their order, and why they are partial ("" if whole).
+
+        Raises:
+            UserError: an unknown task, or a shard that holds no example.
+        """
+        kept, reasons = list(examples), []
+        if self.tasks is not None:
+            known = dict.fromkeys(group(example) for example in kept)
+            for task in self.tasks:
+                if task not in known:
+                    raise unknown("task", task, known)
+            kept = [example for example in kept if group(example) in self.tasks]
+            if len(kept) < len(examples):
+                reasons.append(f"tasks={','.join(self.tasks)}")
+        if self.limit is not None and self.limit < len(kept):
+            kept = _spread(kept, group, self.limit)
+            reasons.append(f"limit={self.limit}")
+        if self.shard is not None and self.shard[1] > 1:
+            k, n = self.shard
+            kept = kept[k::n]
+            reasons.append(f"shard={k}/{n}")
+        if not kept:
+            raise UserError(f"tasks={self.tasks}, shard={self.shard}: no example is left.")
+        return kept, "; ".join(reasons)
+
+
+def _spread(examples: Sequence[T], group: Callable[[T], str], limit: int) -> list[T]:
+    seen: Counter[str] = Counter()
+    ranked = []
+    for position, example in enumerate(examples):
+        ranked.append((seen[group(example)], position))
+        seen[group(example)] += 1
+    positions = sorted(position for _, position in sorted(ranked)[:limit])
+    return [examples[position] for position in positions]
+
+
+def unknown(kind: str, name: object, known: Sequence[str] | dict[str, None]) -> UserError:
+    """The error for a name that is not among those known, with the nearest one."""
+    near = get_close_matches(str(name), list(known), n=1, cutoff=0.4)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(f"Unknown {kind} {name!r}.{meant} Known: {', '.join(known) or 'none'}.")
