@@ -1,0 +1,107 @@
+"""Benchmarks of the Tulu protocol: `build_benchmark` makes prompts and scores outputs.
+
+A new benchmark is one file with a `Benchmark` class, one line in `BENCHMARKS`, and one config.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from eval.benchmark import Benchmark, Completion, Decoding, Request, Score
+from eval.files import require
+from eval.selection import Selection, unknown
+from mos.errors import UserError
+
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Completion",
+    "Decoding",
+    "Request",
+    "Score",
+    "benchmark_options",
+    "build_benchmark",
+]
+
+# name -> "module:class"; a module is imported when its benchmark is built.
+BENCHMARKS = {
+    "mmlu": "eval.mmlu:MMLU",
+    "bbh": "eval.bbh:BBH",
+    "gsm8k": "eval.gsm8k:GSM8K",
+    "tydiqa": "eval.tydiqa:TyDiQA",
+    "humaneval": "eval.humaneval:HumanEval",
+}
+
+
+def build_benchmark(
+    name: str,
+    data_dir: str | Path,
+    tokenizer: Any = None,
+    *,
+    tasks: Sequence[str] | None = None,
+    limit: int | None = None,
+    shard: Sequence[int] | None = None,
+    **options: Any,
+) -> Benchmark:
+    """Read a benchmark and build its prompts.
+
+    Args:
+        name: one of `BENCHMARKS`.
+        data_dir: the benchmark's own folder, with the files of its publishers.
+        tokenizer: the model's; needed where a length in tokens shapes the prompts.
+        tasks, limit, shard: see `eval.selection.Selection`; the benchmark's `partial` then says so.
+        options: keyword arguments of the benchmark's class, by default the paper's values.
+
+    Raises:
+        UserError: an unknown benchmark, option or task, or a wrong value.
+        MissingFileError, DataError: benchmark files that are missing or malformed.
+    """
+    defaults = benchmark_options(name)
+    benchmark_class = _benchmark_class(name)
+    hints = get_type_hints(benchmark_class.__init__)
+    for option, value in options.items():
+        if option not in defaults:
+            raise unknown(f"option of {name}:", option, dict.fromkeys(defaults))
+        _check_value(f"{name}.{option}", value, hints[option])
+    selection = Selection(
+        tasks=None if tasks is None else tuple(tasks),
+        limit=limit,
+        shard=None if shard is None else (int(shard[0]), int(shard[1])),
+    )
+    folder = require(Path(data_dir), f"the folder of {name}")
+    benchmark = benchmark_class(folder, tokenizer, selection, **options)
+    twice = [i for i, n in Counter(r.id for r in benchmark.requests).items() if n > 1]
+    if twice:
+        raise UserError(f"{folder}: {name} has examples with the same id: {', '.join(twice[:5])}.")
+    return benchmark
+
+
+def benchmark_options(name: str) -> dict[str, Any]:
+    """The options of a benchmark with their defaults, without those common to all."""
+    parameters = inspect.signature(_benchmark_class(name).__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _benchmark_class(name: str) -> Any:
+    if name not in BENCHMARKS:
+        raise unknown("benchmark", name, dict.fromkeys(BENCHMARKS))
+    module, _, attribute = BENCHMARKS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _check_value(key: str, value: Any, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        valid, expected = value in get_args(hint), " or ".join(map(repr, get_args(hint)))
+    elif hint is bool:
+        valid, expected = isinstance(value, bool), "true or false"
+    else:
+        number = isinstance(value, int if hint is int else int | float)
+        valid = number and not isinstance(value, bool) and value >= 0
+        expected = "a whole number, 0 or more" if hint is int else "a number, 0 or more"
+    if not valid:
+        raise UserError(f"{key}={value!r}: expected {expected}.")

@@ -1,0 +1,168 @@
+"""HumanEval: Python functions to complete, checked by running them (protocol section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.benchmark import Benchmark, Decoding, Request, Score
+from eval.files import read_jsonl, require
+from eval.prompts import chat_prompt
+from eval.scoring import check_outputs, micro, record
+from eval.selection import Selection
+from mos.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from eval.sandbox import Verdict
+
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+PASS_AT = (1, 5, 10)
+TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    task_id: str
+    prompt: str
+    test: str
+    entry_point: str
+
+
+class HumanEval(Benchmark):
+    """`HumanEval.jsonl[.gz]`; metrics `pass@1`, `pass@5`, `pass@10`, as far as `samples` reach.
+
+    Args:
+        chat: the Tulu chat text, else the bare prompt.
+        samples: completions per problem.
+        temperature: of sampling, with nucleus mass 0.95 (the authors' pass@10 takes 0.8).
+        allow_code_execution: let `score` run the completions.
+    """
+
+    name = "humaneval"
+
+    def __init__(
+        self,
+        data_dir: Path,
+        tokenizer: Any = None,
+        selection: Selection | None = None,
+        *,
+        chat: bool = True,
+        samples: int = 20,
+        temperature: float = 0.1,
+        allow_code_execution: bool = False,
+    ) -> None:
+        if samples < 1:
+            raise UserError(f"humaneval.samples={samples}: expected at least 1.")
+        self.samples, self.allow_code_execution = samples, allow_code_execution
+        selection = selection or Selection()
+        self.problems, self.partial = selection.apply(
+            read_problems(data_dir), lambda problem: problem.task_id
+        )
+        decoding = Decoding(
+            max_tokens=512, temperature=temperature, top_p=0.95, stop=STOP, n=samples
+        )
+        self.requests = []
+        for problem in self.problems:
+            prompt = problem.prompt
+            if chat:
+                # The function's head stands in both turns; generation continues the second.
+                prompt = chat_prompt(
+                    f"Complete the following python function.\n\n\n{prompt}",
+                    f"Here is the completed function:\n\n\n{prompt}",
+                )
+            self.requests.append(Request(problem.task_id, prompt, decoding))
+
+    def check_ready(self) -> None:
+        if not self.allow_code_execution:
+            raise UserError(
+                "HumanEval is scored by running code that a model wrote. It runs in a sandbox, but"
+                " the machine is yours: allow it with eval.allow_code_execution=true"
+                " (build_benchmark(..., allow_code_execution=True))."
+            )
+
+    def score(self, outputs: Sequence[Sequence[str]]) -> Score:
+        """Run every completion, as it was generated: neither stripped nor cleaned.
+
+        Args:
+            outputs: `samples` completions for each problem.
+
+        Raises:
+            UserError: code execution is not allowed.
+        """
+        self.check_ready()
+        if self.samples == 1:
+            outputs = [[output] if isinstance(output, str) else output for output in outputs]
+        check_outputs(self.requests, outputs, self.samples)
+        verdicts = judge(self.problems, outputs)
+        records = []
+        for i, request in enumerate(self.requests):
+            passed = sum(verdict.passed for verdict in verdicts[i])
+            scores = {
+                f"pass@{k}": pass_at_k(self.samples, passed, k)
+                for k in PASS_AT
+                if k <= self.samples
+            }
+            results = [verdict.result for verdict in verdicts[i]]
+            target = self.problems[i].entry_point
+            records.append(record(request, list(outputs[i]), results, target, scores))
+        return micro(records, {})
+
+
+def judge(problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Verdict]]:
+    """Run all completions of all problems.
+
+    Raises:
+        UserError: a program that was not judged, at the second attempt either.
+    """
+    from eval.sandbox import Program, check_many
+
+    programs = [
+        Program(problem.prompt, completion, problem.test, problem.entry_point)
+        for problem, samples in zip(problems, completions, strict=True)
+        for completion in samples
+    ]
+    verdicts = check_many(programs, timeout_s=TIMEOUT_S)
+    if again := [i for i, verdict in enumerate(verdicts) if verdict.infrastructure_error]:
+        second = check_many([programs[i] for i in again], timeout_s=TIMEOUT_S)
+        verdicts = list(verdicts)
+        for i, verdict in zip(again, second, strict=True):
+            verdicts[i] = verdict
+    unjudged = [verdict for verdict in verdicts if verdict.infrastructure_error]
+    if unjudged:
+        raise UserError(
+            f"{len(unjudged)} of {len(programs)} programs could not be run: {unjudged[0].result}"
+            " Nothing is scored; the completions are kept, so the same command goes on from here."
+        )
+    remaining = iter(verdicts)
+    return [list(islice(remaining, len(samples))) for samples in completions]
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that one of k samples passes, from c of n that do: 1 - C(n-c, k) / C(n, k).
+
+    Computed as a product, whose rounding is the reference's.
+    """
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+
+
+def read_problems(data_dir: Path) -> list[Problem]:
+    path = data_dir / "HumanEval.jsonl.gz"
+    if not path.exists():
+        path = require(data_dir / "HumanEval.jsonl", "the problems of HumanEval (or .jsonl.gz)")
+    fields = ("task_id", "prompt", "test", "entry_point")
+    problems = []
+    for line, row in read_jsonl(path, fields):
+        if f"def {row['entry_point']}(" not in row["prompt"]:
+            raise DataError(
+                path, line, f"the prompt does not define entry_point {row['entry_point']!r}."
+            )
+        problems.append(Problem(*(row[field] for field in fields)))
+    if not problems:
+        raise DataError(path, None, "no problems in it.")
+    return problems

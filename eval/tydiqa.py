@@ -1,0 +1,305 @@
+"""TyDiQA-GoldP: questions on a passage in nine languages (protocol section 4)."""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eval.benchmark import Benchmark, Decoding, Request, Score
+from eval.files import check_fields, read_json, require
+from eval.prompts import chat_prompt, may_exceed
+from eval.scoring import check_outputs, macro, record
+from eval.selection import Selection
+from mos.errors import DataError, MissingFileError, UserError
+
+SEED = 42
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+TRAIN = "tydiqa-goldp-v1.1-train"
+DEV = "tydiqa-goldp-v1.1-dev.json"
+
+
+@dataclass(frozen=True)
+class Template:
+    with_passage: str
+    without_passage: str
+    passage: str
+    question: str
+    answer: str
+
+
+TEMPLATES = {
+    "arabic": Template(
+        "أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.",
+        "أجب على السؤال التالي.",
+        "المقطع:",
+        "السؤال:",
+        "الإجابة:",
+    ),
+    "bengali": Template(
+        "প্রদত্ত অধ্যায়ের তথ্যের উপর ভিত্তি করে নিম্নলিখিত প্রশ্নের উত্তর দিন।",
+        "নিম্নলিখিত প্রশ্নের উত্তর দিন।",
+        "অধ্যায়:",
+        "প্রশ্ন:",
+        "উত্তর:",
+    ),
+    "english": Template(
+        "Answer the following question based on the information in the given passage.",
+        "Answer the following question.",
+        "Passage:",
+        "Question:",
+        "Answer:",
+    ),
+    "finnish": Template(
+        "Vastaa seuraavaan kysymykseen annetun kappaleen tiedon perusteella.",
+        "Vastaa seuraavaan kysymykseen.",
+        "Kappale:",
+        "Kysymys:",
+        "Vastaus:",
+    ),
+    "indonesian": Template(
+        "Jawab pertanyaan berikut berdasarkan informasi di bagian yang diberikan.",
+        "Jawab pertanyaan berikut.",
+        "Bagian:",
+        "Pertanyaan:",
+        "Jawaban:",
+    ),
+    "korean": Template(
+        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.",
+        "다음 질문에 답하십시오.",
+        "문단:",
+        "질문:",
+        "답변:",
+    ),
+    "russian": Template(
+        "Ответьте на следующий вопрос на основе информации в данном отрывке.",
+        "Ответьте на следующий вопрос.",
+        "Отрывок:",
+        "Вопрос:",
+        "Ответ:",
+    ),
+    "swahili": Template(
+        "Jibu swali lifuatalo kulingana na habari kwenye kifungu kilichotolewa.",
+        "Jibu swali lifuatalo.",
+        "Kifungu:",
+        "Swali:",
+        "Jibu:",
+    ),
+    "telugu": Template(
+        "ఇచ్చిన పేరాలోని సమాచారం ఆధారంగా కింది ప్రశ్నకు సమాధానం ఇవ్వండి.",
+        "క్రింది ప్రశ్నకు సమాధానం ఇవ్వండి.",
+        "పేరా:",
+        "ప్రశ్న:",
+        "సమాధానం:",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    language: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+
+
+class TyDiQA(Benchmark):
+    """`tydiqa-goldp-v1.1-{train,dev}.json`; metrics `f1` and `exact_match`, means over languages.
+
+    A train file that is a declared subset (`tydiqa-goldp-v1.1-train.<languages>.json`) serves as
+    well; the languages that it lacks are asked without shots, and `partial` says so.
+
+    Args:
+        tokenizer: cuts the passages; needed where one may be longer than `max_context_tokens`.
+        chat: the Tulu chat text, else the bare prompt.
+        shots: examples per language, drawn from train.
+        context: with the passage, else the question alone.
+        max_context_tokens: longest passage, specials included; 0 never cuts.
+    """
+
+    name = "tydiqa"
+
+    def __init__(
+        self,
+        data_dir: Path,
+        tokenizer: Any = None,
+        selection: Selection | None = None,
+        *,
+        chat: bool = True,
+        shots: int = 1,
+        context: bool = True,
+        max_context_tokens: int = 512,
+    ) -> None:
+        selection = selection or Selection()
+        dev = read_questions(require(data_dir / DEV, "the questions of TyDiQA"))
+        examples, lacking = draw_shots(data_dir, {q.language for q in dev}, shots)
+        questions, self.partial = selection.apply(dev, lambda q: q.language)
+        languages = {q.language for q in questions}
+        if without := sorted(languages & lacking):
+            reason = f"no shots for {', '.join(without)}: the train file lacks them"
+            self.partial = "; ".join(filter(None, (self.partial, reason)))
+        if context:
+            cut = Truncation(tokenizer, max_context_tokens)
+            questions = cut.apply(questions)
+            examples = {language: cut.apply(examples[language]) for language in languages}
+        self.questions = questions
+        # In chat mode EOS is the only stop.
+        decoding = Decoding(max_tokens=50, stop=() if chat else ("\n",))
+        self.requests = []
+        for question in questions:
+            prompt = render(question, examples[question.language], context)
+            cue = TEMPLATES[question.language].answer
+            prompt = chat_prompt(prompt, cue) if chat else prompt + cue
+            self.requests.append(Request(question.id, prompt, decoding))
+
+    def score(self, outputs: Sequence[str]) -> Score:
+        """Score generated texts as SQuAD v1.1 does; breakdown per language."""
+        check_outputs(self.requests, outputs)
+        records = []
+        for request, question, output in zip(self.requests, self.questions, outputs, strict=True):
+            parsed = output.strip()
+            scores = {
+                "f1": max(f1(parsed, answer) for answer in question.answers),
+                "exact_match": max(
+                    float(normalize(parsed) == normalize(answer)) for answer in question.answers
+                ),
+            }
+            records.append(record(request, output, parsed, list(question.answers), scores))
+        return macro(records, [q.language for q in self.questions])
+
+
+def render(question: Question, shots: Sequence[Question], context: bool) -> str:
+    """Instruction, shots and question; ends in a newline, before the answer's label."""
+    template = TEMPLATES[question.language]
+
+    def ask(q: Question) -> str:
+        passage = f"{template.passage} {q.context}\n" if context else ""
+        return f"{passage}{template.question} {q.question}\n"
+
+    instruction = template.with_passage if context else template.without_passage
+    examples = [f"{ask(shot)}{template.answer} {shot.answers[0]}\n\n" for shot in shots]
+    return f"{instruction}\n\n{''.join(examples)}{ask(question)}"
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Cuts passages to `max_tokens`, special tokens included."""
+
+    tokenizer: Any
+    max_tokens: int
+
+    def apply(self, questions: Sequence[Question]) -> list[Question]:
+        doubtful = dict.fromkeys(
+            q.context
+            for q in questions
+            if self.max_tokens and may_exceed(q.context, self.max_tokens)
+        )
+        if not doubtful:
+            return list(questions)
+        if self.tokenizer is None:
+            raise UserError(
+                f"tydiqa cuts passages to {self.max_tokens} tokens: pass the model's tokenizer."
+            )
+        encoded = self.tokenizer(list(doubtful)).input_ids
+        # Decoding keeps the specials: with LLaMA a cut passage starts with a literal "<s>", may
+        # end in U+FFFD, and is encoded again inside the prompt, "<s>" as BOS. Passages short
+        # enough are never decoded.
+        cut = {
+            context: self.tokenizer.decode(ids[: self.max_tokens])
+            for context, ids in zip(doubtful, encoded, strict=True)
+            if len(ids) > self.max_tokens
+        }
+        return [replace(q, context=cut.get(q.context, q.context)) for q in questions]
+
+
+def draw_shots(
+    data_dir: Path, languages: set[str], shots: int
+) -> tuple[dict[str, list[Question]], set[str]]:
+    """Draw each language's examples from train with one generator, the languages sorted.
+
+    Returns:
+        Examples per language, and the languages of which a subset of train has none.
+    """
+    if not shots:
+        return {language: [] for language in languages}, set()
+    path, whole = find_train(data_dir)
+    pool: dict[str, list[Question]] = {language: [] for language in sorted(languages)}
+    for question in read_questions(path):
+        if question.language in pool:
+            pool[question.language].append(question)
+    lacking = {language for language, rows in pool.items() if not rows and not whole}
+    generator = random.Random(SEED)
+    for language in sorted(languages - lacking):
+        if len(pool[language]) < shots:
+            raise DataError(
+                path, None, f"{len(pool[language])} {language} rows for tydiqa.shots={shots}."
+            )
+        pool[language] = generator.sample(pool[language], shots)
+    return pool, lacking
+
+
+def find_train(data_dir: Path) -> tuple[Path, bool]:
+    """The train file, and whether it is the whole of it."""
+    if (path := data_dir / f"{TRAIN}.json").exists():
+        return path, True
+    subsets = sorted(data_dir.glob(f"{TRAIN}.*.json"))
+    if len(subsets) != 1:
+        found = ", ".join(subset.name for subset in subsets) or "none"
+        raise MissingFileError(
+            f"{path} does not exist; expected it, or one subset {TRAIN}.<languages>.json (found"
+            f" {found}), for the few-shot examples. tydiqa.shots=0 needs neither."
+        )
+    return subsets[0], False
+
+
+def read_questions(path: Path) -> list[Question]:
+    """All questions of a GoldP file in its order; the language is the id up to the first "-"."""
+    table = read_json(path)
+    questions = []
+    try:
+        for article in table["data"]:
+            for paragraph in article["paragraphs"]:
+                questions += [_question(qa, paragraph["context"], path) for qa in paragraph["qas"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            path,
+            None,
+            f"not in the GoldP layout after {len(questions)} questions: {error!r}; expected"
+            " data[].paragraphs[].{context, qas[].{id, question, answers[].text}}.",
+        ) from error
+    if not questions:
+        raise DataError(path, None, "no questions in it.")
+    return questions
+
+
+def _question(qa: Mapping[str, Any], context: str, path: Path) -> Question:
+    check_fields({**qa, "context": context}, ("id", "question", "context"), path, None)
+    language = qa["id"].split("-")[0]
+    answers = tuple(answer["text"] for answer in qa["answers"])
+    if language not in TEMPLATES:
+        raise DataError(path, None, f"{qa['id']}: no prompt for language {language!r}.")
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(path, None, f"{qa['id']}: no answer text.")
+    return Question(qa["id"], language, context, qa["question"], answers)
+
+
+def f1(prediction: str, answer: str) -> float:
+    """Token F1; 0 if both are empty, although their exact match is then 1."""
+    predicted, expected = normalize(prediction).split(), normalize(answer).split()
+    common = (Counter(predicted) & Counter(expected)).total()
+    if not common:
+        return 0.0
+    precision, recall = common / len(predicted), common / len(expected)
+    return 2 * precision * recall / (precision + recall)
+
+
+def normalize(text: str) -> str:
+    """Lower case, no ASCII punctuation, no English articles (in any language), single spaces."""
+    text = text.lower().translate(NO_PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
