@@ -1,0 +1,307 @@
+"""Running a benchmark on an engine: what is missing is computed, kept, scored and written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eval.benchmark import Benchmark, Completion, Request
+from eval.cache import CompletionStore, unwritable
+from eval.engines import Engine, EngineError
+from mos.console import say
+from mos.errors import UserError
+from mos.files import hash_json, write_atomically
+
+METRICS, RECORDS = "metrics.json", "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that answer.
+
+    Attributes:
+        model: name or path of the base model, for people.
+        model_sha256: content of the base model's folder.
+        quantization: settings of the quantised weights that were dequantised, which is what
+            training saw; None for the original ones.
+        adapter: how it is applied, "lora", "merged" or "full" (all weights were trained); None
+            without one.
+        adapter_sha256: content of the adapter.
+    """
+
+    model: str
+    model_sha256: str
+    quantization: Mapping[str, Any] | None = None
+    adapter: str | None = None
+    adapter_sha256: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "model"}
+
+
+# Gives the running engine with the right weights, and the LoRA directory to apply on them if any.
+OpenEngine = Callable[[], tuple[Engine, Path | None]]
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    out_dir: str | Path,
+    *,
+    weights: Weights,
+    numerics: Mapping[str, Any],
+    engine: OpenEngine,
+    cache_dir: str | Path,
+    options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a benchmark and return the content of its `metrics.json`.
+
+    Writes `records.jsonl` and then `metrics.json`, which is there only once both are whole. What
+    was computed before, by whatever run, is taken from the cache; the engine is asked for only if
+    something is missing. Two evaluators of the same result wait for each other.
+
+    Args:
+        benchmark: its requests and how they are scored.
+        out_dir: receives the two files.
+        weights: what answers; with `numerics` and the requests, the key of the cache.
+        numerics: `EngineSettings.numerics()`.
+        engine: opens the engine, when it is needed.
+        cache_dir: holds the cache of completions.
+        options: the benchmark's options, recorded, and part of what makes a result the same.
+        overwrite: score and write again even if the result is there.
+
+    Raises:
+        EngineError: the engine died; finished outputs are kept and the next call continues.
+        UserError: a prompt that is too long, an output that is missing, a full disk.
+    """
+    out_dir = Path(out_dir)
+    benchmark.check_ready()
+    identity = {"weights": weights.identity(), "engine": dict(numerics)}
+    result = {
+        "benchmark": benchmark.name,
+        "prompts_sha256": benchmark.prompts_sha256(),
+        "partial": benchmark.partial or None,
+        "options": dict(options or {}),
+        "weights": asdict(weights),
+        "engine": dict(numerics),
+    }
+    key = hash_json([identity, result["prompts_sha256"], result["options"]])
+    try:
+        with _lock(out_dir, cache_dir):
+            done = read_result(out_dir)
+            if done is not None and done["key"] == key and not overwrite:
+                say(f"{benchmark.name}: evaluated already, {out_dir / METRICS}")
+                return done
+            with CompletionStore(cache_dir, identity, benchmark.name) as store:
+                started = time.perf_counter()
+                cached = sum(store.get(request) is not None for request in benchmark.requests)
+                _compute(benchmark, store, engine)
+                answers = [store.get(request) for request in benchmark.requests]
+                seconds = time.perf_counter() - started
+            completions = _check(benchmark.requests, answers)
+            timing = {
+                "seconds": round(seconds, 3),
+                "computed": len(completions) - cached,
+                "cached": cached,
+            }
+            return _write(benchmark, completions, out_dir, {**result, "key": key}, timing)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise unwritable(Path(error.filename or out_dir), error) from error
+
+
+def read_result(out_dir: str | Path) -> dict[str, Any] | None:
+    """The content of `metrics.json` if the result is whole, else None."""
+    try:
+        result = json.loads((Path(out_dir) / METRICS).read_text("utf-8"))
+        records = (Path(out_dir) / RECORDS).read_bytes()
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return result if result.get("records_sha256") == hashlib.sha256(records).hexdigest() else None
+
+
+def merge_shards(
+    benchmark: Benchmark, shard_dirs: Sequence[str | Path], out_dir: str | Path
+) -> dict[str, Any]:
+    """Make one whole result from those of shards, which need neither engine nor cache.
+
+    Args:
+        benchmark: the whole one.
+        shard_dirs: results of its shards, copied together.
+        out_dir: receives the merged result.
+
+    Raises:
+        UserError: a shard that is not whole, shards that differ in weights, engine or options, or
+            examples that no shard has.
+    """
+    answers: dict[str, Completion] = {}
+    first: dict[str, Any] | None = None
+    for folder in map(Path, shard_dirs):
+        shard = read_result(folder)
+        if shard is None:
+            raise UserError(f"{folder} is not a finished result: evaluate this shard again.")
+        first = first or shard
+        shard["options"].pop("shard", None)
+        for aspect in ("benchmark", "weights", "engine", "options"):
+            if shard[aspect] != first[aspect]:
+                raise UserError(
+                    f"{folder} cannot be merged with {shard_dirs[0]}: their {aspect} differ"
+                    f" ({shard[aspect]} and {first[aspect]})."
+                )
+        for line in (folder / RECORDS).read_text("utf-8").splitlines():
+            record = json.loads(line)
+            answers[f"{record['id']}\0{record['prompt_sha256']}"] = _from_record(record)
+    if first is None:
+        raise UserError(f"No shards of {benchmark.name} to merge into {out_dir}.")
+    found = [answers.get(f"{r.id}\0{r.prompt_sha256}") for r in benchmark.requests]
+    missing = [r.id for r, a in zip(benchmark.requests, found, strict=True) if a is None]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(found)} examples of {benchmark.name} are in none of the"
+            f" {len(shard_dirs)} shards, the first {missing[0]}: is a shard missing?"
+        )
+    result = {k: first[k] for k in ("benchmark", "options", "weights", "engine")}
+    result |= {
+        "prompts_sha256": benchmark.prompts_sha256(),
+        "partial": benchmark.partial or None,
+    }
+    identity = {"weights": Weights(**first["weights"]).identity(), "engine": first["engine"]}
+    result["key"] = hash_json([identity, result["prompts_sha256"], result["options"]])
+    timing = {"shards": len(shard_dirs)}
+    return _write(benchmark, _check(benchmark.requests, found), Path(out_dir), result, timing)
+
+
+def _compute(benchmark: Benchmark, store: CompletionStore, engine: OpenEngine) -> None:
+    """Ask for what the store lacks, keeping every batch as it comes."""
+    requests = benchmark.requests
+    missing = [request for request in requests if store.get(request) is None]
+    if not missing:
+        return
+    running, adapter = engine()
+    prompts = running.encode(missing)
+    tokens = 0
+    started = time.perf_counter()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    try:
+        with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
+            bar = progress.add_task(
+                benchmark.name,
+                total=len(requests),
+                completed=len(requests) - len(missing),
+                speed="",
+            )
+            for batch in running.complete(prompts, adapter):
+                store.add((missing[i], completion) for i, completion in batch)
+                tokens += sum(c.prompt_tokens + sum(c.output_tokens) for _, c in batch)
+                speed = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s"
+                progress.update(bar, advance=len(batch), speed=speed)
+    except EngineError as error:
+        kept = sum(store.get(request) is not None for request in requests)
+        raise EngineError(
+            f"{error} {kept} of {len(requests)} outputs of {benchmark.name} are kept; the same"
+            " command continues from there."
+        ) from error
+
+
+def _check(requests: Sequence[Request], answers: Sequence[Completion | None]) -> list[Completion]:
+    """Every request has all its outputs, or an error names it."""
+    checked = []
+    for request, answer in zip(requests, answers, strict=True):
+        if answer is None or len(answer.texts) != request.decoding.n:
+            found = 0 if answer is None else len(answer.texts)
+            raise UserError(
+                f"The engine returned {found} of {request.decoding.n} outputs for {request.id}:"
+                " nothing is scored. Run the same command again."
+            )
+        checked.append(answer)
+    return checked
+
+
+def _write(
+    benchmark: Benchmark,
+    completions: list[Completion],
+    out_dir: Path,
+    result: dict[str, Any],
+    timing: dict[str, Any],
+) -> dict[str, Any]:
+    outputs = [
+        list(c.texts) if request.decoding.n > 1 else c.texts[0]
+        for request, c in zip(benchmark.requests, completions, strict=True)
+    ]
+    started = time.perf_counter()
+    score = benchmark.score(outputs)
+    timing["scoring_seconds"] = round(time.perf_counter() - started, 3)
+    lines = [
+        json.dumps(record | _about(completion))
+        for record, completion in zip(score.records, completions, strict=True)
+    ]
+    records = "".join(f"{line}\n" for line in lines)
+    metrics = {
+        "schema": 1,
+        **result,
+        "n": score.n,
+        "metrics": score.metrics,
+        "stderr": score.stderr,
+        "breakdown": score.breakdown,
+        "truncated": sum(reason == "length" for c in completions for reason in c.finish_reasons),
+        "ties": sum(c.tied for c in completions),
+        "prompt_tokens": sum(c.prompt_tokens for c in completions),
+        "output_tokens": sum(sum(c.output_tokens) for c in completions),
+        "records_sha256": hashlib.sha256(records.encode()).hexdigest(),
+        "timing": timing,
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / METRICS).unlink(missing_ok=True)
+    write_atomically(out_dir / RECORDS, records)
+    write_atomically(out_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def _about(completion: Completion) -> dict[str, Any]:
+    """What a record says of how its output came about."""
+    about: dict[str, Any] = {"prompt_tokens": completion.prompt_tokens}
+    if len(completion.texts) == 1:
+        about["finish_reason"] = completion.finish_reasons[0]
+        about["output_tokens"] = completion.output_tokens[0]
+    else:
+        about["finish_reasons"] = completion.finish_reasons
+        about["output_tokens"] = completion.output_tokens
+    if completion.logprobs:
+        about |= {"logprobs": completion.logprobs, "tied": completion.tied}
+    return about
+
+
+def _from_record(record: Mapping[str, Any]) -> Completion:
+    """The inverse of `_about`, for a record with its output."""
+    single = "finish_reason" in record
+    return Completion(
+        texts=(record["output"],) if single else tuple(record["output"]),
+        finish_reasons=(record["finish_reason"],) if single else tuple(record["finish_reasons"]),
+        prompt_tokens=record["prompt_tokens"],
+        output_tokens=(record["output_tokens"],) if single else tuple(record["output_tokens"]),
+        logprobs=tuple(record.get("logprobs", ())),
+        tied=record.get("tied", False),
+    )
+
+
+def _lock(out_dir: Path, cache_dir: str | Path) -> FileLock:
+    """One evaluator at a time for a result; the lock lies in the cache, not beside the result."""
+    locks = Path(cache_dir) / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{hash_json(str(out_dir.resolve()))[:16]}.lock")

@@ -1,0 +1,374 @@
+"""What was computed survives whatever stops it, is used again, and is never taken for more."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import eval.cache
+import eval.runner
+from eval.benchmark import Benchmark, Completion, Decoding, Request, Score
+from eval.engines import EngineError, Prompt
+from eval.runner import Weights, merge_shards, read_result, run_benchmark
+from mos.errors import UserError
+
+FORK = multiprocessing.get_context("fork")
+WEIGHTS = Weights("tiny", "a1", adapter="merged", adapter_sha256="b2")
+NUMERICS = {"engine": "fake", "seed": 0}
+
+
+class Spelling(Benchmark):
+    """Twelve questions, every third one a choice, every fourth with two outputs."""
+
+    name = "spelling"
+
+    def __init__(self, ids: Sequence[int] = range(12), partial: str = "") -> None:
+        def decoding(i: int) -> Decoding:
+            if i % 3 == 0:
+                return Decoding(choices=(" A", " B"))
+            return Decoding(max_tokens=5, n=2 if i % 4 == 0 else 1, temperature=0.5)
+
+        self.requests = [Request(f"q{i}", f"prompt \u2028 {i}", decoding(i)) for i in ids]
+        self.partial = partial
+
+    def score(self, outputs):
+        records = []
+        for request, output in zip(self.requests, outputs, strict=True):
+            assert isinstance(output, list) == (request.decoding.n > 1)
+            records.append(
+                {
+                    "id": request.id,
+                    "prompt_sha256": request.prompt_sha256,
+                    "output": output,
+                    "parsed": output,
+                    "target": "A",
+                    "scores": {"exact_match": float(output == "A")},
+                }
+            )
+        mean = 100 * sum(r["scores"]["exact_match"] for r in records) / len(records)
+        return Score({"exact_match": mean}, records, len(records), {"exact_match": 1.5})
+
+
+class FakeEngine:
+    """Answers two requests at a time, the last first; `before(k)` is called before batch k."""
+
+    def __init__(self, before=lambda k: None) -> None:
+        self.before = before
+        self.asked: list[str] = []
+
+    def __call__(self):
+        return self, None
+
+    def encode(self, requests: Sequence[Request]) -> list[Prompt]:
+        return [Prompt(request, [1] * len(request.prompt)) for request in requests]
+
+    def complete(self, prompts: Sequence[Prompt], adapter=None) -> Iterator:
+        order = list(range(len(prompts)))[::-1]
+        for k in range(0, len(order), 2):
+            self.before(k // 2)
+            self.asked += [prompts[i].request.id for i in order[k : k + 2]]
+            yield [(i, self.answer(prompts[i])) for i in order[k : k + 2]]
+
+    def answer(self, prompt: Prompt) -> Completion:
+        n, choices = prompt.request.decoding.n, prompt.request.decoding.choices
+        if choices:
+            letter = "AB"[int(prompt.request.id[1:]) // 3 % 2]
+            return Completion((letter,), ("choice",), 10, (1,), (-0.5, -0.5), letter == "A")
+        texts = tuple(f"{prompt.request.id} out \u2028{k}" for k in range(n))
+        return Completion(texts, ("length",) * n, 10, (5,) * n)
+
+
+class NoEngine:
+    def __call__(self):
+        raise AssertionError("the engine was asked for")
+
+
+def evaluate(folder: Path, engine, benchmark=None, weights=WEIGHTS, **options):
+    return run_benchmark(
+        benchmark or Spelling(),
+        folder / options.pop("name", "eval"),
+        weights=weights,
+        numerics=NUMERICS,
+        engine=engine,
+        cache_dir=folder / "cache",
+        **options,
+    )
+
+
+def content(folder: Path) -> tuple[str, dict]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics.pop("timing")
+    return (folder / "records.jsonl").read_text(), metrics
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    evaluate(folder, FakeEngine())
+    return content(folder / "eval")
+
+
+def test_a_result_says_how_it_came_about(whole):
+    records, metrics = whole
+    assert metrics["metrics"] == {"exact_match": pytest.approx(100 / 6)}
+    assert metrics["stderr"] == {"exact_match": 1.5}
+    assert metrics["n"] == 12
+    assert metrics["partial"] is None
+    assert metrics["ties"] == 2
+    assert metrics["truncated"] == 10  # 8 requests, two of them with two outputs
+    assert metrics["engine"] == NUMERICS
+    assert metrics["weights"]["adapter_sha256"] == "b2"
+    assert metrics["prompts_sha256"] == Spelling().prompts_sha256()
+    rows = [json.loads(line) for line in records.splitlines()]
+    assert [row["id"] for row in rows] == [f"q{i}" for i in range(12)]
+    assert rows[0]["finish_reason"] == "choice"
+    assert rows[0]["tied"]
+    assert rows[0]["logprobs"] == [-0.5, -0.5]
+    assert rows[1]["output_tokens"] == 5
+    assert rows[4]["finish_reasons"] == ["length", "length"]
+    assert rows[4]["output_tokens"] == [5, 5]
+    assert all(row["prompt_tokens"] == 10 for row in rows)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_before_batch(count: int):
+    def work(folder: Path) -> None:
+        evaluate(folder, FakeEngine(lambda k: kill() if k == count else None))
+
+    return work
+
+
+def kill_within_line(folder: Path) -> None:
+    write, calls = os.write, []
+
+    def half(file: int, data) -> int:
+        calls.append(write(file, data[: len(data) // 2] if len(calls) == 3 else data))
+        return kill() if len(calls) == 4 else calls[-1]
+
+    eval.cache.os.write = half
+    evaluate(folder, FakeEngine())
+
+
+def kill_within_header(folder: Path) -> None:
+    write = os.write
+    eval.cache.os.write = lambda file, data: (write(file, data[:7]), kill())
+    evaluate(folder, FakeEngine())
+
+
+def kill_before_file(name: str):
+    def work(folder: Path) -> None:
+        write = eval.runner.write_atomically
+        eval.runner.write_atomically = lambda path, text: (
+            kill() if path.name == name else write(path, text)
+        )
+        evaluate(folder, FakeEngine())
+
+    return work
+
+
+KILLS = {
+    "at once": (kill_before_batch(0), 12),
+    "after one batch": (kill_before_batch(1), 10),
+    "before the last batch": (kill_before_batch(5), 2),
+    "within a line": (kill_within_line, 8),
+    "within the header": (kill_within_header, 12),
+    "before the records": (kill_before_file("records.jsonl"), 0),
+    "before the metrics": (kill_before_file("metrics.json"), 0),
+}
+
+
+@pytest.mark.parametrize("point", KILLS)
+def test_a_kill_at_any_point_loses_nothing_finished(point, whole, tmp_path):
+    work, left = KILLS[point]
+    process = FORK.Process(target=work, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert read_result(tmp_path / "eval") is None
+    engine = FakeEngine()
+    result = evaluate(tmp_path, engine)
+    assert len(engine.asked) == left
+    assert result["timing"]["cached"] == 12 - left
+    assert content(tmp_path / "eval") == whole
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-9],
+        lambda text: text.replace(b'"texts"', b'"tex\x00s"', 3),
+        lambda text: text + b"\x00" * 50,
+        lambda text: b"",
+        lambda text: text.replace(b'"seed": 0', b'"seed": 1'),
+        lambda text: text[: len(text) // 2] + b'{"a": [1]}\n' + text[len(text) // 2 :],
+    ],
+)
+def test_a_damaged_journal_is_cut_where_the_damage_begins(damage, whole, tmp_path):
+    evaluate(tmp_path, FakeEngine())
+    (journal,) = (tmp_path / "cache" / "completions").glob("*/spelling.jsonl")
+    journal.write_bytes(damage(journal.read_bytes()))
+    (tmp_path / "eval" / "metrics.json").unlink()
+    evaluate(tmp_path, FakeEngine())
+    assert content(tmp_path / "eval") == whole
+    evaluate(tmp_path, NoEngine(), name="again")
+
+
+def test_a_finished_result_is_read_and_a_damaged_one_is_scored_again(tmp_path, whole):
+    evaluate(tmp_path, FakeEngine())
+    evaluate(tmp_path, NoEngine())
+    records = tmp_path / "eval" / "records.jsonl"
+    records.write_text(records.read_text()[:-30])
+    assert read_result(tmp_path / "eval") is None
+    evaluate(tmp_path, NoEngine())
+    assert content(tmp_path / "eval") == whole
+
+
+def test_equal_weights_share_answers_and_other_weights_do_not(tmp_path):
+    evaluate(tmp_path, FakeEngine())
+    evaluate(tmp_path, NoEngine(), weights=replace(WEIGHTS, model="other name"), name="same")
+    for change in ({"model_sha256": "x"}, {"adapter_sha256": "x"}, {"adapter": "lora"}):
+        engine = FakeEngine()
+        evaluate(tmp_path, engine, weights=replace(WEIGHTS, **change), name=str(change))
+        assert len(engine.asked) == 12
+    engine = FakeEngine()
+    benchmark = Spelling()
+    first = benchmark.requests[1]
+    benchmark.requests[1] = replace(first, decoding=replace(first.decoding, max_tokens=6))
+    evaluate(tmp_path, engine, benchmark)
+    assert engine.asked == [first.id]
+
+
+def test_a_part_serves_the_whole_and_says_that_it_is_a_part(tmp_path, whole):
+    part = evaluate(tmp_path, FakeEngine(), Spelling(range(5), partial="limit=5"))
+    assert (part["n"], part["partial"]) == (5, "limit=5")
+    engine = FakeEngine()
+    evaluate(tmp_path, engine)
+    assert sorted(engine.asked) == sorted(f"q{i}" for i in range(5, 12))
+    assert content(tmp_path / "eval") == whole
+
+
+def shards(folder: Path, counts: Sequence[int] = (0, 1, 2)) -> list[Path]:
+    for k in counts:
+        shard = Spelling(range(k, 12, 3), partial=f"shard={k}/3")
+        options = {"shots": 0, "shard": [k, 3]}
+        evaluate(folder / f"machine{k}", FakeEngine(), shard, name="out", options=options)
+    return [folder / f"machine{k}" / "out" for k in counts]
+
+
+def test_shards_make_the_whole(tmp_path):
+    merged = merge_shards(Spelling(), shards(tmp_path), tmp_path / "merged")
+    evaluate(tmp_path, FakeEngine(), options={"shots": 0})
+    assert content(tmp_path / "merged") == content(tmp_path / "eval")
+    assert merged["partial"] is None
+    evaluate(tmp_path, NoEngine(), name="merged", options={"shots": 0})
+
+
+def test_shards_that_do_not_make_the_whole_are_refused(tmp_path):
+    folders = shards(tmp_path)
+    with pytest.raises(UserError, match=r"4 of 12 examples .* the first q1"):
+        merge_shards(Spelling(), [folders[0], folders[2]], tmp_path / "merged")
+    metrics = folders[1] / "metrics.json"
+    metrics.write_text(metrics.read_text().replace('"a1"', '"other"'))
+    with pytest.raises(UserError, match="their weights differ"):
+        merge_shards(Spelling(), folders, tmp_path / "merged")
+    metrics.unlink()
+    with pytest.raises(UserError, match="not a finished result"):
+        merge_shards(Spelling(), folders, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_engine_that_dies_says_what_is_kept(tmp_path, whole):
+    def die(k: int) -> None:
+        if k == 4:
+            raise EngineError("vLLM died: out of memory.")
+
+    with pytest.raises(EngineError, match=r"out of memory\. 8 of 12 outputs of spelling are kept"):
+        evaluate(tmp_path, FakeEngine(die))
+    engine = FakeEngine()
+    evaluate(tmp_path, engine)
+    assert len(engine.asked) == 4
+    assert content(tmp_path / "eval") == whole
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_missing_output_is_named(answered, tmp_path):
+    engine = FakeEngine()
+    give = engine.answer
+
+    def lacking(prompt: Prompt) -> Completion:
+        answer = give(prompt)
+        return (
+            replace(answer, texts=answer.texts[:answered]) if prompt.request.id == "q4" else answer
+        )
+
+    engine.answer = lacking
+    with pytest.raises(UserError, match=f"{answered} of 2 outputs for q4"):
+        evaluate(tmp_path, engine)
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize("full_at", ["journal", "records"])
+def test_a_full_disk_keeps_what_was_written(full_at, tmp_path, whole, monkeypatch):
+    write, lines = os.write, []
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def until_full(file: int, data) -> int:
+        lines.append(data)
+        if len(lines) == 4:
+            write(file, data[:20])
+            no_space()
+        return write(file, data)
+
+    with monkeypatch.context() as patch:
+        if full_at == "journal":
+            patch.setattr(eval.cache.os, "write", until_full)
+        else:
+            patch.setattr(eval.runner, "write_atomically", no_space)
+        with pytest.raises(UserError, match=r"the disk is full.*same command"):
+            evaluate(tmp_path, FakeEngine())
+    engine = FakeEngine()
+    evaluate(tmp_path, engine)
+    assert len(engine.asked) == (8 if full_at == "journal" else 0)
+    assert content(tmp_path / "eval") == whole
+
+
+def test_two_evaluators_of_one_result_share_the_work(tmp_path, whole):
+    asked = FORK.Queue()
+
+    def work() -> None:
+        engine = FakeEngine(lambda k: time.sleep(0.05))
+        evaluate(tmp_path, engine)
+        asked.put(len(engine.asked))
+
+    processes = [FORK.Process(target=work) for _ in range(3)]
+    for process in processes:
+        process.start()
+    counts = sorted(asked.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert counts == [0, 0, 12]
+    assert content(tmp_path / "eval") == whole
+
+
+def test_readiness_is_checked_before_the_engine_is_asked(tmp_path):
+    class Unready(Spelling):
+        def check_ready(self) -> None:
+            raise UserError("set eval.allow_code_execution=true")
+
+    with pytest.raises(UserError, match="allow_code_execution"):
+        evaluate(tmp_path, NoEngine(), Unready())
