@@ -9,10 +9,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samples import bbh, cot, flan, gsm8k, humaneval, mmlu, natural_instructions, tydiqa
+from samples import (
+    bbh,
+    code_alpaca,
+    cot,
+    flan,
+    gsm8k,
+    humaneval,
+    mmlu,
+    natural_instructions,
+    tydiqa,
+)
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
-PARTS = (natural_instructions, flan, cot, mmlu, bbh, gsm8k, tydiqa, humaneval)
+PARTS = (natural_instructions, flan, cot, code_alpaca, mmlu, bbh, gsm8k, tydiqa, humaneval)
 
 
 def main() -> None:
