@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-console = Console(soft_wrap=True)
+# Of the processes of a distributed run, the first one speaks.
+console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 errors = Console(stderr=True, soft_wrap=True)
+
+# Without a handler, logging would print the messages that were just printed.
+logging.getLogger("mos").addHandler(logging.NullHandler())
 
 
 def say(message: str) -> None:

@@ -80,6 +80,21 @@ def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrained
     return tokenizer
 
 
+def skeleton(model: Mapping[str, Any]) -> PreTrainedModel | None:
+    """The model of a `model` config group on the meta device: shapes without weights.
+
+    Returns None where the shapes are not known without a download.
+    """
+    if model["architecture"] is not None:
+        config = LlamaConfig(**model["architecture"])
+    elif (Path(model["path"]).expanduser() / "config.json").is_file():
+        config = AutoConfig.from_pretrained(Path(model["path"]).expanduser())
+    else:
+        return None
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 def quantization_config(quantization: Mapping[str, Any]) -> BitsAndBytesConfig | None:
     """The bitsandbytes settings of a `quantization` config group; None for unquantised weights."""
     bits = quantization["bits"]

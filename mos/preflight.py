@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mos.errors import UserError
-from mos.modeling import SMOLLM2, TINY
+from mos.modeling import SMOLLM2, TINY, skeleton
 
 
 def choose_device(config: Mapping[str, Any]) -> str:
@@ -27,6 +27,20 @@ def choose_device(config: Mapping[str, Any]) -> str:
             " the CPU with device=cpu."
         )
     return "cuda" if available and config["device"] != "cpu" else "cpu"
+
+
+def check_adapter_fits(config: Mapping[str, Any]) -> None:
+    """Put the adapter onto the model's shapes, without weights.
+
+    Raises:
+        UserError: widths that do not divide, too few shards, target modules that are not there.
+    """
+    from mos.adapters import attach
+
+    model = skeleton(config["model"])
+    # Quantised weights cannot be told from plain ones on the meta device, and `full` needs to know.
+    if model is not None and config["adapter"]["method"] not in ("none", "full"):
+        attach(model, config["adapter"])
 
 
 def missing(config: Mapping[str, Any]) -> list[str]:

@@ -101,6 +101,11 @@ class Run:
         return _read_json(self.path / "status.json").get("reason", "")
 
     @property
+    def trained(self) -> bool:
+        """Whether training is over and its adapter on disk, whatever became of the evaluation."""
+        return "method" in self.manifest
+
+    @property
     def complete(self) -> bool:
         """Whether there is nothing left to do: evaluated, with the results that say so."""
         return self.status == "evaluated" and bool(self.results)
@@ -198,7 +203,12 @@ class Run:
         return kept
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+        self._write(name, json.dumps(content, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        # Of the processes of a distributed run, the first one keeps the books.
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_atomically(self.path / name, text)
 
 
 def find_runs(patterns: str | Iterable[str]) -> list[Run]:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import hydra
@@ -21,8 +21,13 @@ from omegaconf import DictConfig
 from mos.config import CONFIG_DIR, validate
 from mos.console import config_tree, console, fail, logged_to, quiet_libraries, results_table, say
 from mos.errors import UserError
+from mos.identity import model_identity, open_run
+from mos.preflight import check_adapter_fits, choose_device, missing
 from mos.runs import Run
+from mos.training.distributed import agreed, is_main_process, plain_environment
+from mos.training.fit import fit
 from mos.training.sweep import in_sweep, record_member, sweep_dir
+from mos.training.tracking import tracked
 
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
@@ -38,11 +43,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: a wrong config, missing data or weights, a device that is not there.
     """
-    from mos.identity import model_identity, open_run
-    from mos.preflight import missing
-
     config = validate(cfg)
     say(f"scale={config['scale']['name']}: {config['scale']['note']}")
+    check_adapter_fits(config)
     run = open_run(config, model_identity(config))
     problems = missing(config)
     if config["dry_run"]:
@@ -50,18 +53,27 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if problems:
         raise UserError("\n".join(problems))
 
+    device = choose_device(config)
+    if not is_main_process():
+        if agreed(False, device):
+            fit(config, run)
+        return None
     with run.claimed() as ours:
         if not ours:
+            agreed(False, device)
             say(f"{run.path} is at work in another process: skipped")
             record_member("at work elsewhere", run.path)
             return None
         if config["overwrite"] and (kept := run.set_aside()):
             say(f"the earlier run is kept at {kept}")
         if run.complete:
+            agreed(False, device)
             say(f"complete: {run.path} (overwrite=true starts anew)")
         else:
-            with outcome_recorded(run, config):
-                work(config, run)
+            with outcome_recorded(run):
+                if agreed(not run.trained, device):
+                    train_adapter(config, run)
+                evaluate_apart(config, run)
         record_member(run.status, run.path)
         if not run.results:
             return None
@@ -70,35 +82,34 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         return run.results
 
 
-def work(config: Mapping[str, Any], run: Run) -> None:
-    """Train, unless that is done, then evaluate in a process of its own."""
-    from mos.training.fit import fit
-    from mos.training.tracking import tracked
-
+def train_adapter(config: Mapping[str, Any], run: Run) -> None:
+    """Train what is left to train, under the trackers that the config names."""
     quiet_libraries()
     say(f"run: {run.path}")
-    with tracked(config, run, group=str(sweep_dir().name) if in_sweep() else None):
-        if run.status != "trained":
-            console.print(config_tree(config, "config"))
-            run.set_status("running")
-            run.write_config(config)
-            fit(config, run)
-            gc.collect()
-            run.set_status("trained")
-        if config["eval"]["defer"] or not config["eval"]["benchmarks"]:
-            say(f"trained: evaluate later with python -m mos.evaluate runs='{run.path}'")
-            return
-        # vLLM gets a process of its own: it takes all of the memory, and may die with it.
-        command = [sys.executable, "-m", "mos.evaluate", f"runs='{run.path}'"]
-        if code := subprocess.run(command).returncode:
-            raise UserError(
-                f"the evaluation stopped (exit status {code}); the trained adapter is kept in"
-                f" {run.adapter_dir}. The same command, or {' '.join(command[1:])}, continues it."
-            )
+    console.print(config_tree(config, "config"))
+    run.set_status("running")
+    run.write_config(config)
+    with tracked(config, run, group=sweep_dir().name if in_sweep() else None):
+        fit(config, run)
+    run.set_status("trained")
+    gc.collect()
+
+
+def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
+    """Evaluate in a process of its own: vLLM takes all of the memory, and may die with it."""
+    command = [sys.executable, "-m", "mos.evaluate", f"runs='{run.path}'"]
+    if config["eval"]["defer"] or not config["eval"]["benchmarks"]:
+        say(f"trained; evaluate with: python {' '.join(command[1:])}")
+        return
+    if code := subprocess.run(command, env=plain_environment()).returncode:
+        raise UserError(
+            f"the evaluation stopped (exit status {code}); the trained adapter is kept in"
+            f" {run.adapter_dir}. The same command continues from there."
+        )
 
 
 @contextmanager
-def outcome_recorded(run: Run, config: Mapping[str, Any]) -> Iterator[None]:
+def outcome_recorded(run: Run) -> Iterator[None]:
     """Write status.json and train.log, whatever ends the run."""
     with logged_to(run.path / "train.log"):
         try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+import torch
 from peft import prepare_model_for_kbit_training
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -23,6 +23,7 @@ from mos.preflight import choose_device
 from mos.runs import Run
 from mos.training.callbacks import read_losses
 from mos.training.checkpoints import newest_valid
+from mos.training.distributed import process_state
 from mos.training.trainer import CrashSafeTrainer, build_trainer
 
 
@@ -52,15 +53,18 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         record(config, run, trainable=0, train=None)
         return
     say(f"data: {config['data']['corpus']} from {config['data']['source']}")
-    with PartialState().main_process_first():
+    state = process_state(device)
+    with state.main_process_first():
         data = load_data(config, tokenizer)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
     set_seed(config["seed"])
-    model = load_model(config, model_dir, device)
+    model = load_model(config, model_dir, state.device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device}")
     trainer = build_trainer(model, tokenizer, data, config, run, device)
-    train = run_trainer(trainer, run)
+    with state.main_process_first():
+        checkpoint = newest_valid(run.checkpoint_dir)
+    train = run_trainer(trainer, run, checkpoint)
     save_adapter(trainer, run.adapter_dir)
     record(config, run, trainable, train, n_blocks=model.config.num_hidden_layers)
 
@@ -72,7 +76,7 @@ def load_data(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     return data
 
 
-def load_model(config: Mapping[str, Any], model_dir: Path, device: str) -> PreTrainedModel:
+def load_model(config: Mapping[str, Any], model_dir: Path, device: torch.device) -> PreTrainedModel:
     """The base model, quantised and frozen, with the adapter on it."""
     model = load_base(model_dir, config["quantization"], device)
     if config["quantization"]["bits"] is not None:
@@ -80,17 +84,17 @@ def load_model(config: Mapping[str, Any], model_dir: Path, device: str) -> PreTr
     return attach(model, config["adapter"])
 
 
-def run_trainer(trainer: CrashSafeTrainer, run: Run) -> dict[str, Any]:
+def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) -> dict[str, Any]:
     """Train to the end and return the `train` entry of results.json."""
-    with PartialState().main_process_first():
-        checkpoint = newest_valid(run.checkpoint_dir)
     if checkpoint is not None:
         say(f"continuing from {checkpoint.name}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = trainer.loss_log.seconds()
-    if trainer.eval_dataset is not None:
+    log = run.path / "loss.jsonl"
+    evaluated = {line["step"] for line in read_losses(log) if "eval_loss" in line}
+    if trainer.eval_dataset is not None and trainer.state.global_step not in evaluated:
         trainer.evaluate()
-    lines = read_losses(run.path / "loss.jsonl")
+    lines = read_losses(log)
     losses = [line["loss"] for line in lines if "loss" in line]
     return {
         "steps": trainer.state.global_step,

@@ -48,8 +48,10 @@ class CrashSafeTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
+        # Grouped by what one step takes over all processes, so that their number changes nothing.
+        step = self.args.gradient_accumulation_steps * self.args.world_size
         return EpochSeededSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            self.args.train_batch_size * step,
             lengths=self.train_dataset["length"][:],
             dataset=dataset,
             seed=self.args.seed,

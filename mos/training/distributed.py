@@ -1,0 +1,45 @@
+"""Several processes, one run: the main process decides and writes, the others follow."""
+
+from __future__ import annotations
+
+import os
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_",
+    "LOCAL_",
+    "GROUP_",
+    "TORCHELASTIC_",
+    "ACCELERATE_",
+)
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process of `accelerate launch` or torchrun, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def process_state(device: str) -> PartialState:
+    """This process among the others; joins them on the first call.
+
+    Args:
+        device: "cuda" or "cpu".
+    """
+    return PartialState(cpu=device == "cpu")
+
+
+def agreed(decision: bool, device: str) -> bool:
+    """What the main process decided, in every process. All must call this, once."""
+    process_state(device)
+    box = [decision]
+    broadcast_object_list(box)
+    return box[0]
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment without the launcher's variables, for a child that is not part of the job."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}

@@ -1,0 +1,137 @@
+"""A run's identity, its state under kills, and its results on disk."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from mos.config import compose_config, validate
+from mos.errors import UserError
+from mos.identity import model_identity, open_run
+from mos.runs import Run, find_runs
+
+
+def run_for(tmp_path, *overrides: str) -> Run:
+    paths = [f"paths.output_dir={tmp_path}/out", f"paths.cache_dir={tmp_path}/cache"]
+    config = validate(compose_config(["+experiment=superni_mmlu", *paths, *overrides]))
+    return open_run(config, model_identity(config))
+
+
+def test_the_path_tells_experiment_method_and_seed(tmp_path):
+    run = run_for(tmp_path, "seed=3")
+    experiment, label, seed = run.path.relative_to(tmp_path / "out").parts
+    assert (experiment, seed) == ("superni_mmlu", "seed3")
+    assert label.startswith("mos-r32-")
+    assert len(label.rpartition("-")[2]) == 8
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "paths.cache_dir=elsewhere",
+        "device=cpu",
+        "logging=tensorboard",
+        "trainer.logging_steps=1",
+        "trainer.save_steps=10",
+        "eval.batch_size=3",
+        "seed=1",
+    ],
+)
+def test_what_does_not_shape_the_result_keeps_the_id(tmp_path, override):
+    assert run_for(tmp_path).path.parent == run_for(tmp_path, override).path.parent
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "adapter.r=16",
+        "trainer.max_steps=3",
+        "trainer.learning_rate=1e-4",
+        "data.max_seq_length=64",
+        "quantization=none",
+        "model=tiny_random",
+        "eval.limit=5",
+        "eval.benchmarks.mmlu.answer_cue=open_instruct",
+    ],
+)
+def test_what_shapes_the_result_changes_the_id(tmp_path, override):
+    assert run_for(tmp_path).path.parent != run_for(tmp_path, override).path.parent
+
+
+def test_data_count_by_content_not_by_place(tmp_path, samples_dir):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(samples_dir, copy)
+    here = run_for(tmp_path)
+    moved = run_for(tmp_path, f"paths.data_dir={copy}")
+    assert here.path == moved.path
+    task = next((copy / "natural-instructions" / "tasks").glob("*.json"))
+    task.write_text(task.read_text() + " ")
+    assert run_for(tmp_path, f"paths.data_dir={copy}").path != here.path
+
+
+def _hold(path: str, ready) -> None:
+    run = Run(path)
+    with run.claimed():
+        run.set_status("running")
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_killed_run_reads_as_interrupted_and_a_live_one_as_running(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path / "run"), ready))
+    process.start()
+    assert ready.wait(120)
+    run = Run(tmp_path / "run")
+    assert run.status == "running"
+    with run.claimed() as ours:
+        assert not ours
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert run.status == "interrupted"
+    with run.claimed() as ours:
+        assert ours
+
+
+def test_overwriting_keeps_what_was_there(tmp_path):
+    run = Run(tmp_path / "run")
+    with run.claimed():
+        run.set_status("evaluated")
+        kept = run.set_aside()
+        assert json.loads((kept / "status.json").read_text())["status"] == "evaluated"
+        assert run.status == "new"
+        assert run.set_aside() is None
+
+
+def test_an_unwritable_output_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"paths\.output_dir"),
+        Run(tmp_path / "file" / "r").claimed(),
+    ):
+        pass
+
+
+def test_a_damaged_status_is_named_not_guessed(tmp_path):
+    (tmp_path / "status.json").write_text('{"status": "eval')
+    with pytest.raises(UserError, match=r"status\.json is damaged"):
+        _ = Run(tmp_path).status
+
+
+def test_find_runs_at_any_depth_without_those_set_aside(tmp_path):
+    for name in ("a/x-1/seed0", "a/x-1/seed1", "b/y-2/seed0", "a/x-1/seed0.old-20260101-000000"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
+    found = [str(r.path.relative_to(tmp_path)) for r in find_runs(str(tmp_path))]
+    assert found == ["a/x-1/seed0", "a/x-1/seed1", "b/y-2/seed0"]
+    assert len(find_runs(f"{tmp_path}/*/x-1/*")) == 2
+    with pytest.raises(UserError, match="no run there"):
+        find_runs(str(tmp_path / "nothing"))

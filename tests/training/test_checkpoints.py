@@ -1,0 +1,57 @@
+"""A checkpoint is taken only if it is whole and unchanged."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from mos.training.checkpoints import SEAL, damage, newest_valid, seal
+from mos.training.trainer import examples_seen
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    for step in (2, 4, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(bytes([step]) * 100)
+        (folder / "optimizer.pt").write_bytes(b"state")
+        seal(folder)
+    return tmp_path
+
+
+def test_the_newest_is_taken_by_step_not_by_name(checkpoints):
+    assert newest_valid(checkpoints).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (lambda c: (c / SEAL).unlink(), "not finished"),
+        (lambda c: (c / SEAL).write_text("{"), "damaged"),
+        (lambda c: (c / "optimizer.pt").unlink(), "missing"),
+        (lambda c: (c / "optimizer.pt").write_bytes(b"other"), "changed"),
+        (lambda c: (c / "adapter_model.safetensors").write_bytes(b"\x0a" * 99), "changed"),
+    ],
+)
+def test_a_damaged_one_is_named_and_passed_over(checkpoints, break_it, reason, caplog):
+    broken = checkpoints / "checkpoint-10"
+    break_it(broken)
+    assert reason in damage(broken)
+    with caplog.at_level(logging.WARNING):
+        assert newest_valid(checkpoints).name == "checkpoint-4"
+    assert "checkpoint-10" in caplog.text
+    assert reason in caplog.text
+    assert not broken.exists()
+
+
+def test_none_is_left(tmp_path):
+    assert newest_valid(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 0), (1, 4), (2, 8), (3, 10), (4, 14), (6, 20), (7, 24)]
+)
+def test_examples_seen_counts_the_short_last_batch(step, expected):
+    assert examples_seen(step, examples=10, batch=4) == expected

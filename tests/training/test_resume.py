@@ -1,0 +1,146 @@
+"""A run that was killed and continued is, to the bit, the run that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mos.config import compose_config
+from mos.runs import Run, find_runs
+from mos.train import train
+
+# 32 training examples in batches of 4: an epoch has 8 steps, so 12 steps cross into the second.
+JOB = [
+    "eval=[base]",
+    "model=tiny_random",
+    "adapter.r=8",
+    "device=cpu",
+    "trainer.max_steps=12",
+    "trainer.save_steps=3",
+    "trainer.eval_steps=6",
+    "trainer.logging_steps=1",
+    "trainer.optim=adamw_torch",
+    "data=messages",
+    "data.eval_size=8",
+]
+
+
+def job(folder: Path, cache: Path, *overrides: str) -> list[str]:
+    data = cache / "rows.jsonl"
+    return [
+        *JOB,
+        f"data.source={data}",
+        f"paths.output_dir={folder}",
+        f"paths.cache_dir={cache}",
+        *overrides,
+    ]
+
+
+def finish(overrides: list[str]) -> Run:
+    train(compose_config(overrides))
+    output = next(o for o in overrides if o.startswith("paths.output_dir=")).partition("=")[2]
+    (run,) = find_runs(output)
+    assert run.status == "trained"
+    return run
+
+
+def kill(where: str, step: int, overrides: list[str]) -> Run:
+    script = Path(__file__).with_name("killed_run.py")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script), where, str(step), *overrides],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    output = next(o for o in overrides if o.startswith("paths.output_dir=")).partition("=")[2]
+    (run,) = find_runs(output)
+    assert run.status == "interrupted"
+    assert not run.results
+    return run
+
+
+def what_was_learnt(run: Run) -> tuple[bytes, list[dict]]:
+    lines = [json.loads(line) for line in (run.path / "loss.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return (run.adapter_dir / "adapter_model.safetensors").read_bytes(), lines
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    rows = [{"prompt": f"Count to {n}.", "completion": " ".join("." * n)} for n in range(1, 41)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    return finish(job(tmp_path_factory.mktemp("whole"), cache))
+
+
+def check(where: str, step: int, tmp_path: Path, cache: Path, whole: Run, *overrides) -> Run:
+    overrides = job(tmp_path, cache, *overrides)
+    kill(where, step, overrides)
+    continued = finish(overrides)
+    weights, losses = what_was_learnt(whole)
+    continued_weights, continued_losses = what_was_learnt(continued)
+    assert continued_losses == losses
+    assert continued_weights == weights
+    assert continued.manifest["train"]["examples"] == whole.manifest["train"]["examples"] == 48
+    return continued
+
+
+def test_killed_between_checkpoints_in_the_second_epoch(tmp_path, cache, whole):
+    check("after_step", 11, tmp_path, cache, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [
+        ("after_step", 1),
+        ("after_step", 8),
+        ("after_step", 9),
+        ("during_save", 6),
+        ("before_seal", 12),
+        ("before_adapter", 0),
+    ],
+)
+def test_killed_anywhere(where, step, tmp_path, cache, whole):
+    run = check(where, step, tmp_path, cache, whole)
+    log = (run.path / "train.log").read_text()
+    if where in ("during_save", "before_seal"):
+        assert f"checkpoint-{step} is not used: it was not finished" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["paged_adamw_32bit", "paged_adamw_8bit", "adamw_torch"])
+def test_other_optimizers_get_their_state_back(optim, tmp_path, cache):
+    whole = finish(job(tmp_path / "whole", cache, f"trainer.optim={optim}"))
+    check("after_step", 7, tmp_path / "killed", cache, whole, f"trainer.optim={optim}")
+
+
+def test_a_complete_training_is_not_repeated(cache, whole):
+    before = what_was_learnt(whole)
+    stamp = whole.adapter_dir.stat().st_mtime_ns
+    finish(job(whole.path.parents[2], cache))
+    assert whole.adapter_dir.stat().st_mtime_ns == stamp
+    assert what_was_learnt(whole) == before
+
+
+@pytest.mark.slow
+def test_gradient_accumulation_resumes_too(tmp_path, cache):
+    extra = ["trainer.gradient_accumulation_steps=3", "trainer.max_steps=6"]
+    whole = finish(job(tmp_path / "whole", cache, *extra))
+    overrides = job(tmp_path / "killed", cache, *extra)
+    kill("after_step", 5, overrides)
+    assert what_was_learnt(finish(overrides)) == what_was_learnt(whole)
