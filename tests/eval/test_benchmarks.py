@@ -1,0 +1,150 @@
+"""What holds for every benchmark: names, options, selecting less than all, outputs."""
+
+import json
+
+import pytest
+
+from eval import BENCHMARKS, benchmark_options, build_benchmark
+from eval.__main__ import main
+from eval.prompts import may_exceed
+from eval.selection import Selection
+from mos.errors import UserError
+
+TASKS = [f"{task}{i}" for task, n in (("a", 5), ("b", 1), ("c", 3)) for i in range(n)]
+
+
+def select(**selection):
+    return Selection(**selection).apply(TASKS, lambda example: example[0])
+
+
+def test_options_have_the_paper_s_values():
+    assert benchmark_options("mmlu") == {"chat": True, "shots": 0, "answer_cue": "authors"}
+    assert benchmark_options("bbh") == {"chat": True, "cot": False}
+    assert benchmark_options("gsm8k") == {"chat": True, "shots": 8, "cot": True}
+    assert benchmark_options("tydiqa") == {
+        "chat": True,
+        "shots": 1,
+        "context": True,
+        "max_context_tokens": 512,
+    }
+    assert benchmark_options("humaneval") == {
+        "chat": True,
+        "samples": 20,
+        "temperature": 0.1,
+        "allow_code_execution": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mmul", {}, "Unknown benchmark 'mmul'. Did you mean 'mmlu'"),
+        ("mmlu", {"shot": 1}, "Unknown option of mmlu: 'shot'. Did you mean 'shots'"),
+        ("mmlu", {"shots": -1}, "mmlu.shots=-1: expected a whole number"),
+        ("mmlu", {"shots": 1.0}, "mmlu.shots=1.0: expected a whole number"),
+        ("mmlu", {"shots": True}, "mmlu.shots=True: expected a whole number"),
+        ("mmlu", {"chat": "no"}, "mmlu.chat='no': expected true or false"),
+        ("mmlu", {"answer_cue": "x"}, "expected 'authors' or 'open_instruct'"),
+        ("humaneval", {"temperature": "hot"}, "humaneval.temperature='hot'"),
+        ("mmlu", {"tasks": ["anatomi"]}, "Did you mean 'anatomy'"),
+        ("gsm8k", {"tasks": ["x"]}, "gsm8k has no tasks"),
+        ("mmlu", {"limit": 0}, "limit=0"),
+        ("mmlu", {"shard": (2, 2)}, r"shard=\(2, 2\)"),
+    ],
+)
+def test_wrong_requests_are_named(samples_dir, name, options, message):
+    with pytest.raises(UserError, match=message):
+        build_benchmark(name, samples_dir / name.replace("mmul", "mmlu"), **options)
+
+
+def test_limit_is_spread_over_the_groups():
+    assert select(limit=5) == (["a0", "a1", "b0", "c0", "c1"], "limit=5")
+    assert select(limit=2) == (["a0", "b0"], "limit=2")
+    assert select(limit=9) == (TASKS, "")
+
+
+def test_tasks_and_shards():
+    assert select(tasks=("c", "b")) == (["b0", "c0", "c1", "c2"], "tasks=c,b")
+    assert select(tasks=("a", "b", "c")) == (TASKS, "")
+    shards = [select(shard=(k, 4)) for k in range(4)]
+    assert sorted(example for kept, _ in shards for example in kept) == sorted(TASKS)
+    assert [reason for _, reason in shards] == ["shard=0/4", "shard=1/4", "shard=2/4", "shard=3/4"]
+    assert select(shard=(0, 1)) == (TASKS, "")
+    assert select(tasks=("a",), limit=4, shard=(1, 2)) == (
+        ["a1", "a3"],
+        "tasks=a; limit=4; shard=1/2",
+    )
+    with pytest.raises(UserError, match="no example is left"):
+        select(tasks=("b",), shard=(1, 2))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_what_is_selected_has_the_prompts_of_the_whole(samples_dir, name):
+    def build(**selection):
+        return build_benchmark(name, samples_dir / name, ByteTokenizer(), **selection)
+
+    whole = build()
+    assert whole.partial == ""
+    assert len({request.id for request in whole.requests}) == len(whole.requests)
+    shards = [build(shard=(k, 3)) for k in range(3)]
+    together = [request for shard in shards for request in shard.requests]
+    assert sorted(together, key=lambda r: r.id) == sorted(whole.requests, key=lambda r: r.id)
+    limited = build(limit=7)
+    assert set(limited.requests) < set(whole.requests)
+    assert len(limited.requests) == 7
+    assert limited.partial == "limit=7"
+
+
+@pytest.mark.parametrize("name", ["mmlu", "bbh", "gsm8k", "tydiqa"])
+@pytest.mark.parametrize("outputs", [[], ["A"], [None, "A"], ["A", 3], ["A", ["A"]]])
+def test_missing_outputs_are_errors(samples_dir, name, outputs):
+    benchmark = build_benchmark(name, samples_dir / name, ByteTokenizer(), limit=2)
+    message = "2 requests" if len(outputs) < 2 else benchmark.requests[outputs[0] is not None].id
+    with pytest.raises(UserError, match=message):
+        benchmark.score(outputs)
+
+
+def test_ids_are_unique(tmp_path):
+    problem = {"task_id": "X/0", "prompt": "def f():\n", "test": "", "entry_point": "f"}
+    (tmp_path / "HumanEval.jsonl").write_text(f"{json.dumps(problem)}\n" * 2)
+    with pytest.raises(UserError, match="same id: X/0"):
+        build_benchmark("humaneval", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "é" * 3, "語" * 5, "a b\n\n", "\udc80"])
+def test_short_texts_cannot_exceed(text):
+    tokens = len(text.encode("utf-8", "surrogatepass")) + 3  # bytes, BOS, EOS, a leading space
+    assert not may_exceed(text, tokens)
+    assert may_exceed(text, tokens - 1)
+
+
+def test_command_prints_counts_and_hashes(samples_dir, tmp_path, capsys):
+    arguments = ["--model", "random:tiny", "--cache-dir", str(tmp_path)]
+    assert main([str(samples_dir), *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    counts = {line.split()[0]: int(line.split()[1]) for line in lines[1:]}
+    sizes = {n: len(build_benchmark(n, samples_dir / n, ByteTokenizer()).requests) for n in counts}
+    assert counts == sizes
+    assert list(counts) == list(BENCHMARKS)
+    assert main([str(samples_dir), *arguments]) == 0
+    repeated = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in repeated] == [line.split()[-1] for line in lines]
+    assert main([str(samples_dir), "gsm8k", "bhb", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert "gsm8k" in printed.out
+    assert "Did you mean 'bbh'" in printed.err
+
+
+class ByteTokenizer:
+    """One token a byte, and a BOS."""
+
+    def __call__(self, text, truncation=False, add_special_tokens=True):
+        class Encoded:
+            input_ids = (
+                [[0, *t.encode()] for t in text] if isinstance(text, list) else list(text.encode())
+            )
+
+        return Encoded
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
