@@ -7,6 +7,9 @@ import random
 from samples.files import cells, sections, words
 from samples.items import Item, take
 
+VERDICTS = ("correct", "incorrect")
+RELATIONS = ("yes", "maybe", "no")
+
 
 def _pairs(section: str) -> list[tuple[str, str]]:
     return [(left, right) for left, right in map(cells, sections("sentences.txt")[section])]
@@ -35,15 +38,12 @@ def acceptability(rng: random.Random, n: int) -> list[Item]:
     for bad, good in _pairs("wrong and right"):
         if rng.random() < 0.5:
             items.append(
-                Item(good, ("correct",), "There is no mistake in it.", "incorrect", _ACCEPT)
+                Item(good, ("correct",), "There is no mistake in it.", "incorrect", VERDICTS)
             )
         else:
-            items.append(Item(bad, ("incorrect",), f"Correct is: {good}", "correct", _ACCEPT))
+            items.append(Item(bad, ("incorrect",), f"Correct is: {good}", "correct", VERDICTS))
     rng.shuffle(items)
     return take(items, n)
-
-
-_ACCEPT = ("correct", "incorrect")
 
 
 def headlines(rng: random.Random, n: int) -> list[Item]:
@@ -103,9 +103,6 @@ def passive_voice(rng: random.Random, n: int) -> list[Item]:
                 items.append(Item(text, (answer,), why, text))
     rng.shuffle(items)
     return take(items, n)
-
-
-RELATIONS = ("yes", "maybe", "no")
 
 
 def entailment(rng: random.Random, n: int) -> list[Item]:
