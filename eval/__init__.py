@@ -68,10 +68,12 @@ def build_benchmark(
         if option not in defaults:
             raise unknown(f"option of {name}:", option, dict.fromkeys(defaults))
         _check_value(f"{name}.{option}", value, hints[option])
+    if isinstance(tasks, str):
+        raise UserError(f"tasks={tasks!r}: expected a list of names, [{tasks}].")
     selection = Selection(
         tasks=None if tasks is None else tuple(tasks),
         limit=limit,
-        shard=None if shard is None else (int(shard[0]), int(shard[1])),
+        shard=None if shard is None else tuple(shard),
     )
     folder = require(Path(data_dir), f"the folder of {name}")
     benchmark = benchmark_class(folder, tokenizer, selection, **options)

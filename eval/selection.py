@@ -27,13 +27,18 @@ class Selection:
 
     tasks: tuple[str, ...] | None = None
     limit: int | None = None
-    shard: tuple[int, int] | None = None
+    shard: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit={self.limit}: expected at least 1, or null for all examples.")
-        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
-            raise UserError(f"shard={self.shard}: expected (k, n) with 0 <= k < n.")
+        if self.limit is not None and not (isinstance(self.limit, int) and self.limit > 0):
+            raise UserError(
+                f"limit={self.limit!r}: expected a whole number from 1 on, or null for all."
+            )
+        if self.shard is not None and not (
+            [type(number) for number in self.shard] == [int, int]
+            and 0 <= self.shard[0] < self.shard[1]
+        ):
+            raise UserError(f"shard={self.shard}: expected [k, n] with 0 <= k < n.")
 
     def apply(self, examples: Sequence[T], group: Callable[[T], str]) -> tuple[list[T], str]:
         """Return the selected examples in their order, and why they are partial ("" if whole).

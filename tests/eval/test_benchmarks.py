@@ -48,7 +48,11 @@ def test_options_have_the_paper_s_values():
         ("humaneval", {"temperature": "hot"}, "humaneval.temperature='hot'"),
         ("mmlu", {"tasks": ["anatomi"]}, "Did you mean 'anatomy'"),
         ("gsm8k", {"tasks": ["x"]}, "gsm8k has no tasks"),
+        ("mmlu", {"tasks": "anatomy"}, r"expected a list of names, \[anatomy\]"),
         ("mmlu", {"limit": 0}, "limit=0"),
+        ("mmlu", {"limit": "5"}, "limit='5'"),
+        ("mmlu", {"shard": [1]}, r"shard=\(1,\)"),
+        ("mmlu", {"shard": ["0", "2"]}, r"shard=\('0', '2'\)"),
         ("mmlu", {"shard": (2, 2)}, r"shard=\(2, 2\)"),
     ],
 )
