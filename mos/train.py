@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -97,7 +97,8 @@ def train_adapter(config: Mapping[str, Any], run: Run) -> None:
 
 def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
     """Evaluate in a process of its own: vLLM takes all of the memory, and may die with it."""
-    command = [sys.executable, "-m", "mos.evaluate", f"runs='{run.path}'"]
+    cache = f"paths.cache_dir='{config['paths']['cache_dir']}'"
+    command = [sys.executable, "-m", "mos.evaluate", f"runs='{run.path}'", cache]
     if config["eval"]["defer"] or not config["eval"]["benchmarks"]:
         say(f"trained; evaluate with: python {' '.join(command[1:])}")
         return

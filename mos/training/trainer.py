@@ -123,7 +123,7 @@ def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> Trai
             save_strategy="steps",
             disable_tqdm=True,
             log_level="error",
-            remove_unused_columns=True,
+            include_num_input_tokens_seen="non_padding",
             ddp_find_unused_parameters=False,
         )
     except (TypeError, ValueError) as error:
