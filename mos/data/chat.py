@@ -5,20 +5,23 @@ and end assistant turns with "</s>"; training text strips every content and ends
 with the tokenizer's own EOS.
 
 The reference finds the masked stretches by re-encoding every prefix of a conversation, which is
-quadratic in turns. `ChatEncoder` finds them in the character offsets of a single encoding where
-that is provably the same, and re-encodes elsewhere.
+quadratic in turns. `ChatEncoder` encodes once and counts tokens where that is provably the same,
+and re-encodes elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
-from transformers import PreTrainedTokenizerBase
-
+from mos.data.piece_cache import PieceCache, piece_cache
 from mos.data.prefix_stability import splits_after_line_feed
 from mos.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 ROLES = ("system", "user", "assistant")
@@ -129,7 +132,37 @@ def encode_messages(
         UserError: no messages, or an unknown role.
     """
     rendered = render_training(messages, _eos(tokenizer), label_mask)
-    return _encode_by_prefixes(rendered, tokenizer, max_seq_length)
+    row = _encode_by_prefixes(rendered, tokenizer, max_seq_length)
+    return Encoded(
+        input_ids=row.input_ids, attention_mask=[1] * len(row.input_ids), labels=row.labels
+    )
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One conversation as ids.
+
+    Attributes:
+        input_ids: truncated to the limit.
+        masked: (start, end) stretches of tokens whose labels are masked, in order, within limit.
+        full_length: length in tokens before truncation.
+    """
+
+    input_ids: list[int]
+    masked: tuple[tuple[int, int], ...]
+    full_length: int
+
+    @property
+    def labels(self) -> list[int]:
+        labels = list(self.input_ids)
+        for start, end in self.masked:
+            labels[start:end] = [IGNORE_INDEX] * (end - start)
+        return labels
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens have a label; `masked` stretches do not overlap."""
+        return len(self.input_ids) - sum(end - start for start, end in self.masked)
 
 
 class ChatEncoder:
@@ -137,10 +170,10 @@ class ChatEncoder:
 
     A prefix that ends at character p of the text encodes to the tokens of the whole that start
     before p if the tokenizer splits there either way. It does where a single line feed stands
-    between two characters that are not whitespace, for the tokenizers that
-    `splits_after_line_feed` recognises; then the length of the encoded prefix is the index of the
-    token that holds character p. Other rows (an empty message, a final user turn) and other
-    tokenizers take the slow path.
+    between two characters that are not whitespace, and after EOS, for the tokenizers that
+    `splits_after_line_feed` recognises. Then the length of the encoded prefix is a matter of
+    counting tokens. Rows with other boundaries (a final user turn, a user turn of nothing) and
+    other tokenizers take the slow path.
 
     Attributes:
         slow_rows: how many rows took the slow path.
@@ -157,87 +190,112 @@ class ChatEncoder:
         self.label_mask: LabelMask = label_mask
         self.eos = _eos(tokenizer)
         self.slow_rows = 0
-        self._fast = splits_after_line_feed(tokenizer)
+        self._splits = splits_after_line_feed(tokenizer)
+        self._pieces = piece_cache(tokenizer) if self._splits else None
+        self._leading = _leading_specials(tokenizer) if self._splits else []
 
     def encode_batch(self, conversations: Sequence[Sequence[Message]]) -> list[EncodedRow]:
         """Encode conversations; one row each, in order."""
-        rendered = [render_training(m, self.eos, self.label_mask) for m in conversations]
-        if not self._fast:
-            return [self._slow(r) for r in rendered]
-        core = self.tokenizer.backend_tokenizer
-        core.no_truncation()
-        core.no_padding()
-        encodings = core.encode_batch([r.text.rstrip() for r in rendered])
-        return [self._row(r, e) for r, e in zip(rendered, encodings, strict=True)]
+        rows: list[EncodedRow | None] = [None] * len(conversations)
+        later = []  # for the tokenizer's own batches
+        for i, messages in enumerate(conversations):
+            rendered = render_training(messages, self.eos, self.label_mask)
+            if not self._splits or not self._splits_at_spans(rendered):
+                rows[i] = self._slow(rendered)
+            elif self._pieces is not None and rendered.text.isascii():
+                rows[i] = self._from_pieces(rendered, self._pieces)
+            else:
+                later.append((i, rendered))
+        if later:
+            core = self.tokenizer.backend_tokenizer
+            core.no_truncation()
+            core.no_padding()
+            encodings = core.encode_batch([rendered.text[:-1] for _, rendered in later])
+            for (i, rendered), encoding in zip(later, encodings, strict=True):
+                rows[i] = self._from_offsets(rendered, encoding)
+        return cast("list[EncodedRow]", rows)
 
-    def _row(self, rendered: Rendered, encoding: Any) -> EncodedRow:
+    def _splits_at_spans(self, rendered: Rendered) -> bool:
+        """Whether every span starts and ends where the tokenizer splits either way."""
         text = rendered.text
-        length = len(text.rstrip())
-        ids: list[int] = encoding.ids
+        if not text.endswith(self.eos + "\n"):
+            return False  # what is encoded is shorter than the last prefix
+        length = len(text) - 1
+        return all(
+            p == 0
+            or p >= length
+            or (text[p - 1] == "\n" and not text[p - 2].isspace() and not text[p].isspace())
+            or (text[p] == "\n" and text.endswith(self.eos, 0, p))
+            for span in rendered.spans
+            for p in span
+        )
+
+    def _from_pieces(self, rendered: Rendered, pieces: PieceCache) -> EncodedRow:
+        text, ids = rendered.text, list(self._leading)
+        position = 0
         masked = []
         for start, end in rendered.spans:
-            first = self._tokens_before(text, length, start, encoding)
-            last = self._tokens_before(text, length, end, encoding)
-            if first is None or last is None:
-                return self._slow(rendered)
-            masked.append((first, last))
-        return EncodedRow.build(ids, masked, self.max_seq_length)
+            ids += pieces.encode(text[position:start])
+            first = len(ids) if start else 0
+            position = min(end, len(text) - 1)
+            ids += pieces.encode(text[start:position])
+            masked.append((first, len(ids)))
+        ids += pieces.encode(text[position:-1])
+        return _row(ids, masked, self.max_seq_length)
 
-    def _tokens_before(self, text: str, length: int, p: int, encoding: Any) -> int | None:
-        """Length of the encoding of text[:p], or None where only encoding it can tell."""
-        if p == 0:
-            return 0
-        if p == length or (p == length + 1 and text.endswith(self.eos + "\n")):
-            return len(encoding.ids)
-        if p > length:
-            return None
-        after_line_feed = text[p - 1] == "\n" and not text[p - 2].isspace()
-        if after_line_feed and not text[p].isspace():
-            return encoding.char_to_token(p)
-        if text[p] == "\n" and text.endswith(self.eos, 0, p):
-            return encoding.char_to_token(p)
-        return None
+    def _from_offsets(self, rendered: Rendered, encoding: Encoding) -> EncodedRow:
+        length = len(rendered.text) - 1
+        masked = []
+        for span in rendered.spans:
+            counts: list[int] = []
+            for p in span:
+                count = encoding.char_to_token(p) if 0 < p < length else len(encoding.ids)
+                if count is None:  # a normalizer removed the character
+                    return self._slow(rendered)
+                counts.append(count if p else 0)
+            masked.append((counts[0], counts[1]))
+        return _row(encoding.ids, masked, self.max_seq_length)
 
     def _slow(self, rendered: Rendered) -> EncodedRow:
         self.slow_rows += 1
-        ids = self.tokenizer(rendered.text.strip())["input_ids"]
-        row = _encode_by_prefixes(rendered, self.tokenizer, self.max_seq_length)
-        return EncodedRow(row["input_ids"], row["labels"], len(ids))
+        return _encode_by_prefixes(rendered, self.tokenizer, self.max_seq_length)
 
 
-@dataclass(frozen=True)
-class EncodedRow:
-    """Ids and labels of one conversation, and its length in tokens before truncation."""
-
-    input_ids: list[int]
-    labels: list[int]
-    full_length: int
-
-    @classmethod
-    def build(cls, ids: list[int], masked: list[tuple[int, int]], limit: int) -> EncodedRow:
-        kept = ids[:limit]
-        labels = list(kept)
-        for start, end in masked:
-            end = min(end, len(kept))
-            if start < end:
-                labels[start:end] = [IGNORE_INDEX] * (end - start)
-        return cls(kept, labels, len(ids))
+def _row(ids: list[int], masked: Sequence[tuple[int, int]], limit: int) -> EncodedRow:
+    length = min(len(ids), limit)
+    cut: list[tuple[int, int]] = []
+    covered = 0
+    for start, end in masked:
+        start, end = max(start, covered), min(end, length)
+        if start < end:
+            cut.append((start, end))
+            covered = end
+    return EncodedRow(ids[:length], tuple(cut), len(ids))
 
 
 def _encode_by_prefixes(
     rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
-) -> Encoded:
+) -> EncodedRow:
     def encode(text: str) -> list[int]:
         return tokenizer(text, truncation=True, max_length=max_seq_length)["input_ids"]
 
-    ids = encode(rendered.text.strip())
-    labels = list(ids)
-    for start, end in rendered.spans:
-        first = len(encode(rendered.text[:start])) if start else 0
-        last = min(len(encode(rendered.text[:end])), len(ids))
-        if first < last:
-            labels[first:last] = [IGNORE_INDEX] * (last - first)
-    return Encoded(input_ids=ids, attention_mask=[1] * len(ids), labels=labels)
+    text = rendered.text.strip()
+    ids = encode(text)
+    masked = [
+        (len(encode(rendered.text[:start])) if start else 0, len(encode(rendered.text[:end])))
+        for start, end in rendered.spans
+    ]
+    row = _row(ids, masked, len(ids))
+    if len(ids) < max_seq_length:
+        return row
+    full = tokenizer(text, verbose=False)["input_ids"]
+    return replace(row, full_length=len(full))
+
+
+def _leading_specials(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before every text: BOS, or nothing."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return tokenizer("a")["input_ids"][: -len(plain)]
 
 
 def _role(message: Message) -> str:

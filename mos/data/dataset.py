@@ -15,7 +15,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class Statistics:
         ):
             self.empty_answers += 1
             _first(self.first_empty, place)
-        supervised = len(row.labels) - row.labels.count(IGNORE_INDEX)
+        supervised = row.supervised
         self.longest = max(self.longest, row.full_length)
         bin_start = row.full_length // self.LENGTH_BIN * self.LENGTH_BIN
         self.lengths[bin_start] = self.lengths.get(bin_start, 0) + 1
@@ -252,8 +252,12 @@ def _encoded_batches(
             continue
         lengths = np.array([len(row.input_ids) for row in kept], dtype=np.int32)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        ids = np.concatenate([np.array(row.input_ids, dtype=np.int32) for row in kept])
-        labels = np.concatenate([np.array(row.labels, dtype=np.int32) for row in kept])
+        flat = chain.from_iterable(row.input_ids for row in kept)
+        ids = np.fromiter(flat, dtype=np.int32, count=offsets[-1])
+        labels = ids.copy()
+        for offset, row in zip(offsets, kept, strict=False):
+            for start, end in row.masked:
+                labels[offset + start : offset + end] = IGNORE_INDEX
         ones = np.ones(len(ids), dtype=np.int8)
         yield pa.record_batch(
             [

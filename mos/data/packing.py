@@ -1,7 +1,8 @@
 """Packing several examples into one row; a departure from the paper, off by default.
 
-Positions start over at every example. Without an attention mask, transformers derives from them a
-block-diagonal causal mask (eager, sdpa, flash attention), so that no example attends to another.
+Positions start over at every example. Without an attention mask and a key-value cache, transformers
+derives from them a block-diagonal causal mask (eager, sdpa, flex attention), so that no example
+attends to another. Flash attention honours them in batches of one row only: do not pack with it.
 The first label of every example is masked: predicting it is the last token of its neighbour's job.
 With packing the loss averages over the tokens of more examples a row, so that batch sizes and
 step counts of the paper no longer mean the same.

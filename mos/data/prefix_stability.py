@@ -7,21 +7,16 @@ that one encoding with offsets answers what the reference asks by re-encoding pr
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS_AND_SPACES = (
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # a line feed joins what precedes it
-)
-SAFE_PATTERNS = frozenset(
-    {
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
-        _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _WORDS_AND_SPACES,  # LLaMA-3
-        _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _WORDS_AND_SPACES,  # Qwen2
-    }
-)
+_LINES_AND_SPACES = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _LINES_AND_SPACES
+QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _LINES_AND_SPACES
 
 
 def splits_after_line_feed(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -34,6 +29,8 @@ def splits_after_line_feed(tokenizer: PreTrainedTokenizerBase) -> bool:
     means "not known", never "known not to".
     """
     if not tokenizer.is_fast or tokenizer.truncation_side != "right":
+        return False
+    if tokenizer.split_special_tokens:
         return False
     added = tokenizer.added_tokens_decoder.values()
     if any(t.lstrip or t.rstrip or t.single_word or "\n" in t.content for t in added):
@@ -68,7 +65,7 @@ def _splits(core: dict[str, Any]) -> bool:
         return _line_feed_never_merges(core["model"])
     splitters = [
         (part["type"] == "ByteLevel" and part["use_regex"])
-        or (part["type"] == "Split" and part["pattern"].get("Regex") in SAFE_PATTERNS)
+        or (part["type"] == "Split" and part["pattern"].get("Regex") in (GPT2, LLAMA3, QWEN2))
         for part in parts
     ]
     harmless = (

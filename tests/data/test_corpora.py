@@ -1,0 +1,273 @@
+"""Conversion to the byte, what partial sources do, and bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mos.data import check_source, convert
+from mos.data.messages import SeenIds
+from mos.data.rows import Report, line_of, read_json_list, sample_jsonl
+from mos.data.templates import WITH_INPUT, WITHOUT_INPUT
+from mos.errors import DataError, MissingFileError, UserError
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def turn(content="a", **extra):
+    return {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": content},
+        ],
+        **extra,
+    }
+
+
+@pytest.mark.parametrize("corpus", ["super_ni", "cot"])
+def test_golden_conversion(corpus, golden, shared_dir, tmp_path):
+    expected = golden("train_prep")["runs"]["synthetic_each_alone_seed42"][corpus]
+    output = tmp_path / "rows.jsonl"
+    report = convert(corpus, shared_dir / "golden" / "prep_synthetic" / corpus, output, seed=42)
+    text = output.read_text("utf-8")
+    rows = read_jsonl(output)
+    assert report["rows"] == len(rows) == expected["num_rows"]
+    assert rows[: len(expected["first_rows"])] == expected["first_rows"]
+    assert sha256(text) == expected["file_sha256"]
+    assert [sha256(line) for line in text.splitlines()[:20]] == expected["row_sha256_first20"]
+
+
+def test_templates_are_the_protocols(shared_dir):
+    strings = json.loads((shared_dir / "protocol_strings.json").read_text("utf-8"))
+    assert [list(t) for t in WITH_INPUT] == strings["instruction_templates_with_input"]
+    assert [list(t) for t in WITHOUT_INPUT] == strings["instruction_templates_without_input"]
+
+
+def test_code_alpaca_draws_one_template_a_row(tmp_path):
+    items = [
+        {"instruction": f" do {i} ", "input": ["", "  ", "in {x}\n", None][i % 4], "output": " o "}
+        for i in range(40)
+    ]
+    (tmp_path / "code_alpaca_20k.json").write_text(json.dumps(items, indent=1))
+    convert("code_alpaca", tmp_path, tmp_path / "out.jsonl", seed=7)
+    rng = random.Random(7)
+    for i, row in enumerate(read_jsonl(tmp_path / "out.jsonl")):
+        context = (items[i]["input"] or "").strip()
+        templates = WITH_INPUT if context else WITHOUT_INPUT
+        (draw,) = rng.choices(range(14), weights=[weight for *_, weight in templates])
+        prompt, completion, _ = templates[draw]
+        assert row["id"] == f"code_alpaca_{i}"
+        user, assistant = (message["content"] for message in row["messages"])
+        assert user == prompt.replace("{instruction}", f"do {i}").replace("{input}", context)
+        assert assistant == completion.replace("{output}", "o")
+
+
+def test_flan_v2_appends_a_line_feed_only_where_the_reference_does(tmp_path):
+    prompts = ["a", "a\n", "a:", "a: ", "a:\t", "a \n", "a?\n\n", ""]
+    source = write_jsonl(
+        tmp_path / "tulu_v1_resampled_flan_100k.jsonl",
+        [{"inputs": prompt, "targets": " t\n"} for prompt in prompts],
+    )
+    convert("flan_v2", source.parent, tmp_path / "out.jsonl")
+    rows = read_jsonl(tmp_path / "out.jsonl")
+    assert [row["messages"][0]["content"] for row in rows] == [
+        "a\n", "a\n", "a:", "a: ", "a:\t", "a \n", "a?\n\n", "\n",
+    ]  # fmt: skip
+    assert {row["messages"][1]["content"] for row in rows} == {" t\n"}
+    assert [row["id"] for row in rows] == [f"flan_v2_{i}" for i in range(len(prompts))]
+
+
+def test_sampling_lines_draws_as_sampling_the_list_does(tmp_path):
+    rows = [{"inputs": str(i)} for i in range(500)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    sampled = [row for _, row in sample_jsonl(path, 60, random.Random(42), Report())]
+    assert sampled == random.Random(42).sample(rows, k=60)
+    whole = list(sample_jsonl(path, 500, random.Random(42), Report()))
+    assert [row for _, row in whole] == rows
+    assert [line for line, _ in whole] == list(range(1, 501))
+
+
+def super_ni(folder, tasks, present=None, split="xlingual", instances=3):
+    (folder / "splits" / split).mkdir(parents=True)
+    (folder / "splits" / split / "train_tasks.txt").write_text("\n".join(tasks) + "\n")
+    (folder / "tasks").mkdir()
+    for task in tasks if present is None else present:
+        (folder / "tasks" / f"{task}.json").write_text(
+            json.dumps(
+                {
+                    "Definition": ["Do it."],
+                    "Positive Examples": [{"input": "i", "output": "o"}],
+                    "Instances": [
+                        {"id": f"{task}-{i}", "input": f"in {i}", "output": [f"out {i}"]}
+                        for i in range(instances)
+                    ],
+                },
+                indent=1,
+            )
+        )
+    return folder
+
+
+def test_partial_checkout_converts_what_is_there_and_says_so(tmp_path):
+    folder = super_ni(tmp_path / "ni", ["t1", "t2", "t3_mmmlu_x"], present=["t2", "t3_mmmlu_x"])
+    report = convert("super_ni", folder, tmp_path / "out.jsonl")
+    assert report["rows"] == 3
+    assert any("1 of 2 training tasks" in note and "t1" in note for note in report["notes"])
+    (folder / "tasks" / "t2.json").unlink()
+    with pytest.raises(MissingFileError, match="none of the 2 tasks"):
+        check_source("super_ni", folder)
+
+
+def test_default_split_serves_where_there_is_no_xlingual(tmp_path):
+    folder = super_ni(tmp_path / "ni", ["t1"], split="default")
+    report = convert("super_ni", folder, tmp_path / "out.jsonl")
+    assert any("splits/xlingual" in note for note in report["notes"])
+    available = folder / "splits" / "default" / "train_tasks_available.txt"
+    available.write_text("t1\nt9\n")
+    with pytest.raises(MissingFileError, match=r"t9\.json"):
+        check_source("super_ni", folder)
+
+
+def test_raw_cot_is_rendered_where_the_sampled_files_are_missing(tmp_path):
+    (tmp_path / "gsm8k_train.tsv").write_text("1 + 1?\t2\tOne and one.\\nThat is two.\n")
+    report = convert("cot", tmp_path, tmp_path / "out.jsonl")
+    (row,) = read_jsonl(tmp_path / "out.jsonl")
+    assert row["messages"][0]["content"] == "1 + 1?\nLet's think step by step.\n"
+    assert row["messages"][1]["content"] == "One and one.\nThat is two. So the answer is 2."
+    assert report["notes"]
+    (tmp_path / "cot_zsopt.jsonl").write_text("{}")
+    with pytest.raises(MissingFileError, match=r"cot_fsopt\.jsonl"):
+        check_source("cot", tmp_path)
+
+
+def test_own_rows_in_both_forms(tmp_path):
+    write_jsonl(
+        tmp_path / "own.jsonl", [{"prompt": "p", "completion": "c"}, turn(dataset="d", id="x")]
+    )
+    convert("messages", tmp_path, tmp_path / "out" / "rows.jsonl")
+    first, second = read_jsonl(tmp_path / "out" / "rows.jsonl")
+    assert first["messages"][1] == {"role": "assistant", "content": "c"}
+    assert (first["dataset"], first["id"]) == ("own", "own_1")
+    assert (second["dataset"], second["id"]) == ("d", "x")
+
+
+def test_tulu_mixture_in_parquet_gives_the_rows_of_one_corpus(tmp_path):
+    rows = [turn(dataset=name, id=f"{name}_{i}") for i in range(3) for name in ("cot", "flan_v2")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-00000-of-00001.parquet")
+    output = tmp_path / "out" / "rows.jsonl"
+    report = convert("cot", tmp_path, output)
+    assert [row["id"] for row in read_jsonl(output)] == ["cot_0", "cot_1", "cot_2"]
+    assert report["notes"]
+    assert convert("messages", tmp_path, output)["rows"] == 6
+
+
+BAD_LINES = {
+    "broken JSON": (b'{"messages": [', r"own\.jsonl:2: broken JSON at column"),
+    "latin-1": ('{"prompt": "é"}'.encode("latin-1"), r"own\.jsonl:2: not UTF-8: byte 0xe9"),
+    "not an object": (b"[1]", r"own\.jsonl:2: expected a JSON object, found a list"),
+    "no fields": (b'{"text": "x"}', r"own\.jsonl:2: neither 'messages' nor .*found text"),
+    "no messages": (b'{"messages": []}', r"own\.jsonl:2: .*at least one message"),
+    "null content": (
+        b'{"messages": [{"role": "user", "content": null}]}',
+        r"own\.jsonl:2: message 0: content must be a string, found None",
+    ),
+    "number content": (b'{"prompt": 3, "completion": "x"}', r"own\.jsonl:2: message 0: content"),
+    "unknown role": (
+        b'{"messages": [{"role": "tool", "content": "x"}]}',
+        r"own\.jsonl:2: message 0: unknown role 'tool'",
+    ),
+    "message is a string": (b'{"messages": ["x"]}', r"own\.jsonl:2: message 0 must be an object"),
+    "empty assistant": (json.dumps(turn(" \n")).encode(), r"own\.jsonl:2: .*turn is empty"),
+    "duplicate id": (json.dumps(turn(id="first")).encode(), r"own\.jsonl:2: the id 'first'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_bad_rows_are_refused_or_skipped_by_place(kind, tmp_path):
+    line, message = BAD_LINES[kind]
+    good = [json.dumps(turn(id=i)).encode() for i in ("first", "last")]
+    (tmp_path / "own.jsonl").write_bytes(b"\n".join([good[0], line, b"", good[1]]))
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(DataError, match=message):
+        convert("messages", tmp_path, output)
+    assert not output.exists()
+    report = convert("messages", tmp_path / "own.jsonl", output, on_bad_row="skip")
+    assert (report["rows"], report["skipped"]) == (2, 1)
+    assert [row["id"] for row in read_jsonl(output)] == ["first", "last"]
+    assert "own.jsonl:2" in report["bad_rows"][0]
+    with pytest.raises(UserError, match="on_bad_row"):
+        convert("messages", tmp_path, output, on_bad_row="ignore")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "name", "content", "message"),
+    [
+        ("flan_v2", "tulu_v1_resampled_flan_100k.jsonl", b"", "the file is empty"),
+        ("flan_v2", "tulu_v1_resampled_flan_100k.jsonl", b"\n", "no row is left"),
+        ("flan_v2", "tulu_v1_resampled_flan_100k.jsonl", b'{"inputs": "x"}', ":1: field 'targets'"),
+        ("code_alpaca", "code_alpaca_20k.json", b"[\n{},\n", r":3: broken JSON"),
+        ("code_alpaca", "code_alpaca_20k.json", b"{}", ":1: expected a JSON list"),
+        ("code_alpaca", "code_alpaca_20k.json", b'[\n\n{"instruction": 1}]', ":3: .*a number"),
+        ("code_alpaca", "code_alpaca_20k.json", b"\xff\xfe[\x00]\x00", ":1: the file is UTF-16"),
+        ("cot", "x_train.tsv", b"a\tb\n", ":1: expected 3 columns"),
+        ("messages", "x.parquet", b"PAR1", "not a readable parquet"),
+    ],
+)
+def test_bad_files(corpus, name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        convert(corpus, tmp_path, tmp_path / "out.jsonl")
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("corpus", ["super_ni", "flan_v2", "cot", "code_alpaca", "messages"])
+def test_missing_sources_say_where_to_get_them(corpus, tmp_path):
+    for source in (tmp_path / "absent", tmp_path):
+        with pytest.raises(MissingFileError, match=r"prepare_train_data|\*\.jsonl"):
+            check_source(corpus, source)
+    with pytest.raises(UserError, match="expected one of super_ni"):
+        check_source("alpaca", tmp_path)
+
+
+def test_bad_instance_names_the_line_in_the_task_file(tmp_path):
+    folder = super_ni(tmp_path / "ni", ["t1"])
+    path = folder / "tasks" / "t1.json"
+    task = json.loads(path.read_text())
+    task["Instances"][1]["output"] = "not a list"
+    path.write_text(text := json.dumps(task, indent=1))
+    line = text[: text.index("t1-1")].count("\n")  # the brace is on the line before the id
+    with pytest.raises(DataError, match=f"t1.json:{line}: instance 1"):
+        convert("super_ni", folder, tmp_path / "out.jsonl")
+    assert convert("super_ni", folder, tmp_path / "out.jsonl", on_bad_row="skip")["rows"] == 2
+
+
+def test_lines_of_json_values(tmp_path):
+    text = '\n{"a": [1,\n {"b": "x\\n"}], "c": {"b":\n [2]}}'
+    assert line_of(text, "a", 1, "b") == 3
+    assert line_of(text, "c", "b", 0) == 4
+    path = tmp_path / "list.json"
+    path.write_text('\n[1, {"a":\n "b"}\n,\n 2]')
+    assert list(read_json_list(path)) == [(2, 1), (2, {"a": "b"}), (5, 2)]
+
+
+def test_seen_ids_across_the_sorted_and_the_recent():
+    seen = SeenIds()
+    assert all(seen.add(str(i)) for i in range(140_000))
+    assert not any(seen.add(str(i)) for i in (0, 65_535, 65_536, 139_999))

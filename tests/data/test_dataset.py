@@ -1,0 +1,330 @@
+"""The cached, split and batched corpus."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq
+
+from mos.data import dataset as module
+from mos.data import load_training_data
+from mos.data.chat import encode_messages
+from mos.data.collator import Collator
+from mos.errors import DataError, MissingFileError, UserError
+
+
+def own_rows(path, count=40, width=8, start=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        for i in range(start, start + count):
+            row = {"id": f"r{i}", "prompt": f"question {i}", "completion": f"a{i} " * (i % width)}
+            row["completion"] += "end"
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture
+def load(tiny_tokenizer, tmp_path):
+    def run(source=None, **options):
+        defaults = {
+            "corpus": "messages",
+            "source": source or own_rows(tmp_path / "rows.jsonl"),
+            "cache_dir": tmp_path / "cache",
+            "eval_size": 10,
+        }
+        return load_training_data(tiny_tokenizer, **(defaults | options))
+
+    return run
+
+
+def test_rows_are_the_encoded_conversations(load, tiny_tokenizer, tmp_path):
+    data = load(max_seq_length=70)
+    assert len(data.train) == 30
+    assert len(data.eval) == 10
+    assert set(data.train.column_names) == {"input_ids", "attention_mask", "labels", "length"}
+    expected = {}
+    for line in (tmp_path / "rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        messages = [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+        encoded = encode_messages(messages, tiny_tokenizer, 70)
+        expected[tuple(encoded["input_ids"])] = encoded
+    for row in [*data.train, *data.eval]:
+        encoded = expected.pop(tuple(row["input_ids"]))
+        assert row["labels"] == encoded["labels"]
+        assert row["attention_mask"] == encoded["attention_mask"]
+        assert row["length"] == len(row["input_ids"])
+    assert not expected or data.statistics["dropped"] == len(expected)
+
+
+def test_statistics(load, tmp_path):
+    rows = [
+        {"id": "a", "prompt": "q" * 100, "completion": "cut away"},
+        {"id": "b", "prompt": "q", "completion": "x" * 100},
+        {"id": "c", "prompt": "q", "completion": "y"},
+        {"id": "d", "prompt": "q", "completion": " "},
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load(source, max_seq_length=64, eval_size=0, on_bad_row="skip")
+    statistics = data.statistics
+    assert data.eval is None
+    assert (statistics["rows"], statistics["train_rows"], statistics["eval_rows"]) == (2, 2, 0)
+    assert (statistics["truncated"], statistics["dropped"], statistics["skipped"]) == (2, 1, 1)
+    assert statistics["first_dropped"] == ["rows.jsonl:1"]
+    assert statistics["first_truncated"] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert statistics["tokens"] == sum(data.train["length"])
+    labels = [label for row in data.train for label in row["labels"]]
+    assert statistics["supervised_tokens"] == sum(label != -100 for label in labels)
+    assert sum(statistics["lengths"].values()) == 3
+    assert "rows.jsonl:4" in statistics["bad_rows"][0]
+
+
+def test_golden_split(golden):
+    vectors = golden("train_encoding_smollm2")["train_eval_split"]
+    train, held_out = module._split(Dataset.from_dict({"i": range(50)}), 10, 42)
+    assert held_out["i"][:] == vectors["n50_test10_seed42"]["test"]
+    assert train["i"][:] == vectors["n50_test10_seed42"]["train"]
+    train, held_out = module._split(Dataset.from_dict({"i": range(3000)}), 1024, 42)
+    for part, name in ((held_out, "test"), (train, "train")):
+        text = ",".join(map(str, part["i"][:]))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        assert digest == vectors["n3000_test1024_seed42"][f"{name}_sha256_csv"]
+
+
+def test_split_is_that_of_datasets():
+    rows = Dataset.from_dict({"i": range(77)})
+    theirs = rows.train_test_split(test_size=13, shuffle=True, seed=5)
+    train, held_out = module._split(rows, 13, 5)
+    assert train["i"][:] == theirs["train"]["i"][:]
+    assert held_out["i"][:] == theirs["test"]["i"][:]
+
+
+def test_golden_collator(golden, smollm2_tokenizer):
+    vectors = golden("train_encoding_smollm2")
+    rows = {row["name"]: row for row in vectors["rows"]}
+    if absent := set(vectors["collator"]["names"]) - set(rows):
+        rows |= {
+            name: {"input_ids": [i for i, m in zip(ids, mask, strict=True) if m],
+                   "labels": labels[: sum(mask)]}
+            for name, ids, mask, labels in zip(
+                vectors["collator"]["names"],
+                vectors["collator"]["input_ids"],
+                vectors["collator"]["attention_mask"],
+                vectors["collator"]["labels"],
+                strict=True,
+            )
+            if name in absent
+        }  # fmt: skip
+    features = [
+        {
+            "input_ids": rows[name]["input_ids"],
+            "labels": rows[name]["labels"],
+            "attention_mask": [1] * len(rows[name]["input_ids"]),
+        }
+        for name in vectors["collator"]["names"]
+    ]
+    batch = Collator(vectors["collator"]["pad_token_id"])(features)
+    for name, values in batch.items():
+        assert values.tolist() == vectors["collator"][name], name
+    theirs = DataCollatorForSeq2Seq(smollm2_tokenizer, padding="longest")(features)
+    for name, values in batch.items():
+        torch.testing.assert_close(values, theirs[name])
+
+
+def test_eos_stays_supervised_where_it_is_the_pad_token():
+    rows = [
+        {"input_ids": [5, 2], "labels": [-100, 2], "attention_mask": [1, 1]},
+        {"input_ids": [5, 6, 2], "labels": [-100, 6, 2], "attention_mask": [1, 1, 1]},
+    ]
+    batch = Collator(pad_token_id=2)(rows)
+    assert batch["labels"].tolist() == [[-100, 2, -100], [-100, 6, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_small_corpora_name_the_option(load):
+    with pytest.raises(UserError, match=r"eval_size=40, but the corpus has 40 rows.*at most 39"):
+        load(eval_size=40)
+    with pytest.raises(UserError, match="max_rows=0"):
+        load(max_rows=0)
+
+
+def test_a_corpus_of_which_nothing_is_left(load, tmp_path):
+    with pytest.raises(DataError, match=r"all 40 rows were dropped.*cut before their answer"):
+        load(max_seq_length=8)
+    source = tmp_path / "bad.jsonl"
+    source.write_text("{}\n{}\n")
+    with pytest.raises(DataError, match=r"no row is left; 2 bad rows.*bad\.jsonl:1"):
+        load(source, on_bad_row="skip")
+    with pytest.raises(MissingFileError):
+        load(tmp_path / "absent")
+
+
+def test_half_a_surrogate_pair_is_a_bad_row(load, tmp_path):
+    source = own_rows(tmp_path / "rows.jsonl")
+    with source.open("a") as file:
+        file.write('{"prompt": "q", "completion": "\\ud83d"}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:41: .*ud83d"):
+        load(source)
+    assert load(source, on_bad_row="skip").statistics["skipped"] == 1
+
+
+def test_max_rows_samples_over_the_whole_corpus_in_order(load):
+    everything = load(eval_size=0).train
+    some = load(eval_size=0, max_rows=15).train
+    position = {tuple(ids): i for i, ids in enumerate(everything["input_ids"])}
+    chosen = [position[tuple(ids)] for ids in some["input_ids"]]
+    assert len(chosen) == 15
+    assert chosen == sorted(chosen)
+    assert max(chosen) >= 25
+    assert load(eval_size=0, max_rows=1000).train.num_rows == 40
+
+
+def test_cache_is_found_again_and_never_stale(load, tmp_path, monkeypatch):
+    built = []
+    write = module._write_arrow
+    monkeypatch.setattr(module, "_write_arrow", lambda *a: (built.append(a[0]), write(*a)))
+    source = own_rows(tmp_path / "rows.jsonl")
+    first = load(source)
+    again = load(source)
+    assert len(built) == 1
+    assert again.fingerprint == first.fingerprint
+    assert again.train["input_ids"][:] == first.train["input_ids"][:]
+    assert load(source, eval_size=5).fingerprint != first.fingerprint
+    assert len(built) == 1  # the encoded rows are the same, only the split is another
+    fingerprints = {first.fingerprint}
+    for change in ({"max_seq_length": 60}, {"label_mask": "clean"}, {"seed": 1}, {"max_rows": 30}):
+        fingerprints.add(load(source, **change).fingerprint)
+    stat = source.stat()
+    source.write_text(source.read_text().replace("question 7", "question X"))
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    fingerprints.add(load(source).fingerprint)
+    assert len(fingerprints) == 6
+    assert len(built) == 6
+    monkeypatch.setattr(module, "_code_hash", lambda: "another version")
+    assert load(source).fingerprint not in fingerprints
+
+
+def test_an_interrupted_build_leaves_nothing_behind_and_is_done_again(load, tmp_path, monkeypatch):
+    write = module._write_arrow
+
+    def die(path, schema, batches):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_write_arrow", die)
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    folders = [p for p in (tmp_path / "cache" / "training_data").iterdir() if p.is_dir()]
+    assert not folders
+    monkeypatch.setattr(module, "_write_arrow", write)
+    expected = load().fingerprint
+    # a killed process cannot even clean up
+    entry = next(p for p in (tmp_path / "cache" / "training_data").iterdir() if p.is_dir())
+    entry.rename(entry.with_name(entry.name + ".partial"))
+    (entry.with_name(entry.name + ".partial") / module.STATISTICS).unlink()
+    assert load().fingerprint == expected
+
+
+def test_two_processes_build_once_and_read_the_same(load, tmp_path, monkeypatch):
+    source = own_rows(tmp_path / "rows.jsonl", count=400)
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    log = tmp_path / "builds"
+    write = module._write_arrow
+
+    def logged(path, schema, batches):
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        write(path, schema, batches)
+
+    monkeypatch.setattr(module, "_write_arrow", logged)
+
+    def work():
+        barrier.wait()
+        data = load(source)
+        results.put((data.fingerprint, sum(map(sum, data.train["input_ids"])), len(data.eval)))
+
+    processes = [context.Process(target=work) for _ in range(2)]
+    for process in processes:
+        process.start()
+    first, second = (results.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert first == second
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_packed_training_rows(load, tiny_tokenizer):
+    plain, packed = load(), load(packing=True)
+    assert packed.fingerprint != plain.fingerprint
+    assert packed.eval["input_ids"][:] == plain.eval["input_ids"][:]
+    assert max(packed.train["length"]) <= 512
+    assert packed.statistics["packed_rows"] == len(packed.train) < len(plain.train)
+    rows = []
+    for row in packed.train:
+        starts = np.flatnonzero(np.array(row["position_ids"]) == 0).tolist()
+        for start, end in zip(starts, [*starts[1:], None], strict=True):
+            rows.append((row["input_ids"][start:end], row["labels"][start:end]))
+    assert sorted(rows) == sorted((row["input_ids"], row["labels"]) for row in plain.train)
+    batch = packed.collator([packed.train[i] for i in range(2)])
+    assert set(batch) == {"input_ids", "labels", "position_ids", "use_cache"}
+
+
+def test_chat_tokens_shorten_the_rows(tiny_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    options = {
+        "corpus": "messages",
+        "source": own_rows(tmp_path / "rows.jsonl"),
+        "cache_dir": tmp_path / "cache",
+        "eval_size": 10,
+    }
+    plain = load_training_data(tokenizer, **options)
+    marked = load_training_data(tokenizer, chat_tokens=True, **options)
+    assert len(tokenizer) == len(tiny_tokenizer) + 3
+    assert marked.fingerprint != plain.fingerprint
+    assert marked.statistics["tokens"] < plain.statistics["tokens"]
+
+
+MEMORY = """
+import resource, sys
+from transformers import AutoTokenizer
+from mos.data import load_training_data
+
+tokenizer, source, cache = sys.argv[1:]
+load_training_data(
+    AutoTokenizer.from_pretrained(tokenizer), corpus="messages", source=source, cache_dir=cache
+)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_memory_is_flat_at_a_million_rows(tiny_model_dir, tmp_path, repo_dir):
+    peaks = {}
+    for count in (20_000, 1_000_000):
+        source = own_rows(tmp_path / f"{count}.jsonl", count=count, width=60)
+        result = subprocess.run(
+            [sys.executable, "-c", MEMORY, tiny_model_dir, source, tmp_path / "cache"],
+            capture_output=True,
+            text=True,
+            cwd=repo_dir,
+            check=True,
+        )
+        peaks[count] = int(result.stdout.split()[-1])
+    print("peak MiB by rows:", peaks)
+    assert peaks[1_000_000] < peaks[20_000] + 150

@@ -1,0 +1,121 @@
+"""Unsafe tokenizers are refused; fingerprints; chat markers as vocabulary."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from mos.data.chat import ChatEncoder, encode_messages
+from mos.data.tokenizer import PROBES, add_chat_tokens, check_tokenizer, fingerprint
+from mos.errors import UserError
+
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+def test_good_tokenizers_pass(tokenizers_by_kind):
+    for kind in ("smollm2", "bytes", "gpt2", "llama3", "qwen2", "llama2"):
+        check_tokenizer(tokenizers_by_kind[kind])
+
+
+def test_tokenizer_that_drops_whitespace_is_refused(tokenizers_by_kind):
+    with pytest.raises(UserError, match="does not round-trip"):
+        check_tokenizer(tokenizers_by_kind["unknown"])
+
+
+def test_eos_that_is_not_a_token_of_text_is_refused(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.split_special_tokens = True
+    with pytest.raises(UserError, match="does not encode its EOS"):
+        check_tokenizer(tokenizer)
+
+
+def test_missing_pad_and_eos_are_refused(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.pad_token = None
+    with pytest.raises(UserError, match="no pad token"):
+        check_tokenizer(tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no EOS"):
+        check_tokenizer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_folder(tmp_path_factory):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    text = folder / "text.txt"
+    text.write_text("\n".join(["def f(x):", "    return x", "        y = 12 + 30"] * 50))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        pad_id=3,
+        minloglevel=2,
+    )
+    return folder
+
+
+def test_disagreement_with_the_sentencepiece_model_is_refused(sentencepiece_folder):
+    """One piece a character round-trips, and yet is not what the model was trained with."""
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(
+        model_file=str(sentencepiece_folder / "tokenizer.model")
+    )
+    vocab = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    from tokenizers import decoders, normalizers
+
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    core.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(sentencepiece_folder)
+    tokenizer = AutoTokenizer.from_pretrained(sentencepiece_folder)
+    decoded = tokenizer.decode(tokenizer(PROBES[0], add_special_tokens=False)["input_ids"])
+    assert decoded == PROBES[0]
+    with pytest.raises(UserError, match=r"disagrees with .*tokenizer\.model"):
+        check_tokenizer(tokenizer)
+
+
+def test_fingerprint_is_of_the_vocabulary_not_of_the_last_call(tokenizers_by_kind):
+    tokenizer = copy.deepcopy(tokenizers_by_kind["gpt2"])
+    before = fingerprint(tokenizer)
+    tokenizer(["a", "b c"], truncation=True, max_length=1, padding=True)
+    assert fingerprint(tokenizer) == before
+    tokenizer.add_tokens(["new"])
+    assert fingerprint(tokenizer) != before
+    prints = [fingerprint(t) for t in tokenizers_by_kind.values()]
+    assert len(set(prints)) == len(prints)
+
+
+def test_chat_tokens_survive_saving_and_encode_as_one_id_each(tokenizers_by_kind, tmp_path):
+    for kind in ("gpt2", "llama2"):
+        tokenizer = copy.deepcopy(tokenizers_by_kind[kind])
+        size = len(tokenizer)
+        ids = add_chat_tokens(tokenizer)
+        assert ids == [size, size + 1, size + 2] == add_chat_tokens(tokenizer)
+        tokenizer.save_pretrained(tmp_path / kind)
+        loaded = AutoTokenizer.from_pretrained(tmp_path / kind)
+        row = encode_messages(MESSAGES, loaded, 512)
+        assert [i for i in row["input_ids"] if i in ids] == [ids[1], ids[2]]
+        (fast,) = ChatEncoder(loaded, 512).encode_batch([MESSAGES])
+        assert (fast.input_ids, fast.labels) == (row["input_ids"], row["labels"])
