@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
 from mos.adapters.linear import FactoredLinear
@@ -16,6 +17,7 @@ class ProloraLinear(FactoredLinear):
     Per adapter, with u unshared ranks and reductions m, n:
     `prolora_A_shared (r-u, ceil(in/m))`, `prolora_B_shared (ceil(out/n), r-u)`,
     `prolora_A_unshared (u, in)`, `prolora_B_unshared (out, u)`; a part of rank 0 is absent.
+    `prolora_features (2)` keeps (in, out), which the widths of chunks do not tell, in the file.
     """
 
     method_name = "prolora"
@@ -25,7 +27,7 @@ class ProloraLinear(FactoredLinear):
         "prolora_A_unshared",
         "prolora_B_unshared",
     )
-    other_param_names = (*FactoredLinear.other_param_names, "reductions")
+    other_param_names = (*FactoredLinear.other_param_names, "reductions", "prolora_features")
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
         super().__init__(base_layer, **quantization_kwargs)
@@ -33,6 +35,7 @@ class ProloraLinear(FactoredLinear):
         self.prolora_B_shared = nn.ParameterDict()
         self.prolora_A_unshared = nn.ParameterDict()
         self.prolora_B_unshared = nn.ParameterDict()
+        self.prolora_features = BufferDict(persistent=True)
         self.reductions: dict[str, tuple[int, int]] = {}
 
     def update_layer(self, adapter_name: str, config: ProloraConfig) -> None:
@@ -48,6 +51,8 @@ class ProloraLinear(FactoredLinear):
                 )
         self.add_adapter_state(adapter_name, config.r, config.prolora_alpha, config.prolora_dropout)
         self.reductions[adapter_name] = (m, n)
+        features = torch.tensor([self.in_features, self.out_features], dtype=torch.int32)
+        self.prolora_features[adapter_name] = features
         if shared:
             A = torch.empty(shared, math.ceil(self.in_features / m))
             B = torch.empty(math.ceil(self.out_features / n), shared)

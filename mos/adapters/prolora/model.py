@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import torch
+from peft import PeftConfig
+from torch import nn
+
 from mos.adapters.prolora.layer import ProloraLinear
 from mos.adapters.tuner import FactoredTuner
 
@@ -9,3 +13,25 @@ class ProloraModel(FactoredTuner):
 
     prefix = "prolora_"
     tuner_layer_cls = ProloraLinear
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        for path, layer in model.named_modules():
+            if isinstance(layer, ProloraLinear) and adapter_name in layer.prolora_features:
+                saved = remapped[f"{path}.prolora_features.{adapter_name}"].tolist()
+                if saved != [layer.in_features, layer.out_features]:
+                    raise ValueError(
+                        f"The adapter '{adapter_name}' was trained on a {path} of "
+                        f"{tuple(saved)} (in, out) features; this model's has "
+                        f"{layer.in_features, layer.out_features}."
+                    )
+        return remapped

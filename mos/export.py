@@ -1,0 +1,253 @@
+"""Adapters for other programs: a plain LoRA adapter, or a plain model with the adapter merged.
+
+python -m mos.export adapter=outputs/.../adapter out=lora
+python -m mos.export adapter=outputs/.../adapter out=model as=merged quantization=nf4
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from mos.adapters.factors import lora_factors
+from mos.adapters.options import nearest
+from mos.adapters.skeleton import skeleton
+from mos.config import CONFIG_DIR
+from mos.console import fail, say
+from mos.errors import MissingFileError, UserError
+from mos.modeling import check_model_folder, copy_tokenizer, dequantized_base, resolve_model
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
+
+
+def to_lora(
+    source: PeftModel | str | Path,
+    out_dir: str | Path,
+    dtype: torch.dtype | None = None,
+    pad_to_vllm_rank: bool = True,
+) -> Path:
+    """Write an adapter as a LoRA adapter that stock PEFT and stock vLLM load.
+
+    The update is the same, not an approximation: the factors are the method's own, and ranks added
+    by padding are zero. Needs no weights of the base model.
+
+    Args:
+        source: a PEFT model, whose active adapter is taken, or an adapter directory.
+        out_dir: directory to write; one that exists is replaced.
+        dtype: of the factors; default as the adapter has them.
+        pad_to_vllm_rank: raise the rank to the next one that vLLM reserves room for.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        MissingFileError: no adapter in the directory.
+        UserError: the adapter has no exact LoRA form: it trains whole modules or biases, is not
+            linear, or has a rank beyond vLLM's 512.
+    """
+    model = source if isinstance(source, PeftModel) else _load_without_base(Path(source))
+    if len(model.active_adapters) != 1:
+        raise UserError(
+            f"Export takes one adapter, but {model.active_adapters} are active: call set_adapter."
+        )
+    name = model.active_adapters[0]
+    config = model.peft_config[name]
+    _check_only_factors(config)
+    factors = {
+        path: lora_factors(layer, name)
+        for path, layer in model.base_model.model.named_modules()
+        if isinstance(layer, BaseTunerLayer) and name in layer._get_available_adapters()
+    }
+    r = max(A.shape[0] for A, _, _ in factors.values())
+    if pad_to_vllm_rank:
+        r = _vllm_rank(r)
+    scalings = {scaling for _, _, scaling in factors.values()}
+    # one scaling for all layers is kept as alpha / r; else it goes into B
+    common = scalings.pop() if len(scalings) == 1 else 1.0
+    tensors = {}
+    for path, (A, B, scaling) in factors.items():
+        B = B if scaling == common else B * scaling
+        padding = r - A.shape[0]
+        A = torch.nn.functional.pad(A, (0, 0, 0, padding))  # (r, in_features)
+        B = torch.nn.functional.pad(B, (0, padding))  # (out_features, r)
+        for side, factor in (("A", A), ("B", B)):
+            key = f"base_model.model.{path}.lora_{side}.weight"
+            tensors[key] = factor.to(device="cpu", dtype=dtype).contiguous()
+    alpha = common * r
+    lora = LoraConfig(
+        r=r,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        target_modules=config.target_modules,
+        exclude_modules=getattr(config, "exclude_modules", None),
+        layers_to_transform=config.layers_to_transform,
+        layers_pattern=config.layers_pattern,
+        task_type=config.task_type or "CAUSAL_LM",
+        base_model_name_or_path=config.base_model_name_or_path,
+        inference_mode=True,
+    )
+    with _whole(Path(out_dir)) as folder:
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        lora.save_pretrained(folder)
+    return Path(out_dir)
+
+
+def merge(
+    base_dir: str | Path,
+    adapter_dir: str | Path,
+    out_dir: str | Path,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a plain transformers model: the base with the adapter merged, and its tokenizer.
+
+    Args:
+        base_dir: a model directory with unquantised weights. Give the dequantised weights of a
+            quantised base (`mos.modeling.dequantized_base`) for the function that was trained.
+        adapter_dir: an adapter of any method of PEFT's or ours that merges.
+        out_dir: directory to write; one that exists is replaced.
+        dtype: of the weights; default as the base has them. The sum is rounded to it once.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        MissingFileError: the base or the adapter is not there.
+        UserError: the base is quantised, or the adapter does not fit it.
+    """
+    base_dir = check_model_folder(Path(base_dir))
+    config = _adapter_config(Path(adapter_dir))
+    base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or "auto")
+    if getattr(base, "is_quantized", False):
+        raise UserError(
+            f"{base_dir} has quantised weights, and a merged model must not: merge into the "
+            "dequantised base (mos.modeling.dequantized_base; quantization= on the command line)."
+        )
+    try:
+        model = PeftModel.from_pretrained(base, adapter_dir, config=config)
+    except ValueError as error:
+        raise UserError(f"{adapter_dir} does not fit the base model {base_dir}: {error}") from error
+    merged = model.merge_and_unload(safe_merge=True)
+    with _whole(Path(out_dir)) as folder:
+        merged.save_pretrained(folder)
+        copy_tokenizer(base_dir, folder)
+    return Path(out_dir)
+
+
+def _load_without_base(adapter_dir: Path) -> PeftModel:
+    config = _adapter_config(adapter_dir)
+    _check_only_factors(config)
+    # a task's model class would look for methods that only a whole model has
+    task_type, config.task_type = config.task_type, None
+    model = PeftModel(skeleton(adapter_dir, config), config)
+    model.load_adapter(str(adapter_dir), "default", torch_device="cpu")
+    model.peft_config["default"].task_type = task_type
+    return model
+
+
+def _adapter_config(adapter_dir: Path) -> PeftConfig:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter_dir / name).is_file():
+            raise MissingFileError(
+                f"{adapter_dir} is not an adapter directory: no {name} there. Expected a directory "
+                "as save_pretrained writes it (adapter/ in the folder of a run)."
+            )
+    return PeftConfig.from_pretrained(str(adapter_dir))
+
+
+def _check_only_factors(config: PeftConfig) -> None:
+    for name, plain in (("modules_to_save", None), ("bias", "none"), ("use_dora", False)):
+        if (value := getattr(config, name, plain)) not in (plain, []):
+            raise UserError(
+                f"The adapter has {name}={value!r}, which a plain LoRA adapter cannot hold: merge "
+                "it into the base instead (as=merged)."
+            )
+
+
+def _vllm_rank(r: int) -> int:
+    for rank in VLLM_RANKS:
+        if rank >= r:
+            return rank
+    raise UserError(
+        f"The adapter has rank {r}, and vLLM takes at most {VLLM_RANKS[-1]}: merge it into the "
+        "base (as=merged), or export for PEFT alone with pad=false."
+    )
+
+
+@contextmanager
+def _whole(out_dir: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out_dir` once all is written."""
+    partial = out_dir.with_name(out_dir.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    partial.rename(out_dir)
+
+
+DEFAULTS = {
+    "adapter": "???",  # directory of an adapter
+    "out": "???",  # directory to write
+    "as": "lora",  # lora or merged
+    "base": None,  # merged: base model (folder, hub id, package:...); default the adapter's own
+    "quantization": "none",  # merged: none, nf4 or int8, as in training
+    "dtype": None,  # float32, bfloat16 or float16
+    "pad": True,  # lora: pad the rank to one of vLLM's
+    "cache_dir": "data/cache",  # keeps converted and dequantised bases
+}
+
+
+def main(arguments: list[str]) -> None:
+    given = OmegaConf.from_cli(arguments)
+    for key in given:
+        if key not in DEFAULTS:
+            raise UserError(f"{key}: no option of mos.export. {nearest(key, DEFAULTS)}")
+    options = OmegaConf.merge(OmegaConf.create(DEFAULTS), given)
+    if missing := OmegaConf.missing_keys(options):
+        raise UserError(
+            f"mos.export needs {' and '.join(sorted(f'{key}=...' for key in missing))}."
+        )
+    dtype = None
+    if options.dtype is not None:
+        dtype = getattr(torch, str(options.dtype), None)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"dtype={options.dtype}: expected float32, bfloat16 or float16.")
+    if options["as"] == "lora":
+        out = to_lora(options.adapter, options.out, dtype, options.pad)
+    elif options["as"] == "merged":
+        out = merge(_base(options), options.adapter, options.out, dtype)
+    else:
+        raise UserError(f"as={options['as']}: expected lora or merged.")
+    say(f"wrote {out}")
+
+
+def _base(options: DictConfig) -> Path:
+    path = options.base or _adapter_config(Path(options.adapter)).base_model_name_or_path
+    if not path:
+        raise UserError("The adapter does not name its base model: give base=...")
+    known = [file.stem for file in (CONFIG_DIR / "quantization").glob("*.yaml")]
+    if options.quantization not in known:
+        raise UserError(
+            f"quantization={options.quantization}: {nearest(options.quantization, known)}"
+        )
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        settings = compose(f"quantization/{options.quantization}").quantization
+    return dequantized_base(resolve_model(path, options.cache_dir), settings, options.cache_dir)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+        sys.exit(2)

@@ -1,0 +1,290 @@
+"""Exports are the same function, in formats that know nothing of this project."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, MissConfig, PeftModel, VeraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mos import MosConfig, ProloraConfig, TiedLoraConfig
+from mos.errors import MissingFileError, UserError
+from mos.export import main, merge, to_lora
+from tests.adapters.tiny import CASES, adapted, logits, randomise, tiny_llama
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj"]
+PEFTS_OWN = {
+    "lora": lambda: LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS),
+    "rslora": lambda: LoraConfig(r=3, use_rslora=True, target_modules=TARGETS),
+    "vera": lambda: VeraConfig(r=6, target_modules=TARGETS),
+    "miss": lambda: MissConfig(r=10, target_modules=TARGETS),
+    "miss-mini": lambda: MissConfig(r=4, init_weights="mini", mini_r=8, target_modules=TARGETS),
+}
+ALL = {**CASES, **PEFTS_OWN}
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base") / "tiny"
+    tiny_llama().save_pretrained(path)
+    return path
+
+
+def base(base_dir):
+    return AutoModelForCausalLM.from_pretrained(base_dir)
+
+
+@pytest.fixture(params=list(ALL))
+def model(request, base_dir):
+    return adapted(ALL[request.param](), base(base_dir))
+
+
+def stock(path, dtype=torch.float32):
+    """The exported adapter on the base, loaded by a PEFT that has its own LoRA only."""
+    loaded = PeftModel.from_pretrained(tiny_llama(dtype), path)
+    assert loaded.peft_config["default"].peft_type == "LORA"
+    return loaded
+
+
+def test_lora_of_a_model_has_its_logits(model, tmp_path):
+    path = to_lora(model, tmp_path / "lora")
+    torch.testing.assert_close(logits(stock(path)), logits(model), atol=1e-5, rtol=1e-5)
+    merged = stock(path).merge_and_unload()
+    torch.testing.assert_close(logits(merged), logits(model), atol=1e-5, rtol=1e-5)
+
+
+def test_lora_of_a_directory_is_the_same_file(model, tmp_path):
+    model.save_pretrained(tmp_path / "adapter")
+    from_model = to_lora(model, tmp_path / "a")
+    from_directory = to_lora(tmp_path / "adapter", tmp_path / "b")
+    first, second = (
+        load_file(p / "adapter_model.safetensors") for p in (from_model, from_directory)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (
+        json.loads((p / "adapter_config.json").read_text()) for p in (from_model, from_directory)
+    )
+    assert set(first.pop("target_modules")) == set(second.pop("target_modules"))
+    assert first == second
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_our_directories_need_no_base_at_all(name, tmp_path):
+    model = adapted(CASES[name]())  # a base without a path
+    model.save_pretrained(tmp_path / "adapter")
+    path = to_lora(tmp_path / "adapter", tmp_path / "lora")
+    torch.testing.assert_close(logits(stock(path)), logits(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("r", "exported"), [(1, 1), (2, 8), (8, 8), (9, 16), (33, 64), (129, 256), (280, 320)]
+)
+def test_rank_is_padded_and_scaling_kept(r, exported, tmp_path):
+    model = adapted(TiedLoraConfig(r=r, tied_lora_alpha=16))
+    path = to_lora(model, tmp_path / "lora")
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert config["r"] == exported
+    assert config["lora_alpha"] / config["r"] == pytest.approx(16 / r, rel=1e-15)
+    tensors = load_file(path / "adapter_model.safetensors")
+    assert all(exported in tensor.shape for tensor in tensors.values())
+    torch.testing.assert_close(logits(stock(path)), logits(model), atol=1e-5, rtol=1e-5)
+    unpadded = to_lora(model, tmp_path / "unpadded", pad_to_vllm_rank=False)
+    assert json.loads((unpadded / "adapter_config.json").read_text())["r"] == r
+
+
+def test_rank_beyond_vllms_is_refused(tmp_path):
+    model = adapted(TiedLoraConfig(r=513))
+    with pytest.raises(UserError, match="rank 513"):
+        to_lora(model, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+
+
+def test_tied_lora_becomes_separate_factors(tmp_path):
+    tensors = load_file(
+        to_lora(adapted(TiedLoraConfig(r=8)), tmp_path / "lora") / "adapter_model.safetensors"
+    )
+    attention = "base_model.model.model.layers.1.self_attn"
+    shapes = {
+        key.removeprefix(f"{attention}."): tuple(t.shape)
+        for key, t in tensors.items()
+        if attention in key
+    }
+    assert shapes == {
+        "q_proj.lora_A.weight": (8, 64),
+        "q_proj.lora_B.weight": (64, 8),
+        "k_proj.lora_A.weight": (8, 64),
+        "k_proj.lora_B.weight": (32, 8),
+        "v_proj.lora_A.weight": (8, 64),
+        "v_proj.lora_B.weight": (32, 8),
+    }
+
+
+def test_dtype_of_an_export(tmp_path):
+    model = adapted(CASES["mos"](), tiny_llama(torch.bfloat16))
+    path = to_lora(model, tmp_path / "lora", dtype=torch.bfloat16)
+    tensors = load_file(path / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    difference = (logits(stock(path, torch.bfloat16)) - logits(model)).float()
+    assert difference.norm() < 0.03 * logits(model).float().norm()
+
+
+def test_blocks_left_out_stay_out(tmp_path):
+    model = adapted(ProloraConfig(r=4, layers_to_transform=[1]))
+    path = to_lora(model, tmp_path / "lora")
+    loaded = stock(path)
+    assert all(".layers.1." in name for name in loaded.base_model.targeted_module_names)
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
+
+
+def test_active_adapter_is_exported(tmp_path):
+    model = adapted(CASES["prolora"]())
+    model.add_adapter("other", CASES["prolora"](r=2))
+    model.set_adapter("other")
+    randomise(model, seed=3)
+    path = to_lora(model, tmp_path / "lora")
+    torch.testing.assert_close(logits(stock(path)), logits(model), atol=1e-5, rtol=1e-5)
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(UserError, match="one adapter"):
+        to_lora(model, tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (MosConfig(r=4, equivalent_rank=3, modules_to_save=["lm_head"]), "modules_to_save"),
+        (LoraConfig(r=4, target_modules=TARGETS, use_dora=True), "use_dora"),
+        (LoraConfig(r=4, target_modules=TARGETS, bias="all"), "bias"),
+        (MissConfig(r=16, target_modules=TARGETS, init_weights="bat"), "bat"),
+    ],
+)
+def test_what_plain_lora_cannot_hold_is_refused(config, named, tmp_path):
+    model = get_peft_model(tiny_llama(), config)
+    with pytest.raises(UserError, match=named):
+        to_lora(model, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+
+
+def test_missing_adapter_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"adapter_config\.json"):
+        to_lora(tmp_path, tmp_path / "lora")
+
+
+def test_merged_model_reloads_with_plain_transformers(model, base_dir, tmp_path):
+    model.save_pretrained(tmp_path / "adapter")
+    path = merge(base_dir, tmp_path / "adapter", tmp_path / "merged")
+    loaded = AutoModelForCausalLM.from_pretrained(path)
+    assert type(loaded) is type(tiny_llama())
+    assert not list(path.glob("adapter*"))
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
+
+
+def test_merged_model_keeps_dtype_tokenizer_and_saved_modules(tiny_model_dir, tmp_path):
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model = adapted(ProloraConfig(r=4, modules_to_save=["lm_head"]), plain)
+    model.save_pretrained(tmp_path / "adapter")
+    path = merge(tiny_model_dir, tmp_path / "adapter", tmp_path / "merged")
+    loaded = AutoModelForCausalLM.from_pretrained(path)
+    assert loaded.dtype == plain.dtype
+    assert torch.equal(
+        loaded.lm_head.weight, model.base_model.model.lm_head.modules_to_save.default.weight
+    )
+    text = "Merged models bring their tokenizer."
+    ours, theirs = (AutoTokenizer.from_pretrained(p) for p in (path, tiny_model_dir))
+    assert ours(text).input_ids == theirs(text).input_ids
+    difference = (logits(loaded) - logits(model)).float()
+    assert difference.norm() < 0.03 * logits(model).float().norm()
+
+
+def test_merging_onto_another_model_is_refused(base_dir, tmp_path):
+    adapted(CASES["mos"](), tiny_llama(blocks=3)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="does not fit"):
+        merge(base_dir, tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_command_line_merges_onto_the_dequantised_base(tiny_model_dir, tmp_path):
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    adapted(CASES["tied_lora"](), plain).save_pretrained(tmp_path / "adapter")
+    options = {
+        "adapter": tmp_path / "adapter", "out": tmp_path / "merged", "as": "merged",
+        "quantization": "nf4", "dtype": "float32", "cache_dir": tmp_path / "cache",
+    }  # fmt: skip
+    main([f"{key}={value}" for key, value in options.items()])
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    [dequantised] = (tmp_path / "cache" / "models").glob("*dequantized*[0-9a-f]")
+    on_nf4 = AutoModelForCausalLM.from_pretrained(dequantised, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(on_nf4, tmp_path / "adapter")
+    torch.testing.assert_close(logits(merged), logits(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_command_line_exports_lora(tmp_path):
+    model = adapted(CASES["prolora"]())
+    model.save_pretrained(tmp_path / "adapter")
+    main([f"adapter={tmp_path / 'adapter'}", f"out={tmp_path / 'lora'}", "pad=false"])
+    loaded = stock(tmp_path / "lora")
+    assert loaded.peft_config["default"].r == 4
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["adapter=a"], r"needs out=\.\.\."),
+        (["adapter=a", "out=b", "quantisation=nf4"], "Did you mean 'quantization'"),
+        (["adapter=a", "out=b", "as=gguf"], "lora or merged"),
+        (["adapter=a", "out=b", "dtype=float3"], "bfloat16"),
+        (["adapter=a", "out=b", "as=merged", "base=c", "quantization=nf5"], "Did you mean 'nf4'"),
+    ],
+)
+def test_command_line_names_mistakes(arguments, message):
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+def test_command_line_prints_a_message_and_no_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export", f"adapter={tmp_path}", f"out={tmp_path / 'x'}"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("mos.export", run_name="__main__")
+    assert stopped.value.code == 2
+    assert "adapter_config.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.parametrize("name", list(CASES))
+def test_vllm_serves_the_exported_adapter(name, repo_dir, tmp_path):
+    """In a process of its own, as an engine does not give its memory back."""
+    script = repo_dir / "tests" / "adapters" / "vllm_logprobs.py"
+    model = adapted(CASES[name](), tiny_llama_for_vllm())
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_llama_for_vllm().save_pretrained(tmp_path / "base")
+    to_lora(tmp_path / "adapter", tmp_path / "lora")
+    ids = list(range(1, 40, 3))
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "base", tmp_path / "lora", json.dumps(ids)],
+        capture_output=True, text=True, check=False, cwd=repo_dir,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    served = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    expected = logits(model, torch.tensor([ids]))[0, -1].log_softmax(-1)
+    torch.testing.assert_close(served, expected, atol=1e-4, rtol=1e-4)
+
+
+def tiny_llama_for_vllm():
+    """Heads of width 32, the smallest that vLLM's CPU kernels take."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        initializer_range=0.1,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
