@@ -1,0 +1,310 @@
+"""Costs of a job or a sweep before anything is loaded, from the overrides of mos.train.
+
+python -m mos.plan scale=paper adapter=table2_mos_r32 format=json
+python -m mos.plan scale=paper 'adapter=glob(table2_*)' users=10000
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from rich.table import Table
+
+from mos.adapters import row_label
+from mos.config import CONFIG_DIR, check_structure, compose_config
+from mos.console import console, fail, say
+from mos.errors import UserError
+from mos.estimate import (
+    BF16,
+    GIB,
+    MATERIALISED,
+    Anatomy,
+    activations,
+    count,
+    device_of,
+    optimizer_bytes,
+    training_flops,
+    weights_bytes,
+)
+
+USERS = 10_000
+REFERENCE_RANKS = (16, 64)
+# The paper's motivation: 3.36 TB for 10,000 users of a 70B model, each with a LoRA of rank 16.
+PAPER_FORMULA = "users * rank * blocks * projections * (in + out) * bytes"
+PAPER_FACTORS = {
+    "users": 10_000,
+    "rank": 16,
+    "blocks": 80,
+    "projections": 4,
+    "in + out": 8192 + 8192,
+    "bytes": 4,
+}
+PAPER_ASSUMPTIONS = (
+    "Llama2-70B, LoRA on q, k, v, o, each taken as 8192 x 8192 (grouped queries left aside), fp32"
+)
+
+
+def plan(cfg: DictConfig | Mapping[str, Any], users: int = USERS) -> dict[str, Any]:
+    """Parameters, bytes and time of one job.
+
+    Args:
+        cfg: configs/train.yaml composed with overrides, or what `mos.config.validate` made of it.
+        users: how many adapters `serving` counts.
+
+    Returns:
+        A JSON-serialisable dict; sizes in bytes, times in seconds.
+
+    Raises:
+        UserError: a wrong config, unknown shapes, an adapter that does not fit them.
+    """
+    config = check_structure(cfg) if isinstance(cfg, DictConfig) else cfg
+    adapter = config["adapter"]
+    method = adapter["method"]
+    if method == "full" and config["quantization"]["bits"] is not None:
+        raise UserError("adapter=full trains the base weights: use quantization=none.")
+    anatomy = count(config)
+    device = device_of(config)
+    memory = _memory(config, anatomy)
+    peak = sum(memory.values())
+    disk = _disk(config, anatomy)
+    rate = device["flops_per_second"]
+    lora = anatomy.lora_parameters
+    return {
+        "label": row_label(adapter, config["eval"]["chat"]),
+        "rank": anatomy.rank,
+        "model": config["model"]["name"],
+        "scale": config["scale"]["name"],
+        "experiment": config["experiment"],
+        "base_parameters": anatomy.base,
+        "trainable_parameters": anatomy.trainable,
+        "adapter_bytes": anatomy.adapter_bytes,
+        "lora_bytes": None if lora is None else 4 * lora,
+        **memory,
+        "peak_memory_bytes": peak,
+        "device": device["name"],
+        "device_memory_bytes": device["memory_bytes"],
+        "device_assumed": device["assumed"],
+        "fits": peak <= device["memory_bytes"],
+        "disk_bytes": sum(disk.values()),
+        "disk": disk,
+        "seconds": rate and (training_flops(config, anatomy) / rate if anatomy.trainable else 0.0),
+        "serving": serving(anatomy, method, users),
+        "assumptions": _assumptions(config, device),
+    }
+
+
+def _assumptions(config: Mapping[str, Any], device: Mapping[str, Any]) -> list[str]:
+    batch = config["trainer"]["per_device_train_batch_size"]
+    rate = device["flops_per_second"]
+    speed = f"{rate / 1e12:.3g} TFLOP/s on" if rate else "no rate known for"
+    return [
+        "adapter_bytes: tensors as training saves them; lora_bytes: as a LoRA in fp32",
+        f"memory: batch {batch} x {config['data']['max_seq_length']} tokens at full length;"
+        " activations are what autograd saves in one bf16 forward pass; scratch space of kernels,"
+        " fragmentation and the CUDA context come on top; paged optimizer state counts as on the"
+        " device",
+        f"time: training only, all batches at full length; {speed} {device['name']}",
+    ]
+
+
+def _memory(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
+    """Parts of the peak, in bytes."""
+    trainer = config["trainer"]
+    full = config["adapter"]["method"] == "full"
+    memory = {
+        "weights_bytes": weights_bytes(anatomy, config["quantization"]),
+        "trainable_bytes": 0 if full else anatomy.trainable_bytes,
+        "gradient_bytes": anatomy.trainable_bytes,
+        "optimizer_bytes": optimizer_bytes(anatomy, trainer["optim"]),
+        "activation_bytes": 0,
+        "factor_bytes": 0,
+        "dequantization_bytes": 0,
+    }
+    if anatomy.trainable:
+        saved = activations(config, anatomy)
+        memory["activation_bytes"] = saved.peak(bool(trainer.get("gradient_checkpointing")))
+        if config["adapter"]["method"] in MATERIALISED:
+            # A and B of all layers in the compute type, and their gradients.
+            memory["factor_bytes"] = 2 * BF16 * (anatomy.lora_parameters or 0)
+    if config["quantization"]["bits"] is not None:
+        memory["dequantization_bytes"] = BF16 * anatomy.largest_linear
+    return memory
+
+
+def _disk(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
+    trainer = config["trainer"]
+    checkpoint = anatomy.adapter_bytes + optimizer_bytes(anatomy, trainer["optim"])
+    quantised = config["quantization"]["bits"] is not None
+    return {
+        "adapter": anatomy.adapter_bytes,
+        "checkpoints": (trainer.get("save_total_limit") or 1) * checkpoint,
+        "dequantized_base_once_per_model": BF16 * anatomy.base if quantised else 0,
+    }
+
+
+def serving(anatomy: Anatomy, method: str, users: int) -> dict[str, Any]:
+    """Bytes of `users` adapters in bf16.
+
+    This one with its own parameters and as the LoRA that it computes, LoRAs on all linear layers
+    for comparison, and the paper's 3.36 TB with its formula.
+    """
+    indices = anatomy.adapter_bytes - anatomy.trainable_bytes if method == "mos" else 0
+    native = BF16 * anatomy.trainable + indices
+    unit = BF16 * anatomy.linear_width
+    kinds = {"native": native}
+    if anatomy.lora_parameters is not None:
+        kinds["as LoRA"] = BF16 * anatomy.lora_parameters
+    if anatomy.trainable and anatomy.trainable % anatomy.linear_width == 0:
+        budget = anatomy.trainable // anatomy.linear_width
+        kinds[f"LoRA of equal budget, rank {budget}"] = budget * unit
+    kinds |= {f"LoRA rank {r}": r * unit for r in REFERENCE_RANKS}
+    return {
+        "users": users,
+        "dtype": "bfloat16",
+        "formula": "users * (bytes of a parameter * parameters + bytes of the indices)",
+        "bytes_per_user": kinds,
+        "bytes": {kind: users * size for kind, size in kinds.items()},
+        "paper": {
+            "bytes": math.prod(PAPER_FACTORS.values()),
+            "formula": PAPER_FORMULA,
+            "factors": PAPER_FACTORS,
+            "assumptions": PAPER_ASSUMPTIONS,
+        },
+    }
+
+
+def plan_table(plans: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Table:
+    """One plan as a list for a terminal, or several as the rows of a table."""
+    if isinstance(plans, Mapping):
+        table = _plan_list(plans)
+        paper = plans["serving"]["paper"]
+    else:
+        table = _plan_rows(plans)
+        paper = plans[0]["serving"]["paper"]
+    product = " * ".join(f"{value:,}" for value in paper["factors"].values())
+    table.caption = (
+        f"the paper's {size(paper['bytes'])} = {product}\n  = {paper['formula']}\n"
+        f"  ({paper['assumptions']})"
+    )
+    table.title_justify = table.caption_justify = "left"
+    return table
+
+
+def _plan_list(one: Mapping[str, Any]) -> Table:
+    table = Table(title=f"plan: {_name(one)}, {one['model']}", box=None, show_header=False)
+    table.add_row("trainable parameters", f"{one['trainable_parameters']:,}")
+    sizes = {
+        "adapter on disk": "adapter_bytes",
+        "the same as a LoRA": "lora_bytes",
+        "base weights": "weights_bytes",
+        "gradients": "gradient_bytes",
+        "optimizer state": "optimizer_bytes",
+        "activations": "activation_bytes",
+        "peak memory, about": "peak_memory_bytes",
+        "disk": "disk_bytes",
+    }
+    for title, key in sizes.items():
+        table.add_row(title, size(one[key]))
+    fits = "yes" if one["fits"] else "NO"
+    memory = f"{one['device_memory_bytes'] / GIB:.0f} GiB"
+    table.add_row("fits", f"{fits}, of {memory} ({one['device']})")
+    table.add_row("training, roughly", duration(one["seconds"]))
+    for kind, total in one["serving"]["bytes"].items():
+        table.add_row(f"{one['serving']['users']:,} users, {kind}", size(total))
+    return table
+
+
+def _plan_rows(plans: Sequence[Mapping[str, Any]]) -> Table:
+    users = f"{plans[0]['serving']['users']:,} users"
+    table = Table(title="plans", box=None, padding=(0, 1, 0, 0))
+    for title in ("job", "parameters", "adapter", "as LoRA", "peak", "fits", "training", users):
+        table.add_column(title.replace(" ", "\n"), justify="left" if title == "job" else "right")
+    varying = [key for key in ("model", "experiment") if len({one[key] for one in plans}) > 1]
+    for one in plans:
+        table.add_row(
+            ", ".join([_name(one), *(one[key] for key in varying)]),
+            f"{one['trainable_parameters']:,}",
+            *(size(one[key]) for key in ("adapter_bytes", "lora_bytes", "peak_memory_bytes")),
+            "yes" if one["fits"] else "NO",
+            duration(one["seconds"]),
+            size(one["serving"]["bytes"]["native"]),
+        )
+    return table
+
+
+def _name(one: Mapping[str, Any]) -> str:
+    return one["label"] + ("" if one["rank"] is None else f" r={one['rank']}")
+
+
+def size(count: float | None) -> str:
+    """Decimal units, as the paper counts: 3.36 TB."""
+    if count is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The members of a sweep: comma lists, ranges and globs, as mos.train -m expands them."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
+    return [list(member) for batch in batches for member in batch]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line: overrides of mos.train, and format=json, users=N."""
+    options = {"format": "table", "users": str(USERS)}
+    overrides = []
+    for argument in arguments:
+        key, mark, value = argument.partition("=")
+        if mark and key in options:
+            options[key] = value
+        elif argument in ("-h", "--help"):
+            say(__doc__.strip())
+            return
+        elif argument not in ("-m", "--multirun"):
+            overrides.append(argument)
+    if options["format"] not in ("table", "json"):
+        raise UserError(f"format={options['format']}: expected table or json.")
+    if not options["users"].isdigit():
+        raise UserError(f"users={options['users']}: expected a whole number.")
+    try:
+        configs = [compose_config(member) for member in expand(overrides)]
+    except HydraException as error:
+        raise UserError(str(error)) from error
+    plans = [plan(config, int(options["users"])) for config in configs]
+    single = len(plans) == 1
+    if options["format"] == "json":
+        print(json.dumps(plans[0] if single else {"plans": plans}, indent=2))
+    else:
+        console.print(plan_table(plans[0] if single else plans))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+        sys.exit(2)

@@ -1,0 +1,89 @@
+"""The paper's tables from runs: `python -m mos.summarize runs=outputs out=outputs/summary`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from mos.config import CONFIG_DIR
+from mos.console import console, fail, say
+from mos.errors import UserError
+from mos.report import build
+from mos.report.grouping import as_list, parse_filter
+from mos.report.results import read_runs
+from mos.report.tables import sheet_terminal, terminal
+
+SHOWN_PROBLEMS = 5
+
+
+def summarize(cfg: DictConfig) -> build.Summary:
+    """Read runs, write tables and the report, print the short of it.
+
+    Args:
+        cfg: configs/summarize.yaml composed with overrides.
+
+    Raises:
+        UserError: no runs there, an impossible filter or key, a folder that cannot be written.
+    """
+    sources = as_list(OmegaConf.to_object(cfg.runs) if OmegaConf.is_list(cfg.runs) else cfg.runs)
+    given = OmegaConf.to_object(cfg.filter) if OmegaConf.is_config(cfg.filter) else cfg.filter
+    summary = build.summarise(
+        read_runs(sources, cfg.since),
+        scale=cfg.scale,
+        model=cfg.model,
+        partial=cfg.partial,
+        where=parse_filter(given) if given else None,
+        rows=as_list(cfg.rows),
+        columns=as_list(cfg.columns),
+        value=cfg.value,
+    )
+    summary.sources = sources
+    build.write(summary, cfg.out, cfg.plots)
+    _print(summary, cfg.out)
+    return summary
+
+
+def _print(summary: build.Summary, out: str) -> None:
+    shown = [terminal(filled) for filled in summary.filled if not filled.empty]
+    if summary.grouped is not None:
+        shown = [sheet_terminal(summary.grouped)]
+    for table in shown:
+        console.print(table)
+        console.print()
+    say(f"{len(summary.results)} of {summary.folders} run folders used (scale {summary.scale})")
+    verdicts = Counter(verdict.verdict for verdict in summary.verdicts)
+    say("claims: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
+    for problem in summary.problems[:SHOWN_PROBLEMS]:
+        say(str(problem))
+    if (rest := len(summary.problems) - SHOWN_PROBLEMS) > 0:
+        say(f"... and {rest} more in {out}/problems.csv")
+    say(f"written: {out}/report.html, table1-3 as .md, .tex, .csv, claims.md, runs.csv")
+
+
+def quoted(argument: str) -> str:
+    """An argument in Hydra's grammar, where bare commas mean a sweep and comparisons nothing.
+
+    >>> quoted("rows=method.label,seed"), quoted("filter=method.rank>=16")
+    ("rows='method.label,seed'", "filter='method.rank>=16'")
+    """
+    match = re.fullmatch(r"(runs|rows|columns|filter|value)=([^\[{'\"].*)", argument)
+    return f"{match[1]}='{match[2]}'" if match else argument
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="summarize")
+def main(cfg: DictConfig) -> None:
+    """The command line around `summarize`."""
+    try:
+        summarize(cfg)
+    except UserError as error:
+        fail(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    main()

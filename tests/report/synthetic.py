@@ -1,0 +1,98 @@
+"""Synthetic run folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mos.report import paper
+
+SEVEN_B = 2_498_560  # trainable parameters of LLaMA2-7B per unit of equivalent rank
+THIRTEEN_B = 3_911_680
+
+
+def write_run(
+    root: Path,
+    label: str = "MoS",
+    rank: int | None = 16,
+    parameters: int = 8 * SEVEN_B,
+    *,
+    experiment: str = "superni_mmlu",
+    seed: int = 0,
+    scale: str = "paper",
+    model: str = "LLaMA2-7B",
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
+    config: Mapping[str, Any] | None = None,
+    method: str = "mos",
+    setup: str = "0a1b2c3d",
+    **extra: Any,
+) -> Path:
+    """Write results.json and status.json of one run; returns its folder."""
+    slug = label.lower().replace(" ", "-").replace("+", "").strip("-")
+    folder = root / model / experiment / f"{slug}-r{rank}-{parameters}-{setup}" / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {
+        "schema": 1,
+        "run_id": f"{setup}-seed{seed}",
+        "experiment": experiment,
+        "scale": scale,
+        "model": model,
+        "method": {
+            "name": method,
+            "label": label,
+            "rank": rank,
+            "trainable_parameters": parameters,
+            "adapter_bytes": 2 * parameters,
+            "config": dict(config or {}),
+        },
+        "seed": seed,
+        "train": {"steps": 10000, "train_loss": 1.0, "eval_loss": 1.1, "seconds": 3600.0},
+        "metrics": metrics
+        if metrics is not None
+        else {
+            "mmlu": {"exact_match": 47.0, "n": 14042},
+            "tydiqa": {"f1": 51.0, "exact_match": 38.0, "n": 5077},
+        },
+        **extra,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "status.json").write_text(json.dumps({"status": "evaluated", "reason": ""}))
+    return folder
+
+
+def parameters_of(row: paper.Row, model: str) -> int:
+    exact = {1.42: 1_417_216, 4.99: 4_989_696}
+    if row.millions is None:
+        return 0
+    if row.millions in exact:
+        return exact[row.millions]
+    unit = SEVEN_B if model == paper.LLAMA2_7B else THIRTEEN_B
+    return round(row.millions * 1e6 / unit) * unit
+
+
+def write_paper(root: Path, offsets: Mapping[int, float] | None = None) -> None:
+    """All cells of Tables 1-3 at the paper's values, plus an offset a seed."""
+    n = {"mmlu": 14042, "bbh": 6511, "gsm8k": 1319, "tydiqa": 5077, "humaneval": 164}
+    for table in paper.TABLES:
+        for row in table.rows:
+            values = dict(zip((c.key for c in table.columns), row.figures, strict=True))
+            for experiment, benchmarks in paper.PAIRS.items():
+                for seed, offset in (offsets or {0: 0.0, 1: 0.0}).items():
+                    metrics = {
+                        b: {m: values[f"{b}.{m}"] + offset for m in paper.METRICS[b]} | {"n": n[b]}
+                        for b in benchmarks
+                        if f"{b}.{paper.METRICS[b][0]}" in values
+                    }
+                    if metrics:
+                        write_run(
+                            root,
+                            row.label,
+                            row.ranks[-1] if row.ranks else 64 if row.millions else None,
+                            parameters_of(row, table.model),
+                            experiment=experiment,
+                            seed=seed,
+                            model=table.model,
+                            metrics=metrics,
+                        )
