@@ -207,18 +207,17 @@ class _Fetcher:
                 wanted, location = self._ask_hub(file, url)
                 self._fetch(location, part, wanted)
                 if problem := _problem(wanted, part):
-                    part.unlink()
+                    _discard(part)
                     raise DownloadError(f"{url}: the file {problem}")
                 if file.members is None:
                     part.replace(target)
                     self._remember(file, target, url)
                 else:
                     self._unpack(file, part, url)
-                    part.unlink()
             except DownloadError as error:
                 errors.append(str(error))
                 continue
-            _validator_path(part).unlink(missing_ok=True)
+            _discard(part)
             return "downloaded"
         raise DownloadError("; ".join(errors))
 
@@ -302,7 +301,7 @@ class _Fetcher:
                 partial.replace(target)
                 sizes[str(target.relative_to(self.root))] = target.stat().st_size
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            archive.unlink()
+            _discard(archive)
             raise DownloadError(f"{url}: not a readable archive: {error}") from error
         if not sizes:
             raise DownloadError(f"{url}: the archive holds none of {', '.join(file.members)}")
@@ -345,6 +344,11 @@ def _continue_download(url: str, part: Path, progress: Callable[[int, int | None
 
 def _validator_path(part: Path) -> Path:
     return part.with_name(part.name + ".etag")
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _validator_path(part).unlink(missing_ok=True)
 
 
 def _problem(file: RemoteFile, path: Path) -> str | None:

@@ -27,6 +27,7 @@ FOLDERS = {
 }
 TULU_STORE = "hamishivi/tulu_mix_store"
 NATURAL_INSTRUCTIONS = "allenai/natural-instructions"
+TREE_URL = f"https://api.github.com/repos/{NATURAL_INSTRUCTIONS}/git/trees/master?recursive=1"
 CODE_ALPACA = "sahil280114/codealpaca"
 FLAN = "google-research/FLAN"
 FLAN_COMMIT = "e9e4ec6e2701182c7a91af176f705310da541277"
@@ -116,11 +117,7 @@ def _prepare_super_ni(root: Path, console: Console | None) -> dict[str, Outcome]
     The listing is fetched once; files that changed upstream since then are refused.
     """
     folder = FOLDERS["super_ni"]
-    listing = RemoteFile(
-        f"{folder}/tree.json",
-        (f"https://api.github.com/repos/{NATURAL_INSTRUCTIONS}/git/trees/master?recursive=1",),
-        super_ni.WHERE,
-    )
+    listing = RemoteFile(f"{folder}/tree.json", (TREE_URL,), super_ni.WHERE)
     split = f"splits/{super_ni.SPLITS[0]}/{super_ni.LISTS[0]}"
     outcomes = download_all([listing], root, console=console)
     tree = json.loads((root / listing.path).read_bytes())
