@@ -99,12 +99,6 @@ class MosLayer(BaseTunerLayer):
         if self.position[adapter_name] == 0:
             self.group.move(adapter_name, device)
 
-    def _scale(self, adapter_name: str) -> torch.Tensor | float:
-        """What multiplies the input of B: alpha / r, times the random scaling `(r,)` if any."""
-        if adapter_name in self.mos_scale:
-            return self.mos_scale[adapter_name] * self.scaling[adapter_name]
-        return self.scaling[adapter_name]
-
     def lora_factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
         """The exact linear factors: `delta = scaling * B @ A`.
 
@@ -230,8 +224,9 @@ class Linear(nn.Module, MosLayer):
         A, B = self.group(adapter_name, self.position[adapter_name])  # (r, in), (r, out)
         A, B = A.to(x.device), B.to(x.device)
         x = self.mos_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
-        hidden = nn.functional.linear(x, A) * self._scale(adapter_name)  # (..., r)
-        hidden = hidden.to(B.dtype)  # random scaling is float32
+        hidden = nn.functional.linear(x, A) * self.scaling[adapter_name]  # (..., r)
+        if adapter_name in self.mos_scale:
+            hidden = (hidden * self.mos_scale[adapter_name].to(x.device)).to(B.dtype)
         if result.dtype == B.dtype:
             update = torch.addmm(
                 result.reshape(-1, self.out_features), hidden.reshape(-1, B.shape[0]), B

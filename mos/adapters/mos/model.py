@@ -15,6 +15,7 @@ from peft.import_utils import is_bnb_4bit_available
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
+    _find_minimal_target_modules,
     _get_in_out_features,
     _maybe_include_all_linear_layers,
 )
@@ -133,7 +134,7 @@ class MosModel(BaseTuner):
         assert injection is not None
         if peft_config.target_modules == DUMMY_TARGET_MODULES:
             return
-        peft_config = _maybe_include_all_linear_layers(peft_config, model)
+        _resolve_all_linear(peft_config, model)
         members: dict[GroupKey, list[str]] = {}
         for name, module in self._find_targets(peft_config, model, injection.state_dict):
             in_features, out_features = _get_in_out_features(module)
@@ -293,11 +294,11 @@ class MosModel(BaseTuner):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer in _layers(self.model):
             if layer.position.get(adapter_name) == 0:
-                dtype: torch.dtype | None = torch.float32
-                if not autocast_adapter_dtype:
-                    dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1]
-                    if dtype is not None and not dtype.is_floating_point:
-                        dtype = None
+                dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1]
+                if dtype is None or not dtype.is_floating_point:
+                    dtype = torch.float32
+                if autocast_adapter_dtype:
+                    dtype = torch.promote_types(dtype, torch.float32)
                 layer.group.move(adapter_name, None, dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -354,6 +355,16 @@ def _is_supported(module: nn.Module) -> bool:
         return True
     backend = resolve_quantization_backend(module)
     return backend is not None and backend.layer_type == "linear"
+
+
+def _resolve_all_linear(config: MosConfig, model: nn.Module) -> None:
+    """Replace "all-linear" by the names of the types. PEFT's list of full names would defeat
+    `layers_to_transform`."""
+    if config.target_modules == "all-linear":
+        _maybe_include_all_linear_layers(config, model)
+        full_names = config.target_modules
+        others = [name for name, _ in model.named_modules() if name and name not in full_names]
+        config.target_modules = _find_minimal_target_modules(full_names, others)
 
 
 def _check_target_names(target_modules: set[str], module_names: Sequence[str]) -> None:

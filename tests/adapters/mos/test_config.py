@@ -1,0 +1,111 @@
+"""Settings that make no sense are refused by name, before any module is touched."""
+
+from __future__ import annotations
+
+import pytest
+from peft import PeftConfig, get_peft_model
+from torch import nn
+
+from mos import MosConfig
+from tests.adapters.mos.models import MOS, PURE_SHARING, TYPES, llama, mos_llama, tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 0}, "r=0 must be an integer of at least 1"),
+        ({"r": 2.0}, "r=2.0 must be an integer"),
+        ({"equivalent_rank": 0}, "equivalent_rank=0"),
+        ({"shards_per_vector": -1}, "shards_per_vector=-1"),
+        ({"private_rank": -1}, "private_rank=-1"),
+        ({"private_rank": 4}, "private_rank=4 must not exceed equivalent_rank=3"),
+        ({"r": 1, "private_rank": 2}, "private_rank=2 must not exceed r=1"),
+        ({"r": 5, "private_rank": 3}, "r must be 3 then"),
+        ({"r": "all"}, "needs pair_dissociation=False, shards_per_vector=1 and private_rank=0"),
+        ({"mos_dropout": 1.0}, "mos_dropout=1.0 must be in"),
+        ({"mos_alpha": 0}, "mos_alpha=0 must be positive"),
+        ({"random_scaling": {"mean": 1}}, "random_scaling must be None or"),
+        ({"random_scaling": {"mean": 1, "std": -1}}, "random_scaling must be None or"),
+        ({"save_dtype": "int8"}, "save_dtype='int8' must be None or one of"),
+        ({"layers_pattern": "layers"}, "layers_pattern needs layers_to_transform"),
+        ({"format_version": 2}, "reads versions 1 to 1. Upgrade mos"),
+    ],
+)
+def test_bad_values_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MosConfig(**{**MOS, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"shards_per_vector": 3},
+            "q_proj .*in_features=64 is not divisible by shards_per_vector=3",
+        ),
+        ({"r": 40}, r"q_proj .*picks 156 different public shards.*\(3 - 1\) \* 3 \* 4 = 24"),
+        ({"target_modules": ["q_proj", "k_prj"]}, r"'k_prj' \(did you mean 'k_proj'\?\)"),
+        ({"target_modules": ["nothing"]}, "not found in the base model"),
+        ({"target_modules": ["q_proj", "input_layernorm"]}, "input_layernorm .* is not supported"),
+        ({**PURE_SHARING, "r": 7}, "picks 7 different public shards"),
+    ],
+)
+def test_what_does_not_fit_the_model_leaves_it_untouched(settings, message):
+    base = llama()
+    modules, expected = dict(base.named_modules()), base(tokens()).logits
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(base, MosConfig(**{**MOS, "target_modules": TYPES, **settings}))
+    assert dict(base.named_modules()) == modules
+    assert (base(tokens()).logits == expected).all()
+    assert not base._forward_pre_hooks
+
+
+def test_a_second_adapter_that_does_not_fit_leaves_the_first_untouched():
+    model = mos_llama()
+    keys, expected = model.state_dict().keys(), model(tokens()).logits
+    with pytest.raises(ValueError, match="is not divisible"):
+        model.add_adapter("other", MosConfig(**{**MOS, "shards_per_vector": 3}))
+    assert model.state_dict().keys() == keys
+    assert list(model.peft_config) == ["default"]
+    assert (model(tokens()).logits == expected).all()
+
+
+def test_a_failure_while_modules_are_replaced_is_rolled_back(monkeypatch):
+    from mos.adapters.mos import model as tuner
+
+    calls = []
+
+    def fail_at_the_fourth(base):
+        calls.append(base)
+        if len(calls) == 4:
+            raise MemoryError
+
+    monkeypatch.setattr(tuner, "_keep_4bit_weights_unpacked", fail_at_the_fourth)
+    base = llama()
+    modules = dict(base.named_modules())
+    with pytest.raises(MemoryError):
+        mos_llama(base=base)
+    assert dict(base.named_modules()) == modules
+
+
+def test_all_linear_layers_but_the_head_by_default():
+    model = mos_llama()
+    targeted = {name.rpartition(".")[2] for name in model.targeted_module_names}
+    assert targeted == set(TYPES) == model.peft_config["default"].target_modules
+    with pytest.raises(ValueError, match="Please specify `target_modules`"):
+        mos_llama(base=nn.Sequential(nn.Linear(8, 8)))
+
+
+def test_layers_to_transform_holds_for_all_linear():
+    model = mos_llama(target_modules="all-linear", layers_to_transform=[1], r=3)
+    assert len(model.targeted_module_names) == 7
+
+
+def test_json_round_trip(tmp_path):
+    config = MosConfig(
+        **{**PURE_SHARING, "random_scaling": {"mean": 0, "std": 1}}, target_modules=TYPES
+    )
+    config.save_pretrained(tmp_path)
+    loaded = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, MosConfig)
+    assert loaded == config
