@@ -1,0 +1,233 @@
+"""Evaluating many models: their benchmarks are built once, each base model starts one engine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from transformers import PreTrainedTokenizerBase
+
+from eval import Benchmark, build_benchmark
+from eval.cache import DiskError
+from eval.engines import EngineError, EngineSettings, engine_settings
+from eval.runner import Weights, merge_shards, read_result, run_benchmark
+from eval.serving import LORA, Model, Server, weights_of
+from mos.console import say
+from mos.errors import UserError
+from mos.files import hash_json
+from mos.identity import source_hash
+from mos.runs import Run
+
+
+@dataclass
+class Subject:
+    """A model to evaluate, and where its results go.
+
+    Attributes:
+        name: for people.
+        config: its `model`, `quantization`, `eval` and `device` say what is evaluated and how.
+        out_dir: receives `eval/<benchmark>/`.
+        adapter_dir: None for a bare model.
+        run: gets results.json; None for an adapter that belongs to no run.
+        results: benchmark -> content of its metrics.json.
+    """
+
+    name: str
+    config: dict[str, Any]
+    out_dir: Path
+    adapter_dir: Path | None = None
+    run: Run | None = None
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class _Job:
+    """A subject with all that is settled before an engine starts."""
+
+    subject: Subject
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    benchmarks: dict[str, Benchmark]
+    settings: EngineSettings
+    weights: Weights
+
+
+def build_benchmarks(evaluation: Mapping[str, Any], tokenizer: Any) -> dict[str, Benchmark]:
+    """The benchmarks of an `eval` config group, by name.
+
+    Args:
+        evaluation: the group: `chat`, `limit`, `allow_code_execution`, `benchmarks.<name>.*`.
+        tokenizer: of the model that is evaluated.
+    """
+    return {
+        name: build_benchmark(name, tokenizer=tokenizer, **benchmark_options(evaluation, name))
+        for name in evaluation["benchmarks"]
+    }
+
+
+def benchmark_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The keyword arguments of `build_benchmark` that an `eval` config group gives."""
+    options = {"chat": evaluation["chat"], "limit": evaluation["limit"]}
+    if name == "humaneval":
+        options["allow_code_execution"] = evaluation["allow_code_execution"]
+    return {**options, **evaluation["benchmarks"][name]}
+
+
+def evaluate_subjects(
+    subjects: Sequence[Subject], cache_dir: str | Path, overwrite: bool = False
+) -> list[str]:
+    """Evaluate all benchmarks of all subjects, filling their `results`.
+
+    Returns:
+        What went wrong with single subjects, a message each, if there are several.
+
+    Raises:
+        UserError: missing benchmark files or models, before an engine starts; an engine that died.
+    """
+    failures: list[str] = []
+    for jobs in _by_engine(_prepare(subjects, Path(cache_dir))):
+        as_lora = [job.model for job in jobs if job.weights.adapter == LORA]
+        with Server(jobs[0].settings, as_lora, jobs[0].tokenizer, cache_dir) as server:
+            for job in jobs:
+                if len(subjects) > 1:
+                    say(f"evaluating {job.subject.name}")
+                try:
+                    _evaluate(job, server, cache_dir, overwrite)
+                except (EngineError, DiskError):
+                    raise
+                except UserError as error:
+                    if len(subjects) == 1:
+                        raise
+                    failures.append(f"{job.subject.name}: {error}")
+    return failures
+
+
+def merge_subject_shards(subjects: Sequence[Subject], cache_dir: str | Path) -> None:
+    """Make whole results from those of shards, `eval/<benchmark>.shard-*`, of each subject."""
+    for job in _prepare(subjects, Path(cache_dir)):
+        for name, benchmark in job.benchmarks.items():
+            out_dir = job.subject.out_dir / "eval" / name
+            shards = sorted(out_dir.parent.glob(f"{name}.shard-*"))
+            _record(job.subject, name, merge_shards(benchmark, shards, out_dir), cache_dir)
+
+
+def _prepare(subjects: Sequence[Subject], cache_dir: Path) -> list[_Job]:
+    from mos.modeling import load_tokenizer, resolve_model
+
+    built: dict[str, tuple[PreTrainedTokenizerBase, dict[str, Benchmark]]] = {}
+    jobs = []
+    for subject in subjects:
+        model, evaluation = subject.config["model"], subject.config["eval"]
+        folder = resolve_model(model["path"], cache_dir, model["revision"])
+        key = hash_json([str(folder), model["pad_token"], evaluation])
+        if key not in built:
+            tokenizer = load_tokenizer(folder, model["pad_token"])
+            built[key] = tokenizer, build_benchmarks(evaluation, tokenizer)
+        tokenizer, benchmarks = built[key]
+        for benchmark in benchmarks.values():
+            benchmark.check_ready()
+        settings = engine_settings(
+            evaluation["engine"],
+            folder,
+            device=subject.config["device"],
+            dtype=evaluation["dtype"],
+            max_model_len=evaluation["max_model_len"],
+            gpu_memory_utilization=evaluation["gpu_memory_utilization"],
+            batch_size=evaluation["batch_size"],
+        )
+        served = Model(model["name"], folder, subject.config["quantization"], subject.adapter_dir)
+        weights = weights_of(served, evaluation["weights"], settings, cache_dir)
+        jobs.append(_Job(subject, served, tokenizer, benchmarks, settings, weights))
+    return jobs
+
+
+def _by_engine(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+    """Groups that one engine serves, with room for their longest request, like weights together."""
+    groups: dict[tuple[Path, EngineSettings], list[_Job]] = defaultdict(list)
+    for job in jobs:
+        groups[job.model.path, job.settings].append(job)
+    for (_, settings), group in groups.items():
+        longest = max(
+            len(request.prompt.encode()) + 16 + request.decoding.max_tokens  # no token is empty
+            for job in group
+            for benchmark in job.benchmarks.values()
+            for request in benchmark.requests
+        )
+        roomy = replace(settings, longest_request=longest)
+        group.sort(key=lambda job: job.weights.adapter not in (None, LORA))
+        yield [replace(job, settings=roomy) for job in group]
+
+
+def _evaluate(job: _Job, server: Server, cache_dir: str | Path, overwrite: bool) -> None:
+    subject = job.subject
+    for name, benchmark in job.benchmarks.items():
+        result = run_benchmark(
+            benchmark,
+            _result_dir(subject, name, benchmark),
+            weights=job.weights,
+            numerics=job.settings.numerics(),
+            engine=lambda: server.serve(job.model, job.weights),
+            cache_dir=cache_dir,
+            options=_recorded_options(subject, name),
+            overwrite=overwrite,
+        )
+        _record(subject, name, result, cache_dir)
+
+
+def _recorded_options(subject: Subject, name: str) -> dict[str, Any]:
+    """What shapes a benchmark, its files by content: targets are not in the prompts' hash."""
+    options = benchmark_options(subject.config["eval"], name)
+    return {**options, "data_dir": source_hash(options["data_dir"], subject.config)}
+
+
+def _result_dir(subject: Subject, name: str, benchmark: Benchmark) -> Path:
+    """`eval/<benchmark>`; a shard has its own folder, and a part never takes the whole's place."""
+    folder = subject.out_dir / "eval" / name
+    shard = subject.config["eval"]["benchmarks"][name].get("shard")
+    if shard is not None:
+        return folder.with_name(f"{name}.shard-{shard[0]}-of-{shard[1]}")
+    earlier = read_result(folder)
+    if benchmark.partial and earlier is not None and not earlier["partial"]:
+        return folder.with_name(f"{name}.partial")
+    return folder
+
+
+def _record(subject: Subject, name: str, result: dict[str, Any], cache_dir: str | Path) -> None:
+    """Tell of a result, and put it into the run's results.json unless a whole one is there."""
+    subject.results[name] = result
+    say(f"{name}: {_summary(result)}")
+    run = subject.run
+    beside = read_result(subject.out_dir / "eval" / name)
+    if run is None or beside is None or beside["key"] != result["key"]:
+        return
+    entry = {**result["metrics"], "stderr": result["stderr"], "n": result["n"]}
+    if result["partial"]:
+        entry["partial"] = result["partial"]
+    locks = Path(cache_dir) / "locks"
+    with FileLock(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
+        kept = ("prompts_sha256", "options", "weights", "engine", "timing")
+        evaluation = run.manifest.get("evaluation", {})
+        evaluation[name] = {key: result[key] for key in kept}
+        run.update_manifest(evaluation=evaluation)
+        run.write_results({name: entry})
+        if set(run.config["eval"]["benchmarks"]) <= set(run.results["metrics"]):
+            run.set_status("evaluated")
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    parts = []
+    for metric, value in result["metrics"].items():
+        error = result["stderr"].get(metric)
+        parts.append(f"{metric} {value:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
+    notes = [f"n={result['n']}"]
+    if result["truncated"]:
+        notes.append(f"{result['truncated']} outputs cut at the length limit")
+    if result["ties"]:
+        notes.append(f"{result['ties']} ties")
+    if result["partial"]:
+        notes.append(f"partial: {result['partial']}")
+    return f"{', '.join(parts)} ({'; '.join(notes)})"
