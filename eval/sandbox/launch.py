@@ -37,6 +37,9 @@ _ENVIRONMENT = {
     "PYTHONUTF8": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # numpy would set these when it is imported, which it cannot after what solution.py removes
+    "OPENBLAS_MAIN_FREE": "1",
+    "GOTOBLAS_MAIN_FREE": "1",
 }
 _START_S = 60.0
 _GRACE_S = 90.0
@@ -264,8 +267,11 @@ class _Server:
 
 def _files() -> dict[str, list[str]]:
     """What the sandbox shows of the machine's file system."""
-    paths = sysconfig.get_paths()
-    standard = {paths["stdlib"], paths["platstdlib"], f"{sys.base_prefix}/lib"}
+    standard = {
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}),
+        f"{sys.base_prefix}/lib",
+    }
     system = {"/lib", "/lib64", "/usr/lib", "/usr/lib64"}
     readable = sorted(path for path in standard | system if Path(path).is_dir())
     libraries, site = [], set()

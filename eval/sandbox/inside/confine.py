@@ -27,17 +27,15 @@ class Plan:
         namespaces: names of the namespaces that the server and its programs are in.
         landlock: whether file access is by Landlock's list.
         uid: the user (and group) that programs run as, None for the caller's.
-        readable: files and folders with the interpreter's libraries.
-        site: folders of which only the `libraries` may be read.
-        libraries: third-party packages that programs may import.
+        readable: files and folders that Landlock lets programs read: libraries.
+        listable: folders that it lets them list, as an import does.
     """
 
     namespaces: tuple[str, ...]
     landlock: bool
     uid: int | None
     readable: tuple[str, ...]
-    site: tuple[str, ...]
-    libraries: tuple[str, ...]
+    listable: tuple[str, ...]
 
 
 def spare_uid(readable: Iterable[str], new_root: bool) -> int | None:
@@ -96,6 +94,6 @@ def confine(plan: Plan, limits: Limits, folder: str) -> None:
     drop_privileges(plan.uid)
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if plan.landlock:
-        landlock.restrict([*plan.readable, *plan.libraries], plan.site, [folder])
+        landlock.restrict(plan.readable, plan.listable, [folder])
     limit_resources(limits, own_uid=plan.uid is not None or "user" in plan.namespaces)
     seccomp.install()

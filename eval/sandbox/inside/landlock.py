@@ -34,6 +34,19 @@ def available() -> bool:
         return False
 
 
+def outside(paths: Iterable[str], hidden: Iterable[str]) -> list[str]:
+    """The paths without the hidden folders in them: for what a rule cannot take back."""
+    found = []
+    for path in paths:
+        if path in hidden:
+            continue
+        if any(folder.startswith(f"{path}/") for folder in hidden):
+            found += outside((str(child) for child in Path(path).iterdir()), hidden)
+        else:
+            found.append(path)
+    return found
+
+
 def restrict(readable: Iterable[str], listable: Iterable[str], writable: Iterable[str]) -> None:
     """Allow this process no file but those beneath the given paths, for good.
 

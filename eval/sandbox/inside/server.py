@@ -11,7 +11,9 @@ import sys
 import traceback
 from contextlib import suppress
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 from . import confine, landlock, libc, namespaces, referee, wire
 from .limits import Limits
@@ -19,8 +21,21 @@ from .limits import Limits
 # What solutions import, loaded once. Not numpy: every fork would pay for its pages.
 _PRELOADED = (
     *("bisect", "collections", "copy", "datetime", "functools", "hashlib", "heapq", "itertools"),
-    *("math", "operator", "re", "shutil", "statistics", "string", "subprocess", "typing"),
+    *("math", "multiprocessing", "operator", "re", "shutil", "statistics", "string", "typing"),
 )
+
+
+class _Libraries:
+    """Imports the third-party packages that are shown, and no other that lies beside them."""
+
+    def __init__(self, paths: list[str], folders: list[str]):
+        self.names = {Path(path).stem for path in paths}
+        self.folders = folders
+
+    def find_spec(
+        self, name: str, path: object = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, self.folders) if name in self.names else None
 
 
 def main() -> None:
@@ -44,7 +59,7 @@ def main() -> None:
     except OSError as error:
         wire.send(verdicts, {"error": str(error)})
         return
-    sys.path += plan.site
+    sys.meta_path.append(_Libraries(config["libraries"], config["site"]))
     wire.send(
         verdicts,
         {"namespaces": plan.namespaces, "landlock": plan.landlock, "uid": plan.uid},
@@ -77,9 +92,8 @@ def _isolate(config: dict) -> confine.Plan:
         namespaces=tuple(names),
         landlock=restricted,
         uid=None if "user" in names else uid,
-        readable=(*readable, *namespaces.DEVICES),
-        site=tuple(site),
-        libraries=tuple(libraries),
+        readable=(*landlock.outside(readable, config["hidden"]), *libraries, *namespaces.DEVICES),
+        listable=(*readable, *site),
     )
 
 

@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,7 @@ def _prepare(plan: Plan, limits: Limits, folder: str | None) -> None:
     os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder)
+    tempfile.tempdir = folder
     confine(plan, limits, folder)
 
     sys.stdin = sys.stdout = sys.stderr = _Sink()
