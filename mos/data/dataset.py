@@ -29,7 +29,7 @@ from mos.data import tokenizer as tokenizers
 from mos.data.chat import IGNORE_INDEX, ChatEncoder, EncodedRow, LabelMask
 from mos.data.collator import Collator
 from mos.data.corpora import corpus_rows, no_rows, source_files
-from mos.data.packing import pack, packed_batches
+from mos.data.packing import PACKED_SCHEMA, pack, packed_batches
 from mos.data.rows import Example, OnBadRow, Report
 from mos.errors import DataError, UserError
 
@@ -196,15 +196,18 @@ def load_training_data(
     for note in statistics["notes"]:
         logger.info("%s", note)
     rows = Dataset.from_file(str(entry / ROWS))
-    train, held_out = _split(rows, eval_size, seed)
-    statistics |= {"train_rows": len(train), "eval_rows": len(held_out or ())}
+    for_training, for_eval = split_indices(len(rows), eval_size, seed)
+    statistics |= {"train_rows": len(for_training), "eval_rows": len(for_eval)}
     identity |= {"eval_size": eval_size, "packing": packing}
     fingerprint = _hash(identity)
     if packing:
-        train = _packed(train, folder / f"{fingerprint}-packed", max_seq_length)
+        train = _packed(rows, for_training, folder / f"{fingerprint}-packed", max_seq_length)
+        filled = int(train.data["length"].to_numpy().sum())
         statistics["packed_rows"] = len(train)
-        filled = sum(train.with_format("numpy")["length"])
-        statistics["packing_efficiency"] = round(float(filled / (len(train) * max_seq_length)), 4)
+        statistics["packing_efficiency"] = round(filled / (len(train) * max_seq_length), 4)
+    else:
+        train = rows.select(for_training, keep_in_memory=True)
+    held_out = rows.select(for_eval, keep_in_memory=True) if eval_size else None
     assert tokenizer.pad_token_id is not None
     return TrainingData(train, held_out, Collator(tokenizer.pad_token_id), fingerprint, statistics)
 
@@ -270,28 +273,32 @@ def _encoded_batches(
         )
 
 
-def _split(rows: Dataset, eval_size: int, seed: int) -> tuple[Dataset, Dataset | None]:
+def split_indices(count: int, eval_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are trained on and which are held out: the draws of `Dataset.train_test_split`.
+
+    Without rows to hold out, the order stays that of the corpus.
+
+    Raises:
+        UserError: fewer rows than `eval_size` needs.
+    """
     if eval_size == 0:
-        return rows, None
-    if not 0 < eval_size < len(rows):
+        return np.arange(count), np.arange(0)
+    if not 0 < eval_size < count:
         raise UserError(
-            f"data.eval_size={eval_size}, but the corpus has {len(rows)} rows: set it to at most"
-            f" {len(rows) - 1}, or to 0 to hold out none."
+            f"data.eval_size={eval_size}, but the corpus has {count} rows: set it to at most"
+            f" {count - 1}, or to 0 to hold out none."
         )
-    # the draws of `Dataset.train_test_split`, which would write its indices into the cache entry
-    order = np.random.default_rng(seed).permutation(len(rows))
-    train, held_out = order[eval_size:], order[:eval_size]
-    return rows.select(train, keep_in_memory=True), rows.select(held_out, keep_in_memory=True)
+    order = np.random.default_rng(seed).permutation(count)
+    return order[eval_size:], order[:eval_size]
 
 
-def _packed(train: Dataset, target: Path, capacity: int) -> Dataset:
+def _packed(rows: Dataset, train: np.ndarray, target: Path, capacity: int) -> Dataset:
     def build(folder: Path) -> None:
-        lengths = train.with_format("numpy")["length"]
-        order = range(len(train)) if train._indices is None else train._indices.column(0).to_numpy()
-        groups = [[int(order[i]) for i in group] for group in pack(lengths, capacity)]
-        batches = packed_batches(train.data.table.select(["input_ids", "labels"]), groups)
-        first = next(batches)
-        _write_arrow(folder / ROWS, first.schema, (b for part in ([first], batches) for b in part))
+        table = rows.data.table
+        lengths = table["length"].to_numpy()[train]
+        groups = [train[group].tolist() for group in pack(lengths, capacity)]
+        batches = packed_batches(table.select(["input_ids", "labels"]), groups)
+        _write_arrow(folder / ROWS, PACKED_SCHEMA, batches)
 
     return Dataset.from_file(str(_cached(target, build) / ROWS))
 

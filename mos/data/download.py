@@ -229,11 +229,14 @@ class _Fetcher:
             known = get_hf_file_metadata(url)
         except (OSError, httpx.HTTPError, HfHubHTTPError) as error:
             raise DownloadError(f"{url}: {error}") from error
-        etag = known.etag or ""
-        checksum = {64: "sha256", 40: "git_sha1"}.get(len(etag))
-        if checksum is not None and getattr(file, checksum) is None:
-            file = replace(file, **{checksum: etag})
-        return replace(file, size=file.size or known.size), known.location
+        etag = known.etag or ""  # a file in LFS has its SHA-256 there, another its git hash
+        file = replace(
+            file,
+            sha256=file.sha256 or (etag if len(etag) == 64 else None),
+            git_sha1=file.git_sha1 or (etag if len(etag) == 40 else None),
+            size=file.size or known.size,
+        )
+        return file, known.location
 
     def _fetch(self, url: str, part: Path, file: RemoteFile) -> None:
         task = self.progress.add_task(Path(file.path).name, total=file.size)
@@ -381,8 +384,8 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with tarfile.open(archive) as tar:
         for member in tar:
-            if member.isfile() and (source := tar.extractfile(member)) is not None:
-                yield member.name, source
+            if member.isfile() and (content := tar.extractfile(member)) is not None:
+                yield member.name, content
 
 
 def _summary(files: Sequence[RemoteFile], failures: Mapping[str, DownloadError], root: Path) -> str:

@@ -17,6 +17,11 @@ import pyarrow as pa
 
 from mos.data.chat import IGNORE_INDEX
 
+_LIST = pa.list_(pa.int32())
+PACKED_SCHEMA = pa.schema(
+    {"input_ids": _LIST, "labels": _LIST, "position_ids": _LIST, "length": pa.int32()}
+)
+
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing: positions of examples, grouped so that no group exceeds `capacity`.
@@ -24,15 +29,21 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Deterministic; ties keep their order. `lengths` must not exceed `capacity`.
     """
     sizes = np.asarray(lengths)
-    open_packs: list[list[list[int]]] = [[] for _ in range(capacity + 1)]  # by room left
+    packs: list[list[list[int]]] = [[] for _ in range(capacity + 1)]  # by room left
+    rooms = 0  # bit r is set where packs[r] holds one
     for index in np.argsort(-sizes, kind="stable").tolist():
         size = int(sizes[index])
-        room = next((r for r in range(size, capacity + 1) if open_packs[r]), None)
-        group = open_packs[room].pop() if room is not None else []
+        if enough := rooms >> size:
+            room = size + (enough & -enough).bit_length() - 1  # the tightest fit
+            group = packs[room].pop()
+            if not packs[room]:
+                rooms ^= 1 << room
+        else:
+            room, group = capacity, []
         group.append(index)
-        open_packs[(capacity if room is None else room) - size].append(group)
-    groups = [group for packs in open_packs for group in packs]
-    return sorted(groups)
+        packs[room - size].append(group)
+        rooms |= 1 << (room - size)
+    return sorted(group for same_room in packs for group in same_room)
 
 
 def packed_batches(
@@ -58,12 +69,14 @@ def packed_batches(
         ends = np.cumsum(row_lengths)[np.cumsum(counts) - 1]
         offsets = np.concatenate([[0], ends]).astype(np.int32)
         yield pa.record_batch(
-            {
-                "input_ids": pa.ListArray.from_arrays(offsets, ids.flatten()),
-                "labels": pa.ListArray.from_arrays(offsets, pa.array(labels, pa.int32())),
-                "position_ids": pa.ListArray.from_arrays(
-                    offsets, pa.array(positions.astype(np.int32))
-                ),
-                "length": pa.array(np.diff(offsets), pa.int32()),
-            }
+            [
+                pa.ListArray.from_arrays(offsets, values)
+                for values in (
+                    ids.flatten(),
+                    pa.array(labels),
+                    pa.array(positions.astype(np.int32)),
+                )
+            ]
+            + [pa.array(np.diff(offsets))],
+            schema=PACKED_SCHEMA,
         )

@@ -111,4 +111,5 @@ def add_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         [AddedToken(marker, special=True, normalized=False) for marker in MARKERS],
         special_tokens=True,
     )
-    return list(tokenizer.convert_tokens_to_ids(list(MARKERS)))
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[marker] for marker in MARKERS]
