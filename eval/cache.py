@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,8 @@ class DiskError(UserError):
 
 def request_key(request: Request) -> str:
     """What determines an answer, for given weights and engine; the id seeds sampling."""
-    return hash_json([request.id, request.prompt_sha256, asdict(request.decoding)])
+    said = f"{request.id}\0{request.prompt_sha256}\0{request.decoding}"
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 class CompletionStore:

