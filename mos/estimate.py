@@ -173,9 +173,13 @@ def optimizer_bytes(anatomy: Anatomy, optim: str) -> int:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that autograd saves in one forward pass: in each block, and outside of the blocks."""
+    """Bytes that autograd saves in one forward pass: in blocks, and outside of them.
+
+    The first block saves less than the others, as its input needs no gradient.
+    """
 
     blocks: int
+    first_block: int
     block: int
     block_input: int
     outside: int
@@ -184,15 +188,15 @@ class Activations:
         """With checkpointing: the blocks' inputs, and one block at a time as a whole."""
         if checkpointing:
             return self.blocks * self.block_input + self.block + self.outside
-        return self.blocks * self.block + self.outside
+        return self.first_block + (self.blocks - 1) * self.block + self.outside
 
 
 def activations(config: Mapping[str, Any], anatomy: Anatomy) -> Activations:
     """Run a forward pass in bf16 on the meta device and count what autograd keeps.
 
-    Two blocks stand for all, the second (whose input needs a gradient) with the adapters of that
-    with the most. An adapter counts as a LoRA of the same rank: its layers compute the same.
-    Attention keeps its inputs and its output, as fused kernels do.
+    Two blocks stand for all, both with the adapters of the one that has most. An adapter counts as
+    a LoRA of the same rank: its layers compute the same. Attention keeps its inputs and its output,
+    as fused kernels do.
     """
     model = base_model(config)
     AttentionInterface.register("planned", _attend)
@@ -228,6 +232,7 @@ def activations(config: Mapping[str, Any], anatomy: Anatomy) -> Activations:
     logits = batch * length * model.config.vocab_size
     return Activations(
         blocks=count,
+        first_block=saved[0],
         block=saved[len(blocks) - 1],
         block_input=batch * length * model.config.hidden_size * BF16,
         # The gradient of the logits, in fp32 and in bf16, is there with what the loss saved.

@@ -33,9 +33,9 @@ def summarize(cfg: DictConfig) -> build.Summary:
     given = OmegaConf.to_object(cfg.filter) if OmegaConf.is_config(cfg.filter) else cfg.filter
     summary = build.summarise(
         read_runs(sources, cfg.since),
-        scale=cfg.scale,
-        model=cfg.model,
-        partial=cfg.partial,
+        scale=cfg.select.scale,
+        model=cfg.select.model,
+        partial=cfg.select.partial,
         where=parse_filter(given) if given else None,
         rows=as_list(cfg.rows),
         columns=as_list(cfg.columns),
@@ -65,11 +65,14 @@ def _print(summary: build.Summary, out: str) -> None:
 
 
 def quoted(argument: str) -> str:
-    """An argument in Hydra's grammar, where bare commas mean a sweep and comparisons nothing.
+    """An argument in Hydra's grammar.
+
+    There bare commas mean a sweep, comparisons nothing, and `scale=` and `model=` config groups.
 
     >>> quoted("rows=method.label,seed"), quoted("filter=method.rank>=16")
     ("rows='method.label,seed'", "filter='method.rank>=16'")
     """
+    argument = re.sub(r"^(scale|model|partial)=", r"select.\1=", argument)
     match = re.fullmatch(r"(runs|rows|columns|filter|value)=([^\[{'\"].*)", argument)
     return f"{match[1]}='{match[2]}'" if match else argument
 

@@ -158,7 +158,7 @@ def select(
             else max(scales, key=lambda name: scales[name], default="")
         )
     elif results and scale not in scales:
-        raise UserError(f"scale={scale}: no such results; there are {_counted(scales)}.")
+        raise UserError(f"select.scale={scale}: no such results; there are {_counted(scales)}.")
     for other, count in scales.items():
         if other != scale:
             reason = f"{count} run(s) at this scale; the tables hold scale {scale} only"

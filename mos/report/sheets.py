@@ -135,10 +135,21 @@ def other_rows(groups: Sequence[Group]) -> Sheet:
                 Text(group.label),
                 Text("-" if group.rank is None else str(group.rank)),
                 Text(millions(group.parameters)),
+                Text(_settings(group, [g for g in groups if g.label == group.label])),
                 *(Text(mean_and_spread(cell)) for cell in (*cells, average)),
             ]
         )
-    return Sheet("Other rows", ["Model", *paper.TABLE1.header], rows)
+    header = ["Model", "Method", "Rank", "# Param.", "Settings", *paper.TABLE1.header[3:]]
+    return Sheet("Other rows", header, rows)
+
+
+def _settings(group: Group, siblings: Sequence[Group]) -> str:
+    """The adapter's settings in which configurations of one label differ, the rank aside."""
+    return ", ".join(
+        f"{key}={value}"
+        for key, value in group.config.items()
+        if key != "r" and any(sibling.config.get(key) != value for sibling in siblings)
+    )
 
 
 def mean_and_spread(cell: Cell | Average | None) -> str:

@@ -25,6 +25,7 @@ _LATEX_HEAD = r"""\expandafter\ifx\csname @nodocument\endcsname\relax
   \begin{document}
 \fi
 """
+_TEXT_COLUMNS = ("Model", "Method", "Rank", "# Param.", "Settings")
 _LATEX_SPECIAL = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -73,9 +74,7 @@ def latex(sheets: Sequence[Sheet], label: str) -> str:
             if number in sheet.rules:
                 body.append(r"\midrule")
             body.append(" & ".join(_latex_cell(cell) for cell in row) + r" \\")
-        text_columns = sum(
-            title in ("Method", "Rank", "# Param.", "Model") for title in sheet.header
-        )
+        text_columns = sum(title in _TEXT_COLUMNS for title in sheet.header)
         alignment = "l" * text_columns + "c" * (len(sheet.header) - text_columns)
         parts.append(
             "\n".join(

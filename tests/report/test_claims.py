@@ -1,0 +1,127 @@
+"""Verdicts at known inputs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mos.report import build
+from mos.report.claims import CLAIMS, HELD, NOT_HELD, UNDECIDED
+from mos.report.results import read_runs
+from tests.report.synthetic import SEVEN_B, write_run
+
+CLAIM = "MoS beats LoRA at 5.00M on MMLU EM"
+
+
+def verdicts_of(root):
+    return {v.claim.text: v for v in build.summarise(read_runs(root)).verdicts}
+
+
+def write_pair(root, mos, lora):
+    """MMLU of MoS 4/8 and LoRA 2, one value a seed."""
+    for label, rank, values in (("MoS", 8, mos), ("LoRA", 2, lora)):
+        for seed, value in enumerate(values):
+            metrics = {"mmlu": {"exact_match": value, "n": 100}}
+            write_run(root, label, rank, 2 * SEVEN_B, seed=seed, metrics=metrics)
+
+
+def test_all_claims_hold_at_the_papers_figures(paper_runs):
+    verdicts = verdicts_of(paper_runs)
+    assert len(verdicts) == len(CLAIMS)
+    assert {v.verdict for v in verdicts.values()} == {HELD}
+    assert {v.seeds for v in verdicts.values()} == {2}
+    line = str(verdicts["MoS beats every method at 5.00M"])
+    assert line.startswith("MoS beats every method at 5.00M: held at 2 seeds (MoS 4/8 - LoRA 2")
+
+
+@pytest.mark.parametrize(
+    ("mos", "lora", "verdict"),
+    [
+        ([46.0, 46.1, 46.2], [44.0, 44.1, 44.3], HELD),
+        ([44.0, 44.1, 44.2], [46.0, 46.1, 46.3], NOT_HELD),
+        ([46.0, 44.0, 45.5], [45.0, 44.8, 45.1], UNDECIDED),
+        ([46.0, 46.5], [45.0, 45.1], UNDECIDED),  # two seeds: twelve standard errors
+        ([90.0], [10.0], UNDECIDED),  # one seed tells nothing of the spread
+    ],
+)
+def test_a_verdict_needs_the_interval_on_one_side(tmp_path, mos, lora, verdict):
+    write_pair(tmp_path, mos, lora)
+    found = verdicts_of(tmp_path)[CLAIM]
+    assert (found.verdict, found.seeds) == (verdict, len(mos))
+
+
+def test_one_seed_says_why_it_is_undecided(tmp_path):
+    write_pair(tmp_path, [90.0], [10.0])
+    line = str(verdicts_of(tmp_path)[CLAIM])
+    assert "undecided at 1 seed (" in line
+    assert "the spread over seeds is unknown" in line
+
+
+def test_only_common_seeds_are_compared(tmp_path):
+    write_pair(tmp_path, [46.0, 46.2, 99.0], [44.0, 44.2])
+    (comparison,) = verdicts_of(tmp_path)[CLAIM].comparisons
+    assert comparison.seeds == (0, 1)
+    assert comparison.interval.estimate == pytest.approx(2.0)
+
+
+def test_missing_rows_leave_a_claim_undecided(tmp_path):
+    write_pair(tmp_path, [46.0, 46.2], [])
+    verdicts = verdicts_of(tmp_path)
+    assert verdicts[CLAIM].verdict == UNDECIDED
+    assert verdicts[CLAIM].reason == "LoRA 2 not run"
+    assert verdicts["MoS beats LoRA at 5.00M"].reason.startswith("MoS 4/8 lacks BBH EM")
+    assert verdicts["MoS beats LoRA at 19.99M"].reason == "MoS 16/32 not run"
+
+
+def write_records(root, right: dict[tuple[str, int], list[int]], prompt="p"):
+    for (label, seed), answers in right.items():
+        rank = 8 if label == "MoS" else 2
+        value = 100 * sum(answers) / len(answers)
+        run = write_run(
+            root, label, rank, 2 * SEVEN_B, seed=seed,
+            metrics={"mmlu": {"exact_match": value, "n": len(answers)}},
+        )  # fmt: skip
+        file = run / "eval" / "mmlu" / "records.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            {"id": f"law/{i}", "prompt_sha256": prompt, "scores": {"exact_match": float(a)}}
+            for i, a in enumerate(answers)
+        ]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_records_add_the_spread_over_examples(tmp_path):
+    """Equal differences at both seeds: without records certain, with few examples not."""
+    mos, lora = [1, 1, 1, 0, 0, 0, 1, 0], [1, 0, 1, 0, 1, 0, 0, 0]
+    write_records(tmp_path, {("MoS", s): mos for s in (0, 1)} | {("LoRA", s): lora for s in (0, 1)})
+    found = verdicts_of(tmp_path)[CLAIM]
+    (comparison,) = found.comparisons
+    assert found.verdict == UNDECIDED
+    assert comparison.interval.estimate == pytest.approx(12.5)
+    assert comparison.examples.interval.estimate == pytest.approx(12.5)
+    assert comparison.mcnemar == {"mmlu.exact_match seed 0": 1.0, "mmlu.exact_match seed 1": 1.0}
+
+
+def test_records_with_many_examples_decide(tmp_path):
+    mos, lora = [1] * 300 + [0] * 200, [1] * 200 + [0] * 300
+    write_records(tmp_path, {("MoS", s): mos for s in (0, 1)} | {("LoRA", s): lora for s in (0, 1)})
+    found = verdicts_of(tmp_path)[CLAIM]
+    assert found.verdict == HELD
+    assert found.comparisons[0].examples.p == pytest.approx(1 / 2000)
+    assert found.comparisons[0].mcnemar["mmlu.exact_match seed 0"] < 1e-20
+
+
+def test_edited_records_are_refused_and_named(tmp_path):
+    write_records(tmp_path, {(label, 0): [1, 0] for label in ("MoS", "LoRA")})
+    file = next(tmp_path.rglob("mos-*/seed0/eval/mmlu/records.jsonl"))
+    file.write_text(file.read_text().replace("0.0", "1.0"))
+    summary = build.summarise(read_runs(tmp_path))
+    assert any(p.consequence == "refused" and "edited or cut" in p.reason for p in summary.problems)
+
+
+def test_different_prompts_are_not_paired(tmp_path):
+    write_records(tmp_path, {("MoS", 0): [1, 0]}, prompt="a")
+    write_records(tmp_path, {("LoRA", 0): [1, 0]}, prompt="b")
+    summary = build.summarise(read_runs(tmp_path))
+    assert any("different prompts" in p.reason for p in summary.problems)

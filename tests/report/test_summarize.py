@@ -1,0 +1,184 @@
+"""The entry point: files, the page, the terminal, messages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from mos import summarize as entry
+from mos.config import compose_config
+from mos.report import plots
+from tests.report.synthetic import SEVEN_B, write_run
+
+
+def summarize(*overrides):
+    return entry.summarize(compose_config(overrides, "summarize"))
+
+
+@pytest.fixture(scope="module")
+def page(paper_runs, tmp_path_factory):
+    """Report with every plot: the paper's figures, loss logs and a sweep."""
+    root = tmp_path_factory.mktemp("report")
+    (root / "outputs").mkdir()
+    (root / "outputs" / "paper").symlink_to(paper_runs)
+    for rank in (8, 16):
+        for shards in (1, 4):
+            for private in (0, 1):
+                setup = f"{rank:04x}{shards}{private}aa"
+                run = write_run(
+                    root / "outputs" / "sweep", "MoS", rank, 7, setup=setup,
+                    config={
+                        "r": rank, "shards_per_vector": shards, "private_rank": private,
+                        "equivalent_rank": 8,
+                    },
+                    metrics={"mmlu": {"exact_match": 40.0 + rank / 8 + shards, "n": 14042}},
+                )  # fmt: skip
+        lines = [{"step": s, "loss": 2 - s / 1000, "learning_rate": 1e-4} for s in range(0, 900, 3)]
+        (run / "loss.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summarize(f"runs={root}/outputs", f"out={root}/summary")
+    return root / "summary"
+
+
+class Page(HTMLParser):
+    """Tags that are open at the end, sources of what the page loads, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_every_file_is_written(page):
+    names = {f.name for f in page.iterdir()}
+    tables = {
+        f"{t}.{kind}" for t in ("table1", "table2", "table3") for kind in ("md", "tex", "csv")
+    }
+    assert tables < names
+    assert {"report.html", "claims.md", "runs.csv", "problems.csv", "others.md"} < names
+
+
+def test_the_page_is_one_well_formed_file(page):
+    text = (page / "report.html").read_text()
+    parsed = Page(text)
+    assert not parsed.open
+    assert parsed.sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in parsed.sources)
+    assert not re.search(r"https?://", text)
+
+
+def test_the_page_shows_tables_verdicts_plots_and_what_was_left_out(page):
+    parsed = Page((page / "report.html").read_text())
+    for wanted in (
+        "Table 1: Sharing and differentiation", "Table 3: LLaMA2-13B", "37.63", "+0.01",
+        "MoS beats every method at 5.00M", "Quality over size.", "Ablations.", "Training loss.",
+        "Sweeps.", "Paired tests", "Other rows", "shards_per_vector=4, private_rank=1",
+    ):  # fmt: skip
+        assert wanted in parsed.text
+    assert len(parsed.sources) == 4
+
+
+def test_text_of_runs_is_escaped(tmp_path):
+    write_run(tmp_path / "runs", "<script>alert(1)</script>")
+    summarize(f"runs={tmp_path}/runs", f"out={tmp_path}/out", "plots=false")
+    assert "<script>" not in (tmp_path / "out" / "report.html").read_text()
+    assert "<script>" not in (tmp_path / "out" / "others.md").read_text()
+
+
+def test_runs_csv_lists_every_run(page, paper_runs):
+    rows = list(csv.DictReader((page / "runs.csv").open()))
+    assert len(rows) == len(list(paper_runs.rglob("results.json"))) + 8
+    assert rows[0]["path"].startswith("/")
+
+
+def test_other_grouping_and_several_sources(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / "a", rank=16, seed=seed)
+        write_run(tmp_path / "b", "LoRA", 8, seed=seed)
+    summarize(
+        f"runs='{tmp_path}/a,{tmp_path}/b'", f"out={tmp_path}/out", "plots=false",
+        "rows='method.label,method.rank'", "filter='seed=0'",
+    )  # fmt: skip
+    text = (tmp_path / "out" / "grouped.md").read_text()
+    assert "| MoS | 16 | 47.00 (1) | 51.00 (1) | 38.00 (1) |" in text
+    printed = capsys.readouterr().out
+    assert "By method.label, method.rank" in printed
+    assert "4 of 4" not in printed
+    assert f"written: {tmp_path}/out/report.html" in printed
+
+
+def test_the_terminal_fits_80_columns(paper_runs, tmp_path, capsys):
+    summarize(f"runs={paper_runs}", f"out={tmp_path}/out", "plots=false")
+    printed = capsys.readouterr().out
+    table = [line for line in printed.splitlines() if line.startswith(("MoS", "Vanilla", "+"))]
+    assert table
+    assert all(len(line.rstrip()) <= 80 for line in table)
+    assert "claims: 22 held" in printed
+
+
+def run_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["summarize", *map(entry.quoted, arguments)])
+    entry.main()
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "runs")
+    out = tmp_path / "out"
+    run_main(
+        monkeypatch, f"runs={tmp_path}/runs", f"out={out}", "plots=false", "rows=seed,method.label"
+    )
+    assert (out / "grouped.csv").read_text().startswith("seed,method.label,MMLU EM")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs=nowhere"], "runs=nowhere: no such folder"),
+        (["scale=huge"], "select.scale=huge: no such results; there are paper (1)"),
+        (["since=soon"], "since=soon"),
+        (["rows=colour"], "colour: none of the 1 runs has it"),
+        (["filter=seed"], "'seed' is not a condition"),
+        (["out=/proc/none"], "cannot write there"),
+    ],
+)
+def test_mistakes_get_one_message_and_exit_2(tmp_path, monkeypatch, capsys, arguments, message):
+    write_run(tmp_path / "runs")
+    given = [f"runs={tmp_path}/runs", f"out={tmp_path}/out", "plots=false", *arguments]
+    with pytest.raises(SystemExit) as stopped:
+        run_main(monkeypatch, *{a.split("=")[0]: a for a in given}.values())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error.replace("\n", "")
+    assert "Traceback" not in error
+
+
+def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
+    write_run(tmp_path / "runs")
+    monkeypatch.setattr(plots, "available", lambda: False)
+    summarize(f"runs={tmp_path}/runs", f"out={tmp_path}/out")
+    assert "matplotlib is not installed" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_damaged_loss_log_is_named_and_the_rest_drawn(tmp_path):
+    run = write_run(tmp_path / "runs", parameters=8 * SEVEN_B)
+    (run / "loss.jsonl").write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1}\n'
+    )
+    summary = summarize(f"runs={tmp_path}/runs", f"out={tmp_path}/out")
+    assert [p.reason for p in summary.problems] == ["line 2 is not a loss entry; left out"]
+    assert "Training loss." in (tmp_path / "out" / "report.html").read_text()
