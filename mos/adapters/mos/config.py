@@ -9,6 +9,8 @@ import torch
 from peft import PeftConfig
 from peft.utils import PeftType
 
+from mos.adapters.options import check_file_keys
+
 FORMAT_VERSION = 1
 
 _SAVE_DTYPES = ("float32", "bfloat16", "float16")
@@ -110,6 +112,7 @@ class MosConfig(PeftConfig):
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         # Before PEFT drops the fields that it does not know with no more than a warning.
         cls._check_version(kwargs.get("format_version", FORMAT_VERSION))
+        check_file_keys(cls, kwargs)
         return super().check_kwargs(**kwargs)
 
     @staticmethod

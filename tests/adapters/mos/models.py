@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -58,6 +58,11 @@ def llama(
     )
 
 
+class Output(NamedTuple):
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
 class Decoder(nn.Module):
     """A LLaMA in whatever dtype its weights have: transformers' own rounds to float32 inside."""
 
@@ -68,13 +73,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(_Block(kv_heads, hidden) for _ in range(layers))
         self.head = nn.Linear(hidden, 64, bias=False)
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> Output:
         x = self.embed(input_ids)
         for layer in self.layers:
             x = layer(x)
         logits = self.head(x)
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return SimpleNamespace(loss=loss, logits=logits)
+        return Output(loss, logits)
 
 
 class _Block(nn.Module):
