@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +107,7 @@ def count(config: Mapping[str, Any]) -> Anatomy:
     ]
     adapter = config["adapter"]
     adapted = with_adapter(model, adapter)
-    layers = []
+    layers: list[tuple[str, Any]] = []
     if isinstance(adapted, PeftModel):
         layers = [
             (name.removeprefix("base_model.model."), module.get_base_layer())
@@ -337,5 +337,5 @@ def _itemsize(config: Mapping[str, Any]) -> int:
     return torch.finfo(getattr(torch, config["quantization"]["compute_dtype"])).bits // 8
 
 
-def _bytes(tensors: list[torch.Tensor]) -> int:
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)

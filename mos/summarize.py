@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -29,21 +30,19 @@ def summarize(cfg: DictConfig) -> build.Summary:
     Raises:
         UserError: no runs there, an impossible filter or key, a folder that cannot be written.
     """
-    sources = as_list(OmegaConf.to_object(cfg.runs) if OmegaConf.is_list(cfg.runs) else cfg.runs)
-    given = OmegaConf.to_object(cfg.filter) if OmegaConf.is_config(cfg.filter) else cfg.filter
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    sources = as_list(config["runs"])
     summary = build.summarise(
-        read_runs(sources, cfg.since),
-        scale=cfg.select.scale,
-        model=cfg.select.model,
-        partial=cfg.select.partial,
-        where=parse_filter(given) if given else None,
-        rows=as_list(cfg.rows),
-        columns=as_list(cfg.columns),
-        value=cfg.value,
+        read_runs(sources, config["since"]),
+        **config["select"],
+        where=parse_filter(config["filter"]) if config["filter"] else None,
+        rows=as_list(config["rows"]),
+        columns=as_list(config["columns"]),
+        value=config["value"],
     )
     summary.sources = sources
-    build.write(summary, cfg.out, cfg.plots)
-    _print(summary, cfg.out)
+    build.write(summary, config["out"], config["plots"])
+    _print(summary, config["out"])
     return summary
 
 

@@ -96,6 +96,12 @@ class Line:
     def cell(self, column: paper.Column) -> Cell | None:
         return self.group.cells.get(column.key) if self.group else None
 
+    def __getitem__(self, column: paper.Column) -> Cell:
+        """The cell of a column that is known to be filled; KeyError otherwise."""
+        if (cell := self.cell(column)) is None:
+            raise KeyError(column.key)
+        return cell
+
     @property
     def rank(self) -> str:
         if self.group is None or self.row.ranks or not isinstance(self.group.rank, int):
@@ -331,9 +337,10 @@ def fill_table(
         matching = [group for group in candidates if matches(row, group, table.model)]
         matching.sort(key=lambda group: _completeness(group, table.columns))
         group = matching.pop() if matching else None
+        shown = group.rank if group else None
         for other in matching:
             reason = (
-                f"{table.name} shows rank {group.rank}, the fuller or better of "
+                f"{table.name} shows rank {shown}, the fuller or better of "
                 f"{len(matching) + 1} configurations; rank {other.rank} is among the other rows"
             )
             problems.append(Problem(f"{row.label} {row.rank}", reason))

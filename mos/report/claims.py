@@ -161,13 +161,12 @@ class Comparer:
                     f"{_name(line.row.key)} {'not run' if whole else 'lacks ' + ', '.join(missing)}"
                 )
         seeds = sorted(
-            set.intersection(*(set(line.cell(c).values) for line in (one, two) for c in columns))
+            set.intersection(*(set(line[c].values) for line in (one, two) for c in columns))
         )
         if not seeds:
             return f"{_name(first)} and {_name(other)} share no seed"
         per_seed = [
-            float(np.mean([one.cell(c).values[s] - two.cell(c).values[s] for c in columns]))
-            for s in seeds
+            float(np.mean([one[c].values[s] - two[c].values[s] for c in columns])) for s in seeds
         ]
         strata, tests = self._paired(one, two, columns, seeds)
         examples = paired_bootstrap(strata) if strata else None
@@ -184,7 +183,7 @@ class Comparer:
             key = next(c for c in columns if c.benchmark == benchmark)
             records = []
             for line in (one, two):
-                runs = {run.seed: run for run in line.cell(key).runs}
+                runs = {run.seed: run for run in line[key].runs}
                 found = [
                     self._records(runs[s].path, benchmark, metrics) for s in seeds if s in runs
                 ]

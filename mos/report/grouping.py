@@ -8,6 +8,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mos.errors import UserError
@@ -44,13 +45,15 @@ def parse_filter(given: str | Mapping[str, Any] | Sequence[str] | None) -> Calla
     if isinstance(given, Mapping):
         for key, value in given.items():
             allowed = {str(v) for v in (value if isinstance(value, (list, tuple)) else [value])}
-            conditions.append(
-                lambda r, key=str(key), allowed=allowed: str(r.lookup(key)) in allowed
-            )
+            conditions.append(partial(_is_one_of, str(key), allowed))
     else:
         texts = given.split(",") if isinstance(given, str) else given
         conditions = [_condition(text) for text in texts if str(text).strip()]
     return lambda result: all(condition(result) for condition in conditions)
+
+
+def _is_one_of(key: str, allowed: set[str], result: Result) -> bool:
+    return str(result.lookup(key)) in allowed
 
 
 def _condition(text: str) -> Callable[[Result], bool]:

@@ -8,11 +8,13 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
-from mos.report.aggregate import Filled, Group, Line
+from mos.report import paper
+from mos.report.aggregate import Average, Filled, Group
 from mos.report.grouping import natural, run_average
 from mos.report.results import Problem, Result
 from mos.report.statistics import seed_interval
@@ -41,10 +43,11 @@ COLOURS = {
     "Full fine-tuning": "#111827",
 }
 FALLBACK = "#9ca3af"
+ABLATIONS = tuple((label, "16/32") for label in ("MoS", "MoS -sp", "MoS -vs", "MoS -pd"))
 MAX_CURVES = 12
 MAX_POINTS = 150
 MAX_MAPS = 6
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "mos",
     "font.size": 9.5,
@@ -103,108 +106,122 @@ def _svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
+class Spot(NamedTuple):
+    """A method in the plots: its average over the columns that all of them have."""
+
+    label: str
+    rank: str
+    parameters: int
+    average: Average
+    paper: float | None
+
+
+def _spots(filled: Filled, others: Sequence[Group] = ()) -> tuple[list[Spot], list[paper.Column]]:
+    """The filled rows, and other groups of the model that have as many columns as they."""
+    lines = [line for line in filled.lines if line.group]
+    columns = [c for c in filled.table.columns if lines and all(line.cell(c) for line in lines)]
+    spots = []
+    for line in lines:
+        average = line.group.average(columns) if line.group and columns else None
+        if line.group and average:
+            figures = dict(zip(filled.table.columns, line.row.figures, strict=True))
+            figure = statistics.fmean(figures[c] for c in columns) if filled.comparable else None
+            spots.append(Spot(line.row.label, line.rank, line.group.parameters, average, figure))
+    for group in others:
+        average = group.average(columns) if columns and group.model == filled.model else None
+        if average and group.parameters:
+            spots.append(Spot(group.label, str(group.rank), group.parameters, average, None))
+    return spots, columns
+
+
+def _score_label(filled: Filled, columns: Sequence[paper.Column]) -> str:
+    if len(columns) == len(filled.table.columns):
+        return "average score"
+    return "average of " + ", ".join(c.title.partition(" (")[0] for c in columns)
+
+
 @_styled
 def budget_plot(filled: Filled, others: Sequence[Group] = ()) -> str | None:
     """Average score over trainable parameters (log axis); hollow marks are the paper's figures."""
-    spots = [
-        (line.row.label, line.rank, line.group.parameters, line.average)
-        for line in filled.lines
-        if line.group and line.average and line.trained
-    ]
-    for group in others:
-        average = group.average(filled.table.columns)
-        if group.model == filled.model and average and group.parameters:
-            spots.append((group.label, str(group.rank), group.parameters, average))
-    vanilla = [line for line in filled.lines if not line.trained and line.average and line.group]
-    if not spots:
+    spots, columns = _spots(filled, others)
+    by_label: dict[str, list[Spot]] = defaultdict(list)
+    for spot in sorted(spots, key=lambda spot: spot.parameters):
+        if spot.parameters:
+            by_label[spot.label].append(spot)
+    if not by_label:
         return None
     figure, (axis,) = _figure(7.4, 4.2)
-    by_label: dict[str, list[Any]] = defaultdict(list)
-    for spot in spots:
-        by_label[spot[0]].append(spot)
     for label, members in by_label.items():
-        members.sort(key=lambda spot: spot[2])
-        xs = [spot[2] for spot in members]
-        means = [spot[3].mean for spot in members]
-        errors = [spot[3].std or 0.0 for spot in members]
         colour = COLOURS.get(label, FALLBACK)
-        line = "-" if label in ("LoRA", "MoS") else "none"
+        joined = label in ("LoRA", "MoS")
         axis.errorbar(
-            xs, means, yerr=errors, fmt="o", linestyle=line, color=colour, capsize=2.5,
+            [spot.parameters for spot in members],
+            [spot.average.mean for spot in members],
+            yerr=[spot.average.std or 0.0 for spot in members],
+            fmt="o", linestyle="-" if joined else "none", color=colour, capsize=2.5,
             markersize=6, linewidth=1.4, label=label, zorder=3,
         )  # fmt: skip
-        for spot in members if line == "-" else ():
-            axis.annotate(
-                spot[1], (spot[2], spot[3].mean), xytext=(6, 4), textcoords="offset points",
-                color=MUTED, fontsize=7.5,
-            )  # fmt: skip
+        for spot in members:
+            place = (spot.parameters, spot.average.mean)
+            if joined:
+                axis.annotate(
+                    spot.rank, place, xytext=(6, 4), textcoords="offset points",
+                    color=MUTED, fontsize=7.5,
+                )  # fmt: skip
+            if spot.paper is not None:
+                axis.plot(
+                    spot.parameters, spot.paper, "o", markersize=9, markerfacecolor="none",
+                    markeredgecolor=colour, markeredgewidth=0.9, zorder=2,
+                )  # fmt: skip
     if filled.comparable:
-        _paper_marks(axis, filled.lines)
-    best = max(vanilla, key=lambda line: line.average.mean, default=None)
-    if best is not None:
+        axis.plot([], [], "o", markersize=9, markerfacecolor="none", color=MUTED, label="the paper")
+    vanilla = [spot for spot in spots if not spot.parameters]
+    if vanilla:
+        best = max(vanilla, key=lambda spot: spot.average.mean)
         axis.axhline(best.average.mean, color=MUTED, linestyle=":", linewidth=1)
         axis.annotate(
-            best.row.label, (1, best.average.mean), xycoords=("axes fraction", "data"), ha="right",
+            best.label, (1, best.average.mean), xycoords=("axes fraction", "data"), ha="right",
             va="bottom", color=MUTED, fontsize=8,
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xlabel("trainable parameters (log scale)")
-    axis.set_ylabel("average score")
+    axis.set_ylabel(_score_label(filled, columns))
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _svg(figure)
-
-
-def _paper_marks(axis: Axes, lines: Sequence[Line]) -> None:
-    marks = [(line.row.millions * 1e6, line.row.average, line.row.label) for line in lines
-             if line.row.millions is not None]  # fmt: skip
-    for index, (x, y, label) in enumerate(marks):
-        axis.plot(
-            x, y, "o", markersize=9, markerfacecolor="none", zorder=2,
-            markeredgecolor=COLOURS.get(label, FALLBACK), markeredgewidth=0.9,
-            label="_" if index else "paper (hollow)",
-        )  # fmt: skip
 
 
 @_styled
 def ablation_plot(filled: Filled) -> str | None:
     """Average of MoS and its ablations, 95 % t intervals over seeds; diamonds: the paper's."""
-    lines = [
-        line
-        for line in filled.lines
-        if line.row.label.startswith("MoS") and line.row.equivalent_rank == 8 and line.average
-    ]
-    if len(lines) < 2:
+    lines = [line for line in filled.lines if line.row.key in ABLATIONS]
+    spots, columns = _spots(replace(filled, lines=lines))
+    if len(spots) < 2:
         return None
     figure, (axis,) = _figure(4.6, 4.2)
-    low, high = [], []
-    for position, line in enumerate(lines):
-        interval = seed_interval(list(line.average.per_seed.values()) or [line.average.mean])
-        known = interval.low is not None
-        half = interval.high - interval.estimate if known else 0.0
-        # With two seeds the interval is twelve standard errors wide: it may leave the picture.
-        axis.bar(
-            position, line.average.mean, color=COLOURS.get(line.row.label, FALLBACK), width=0.6
-        )
-        if known:
-            axis.errorbar(position, line.average.mean, yerr=half, color=INK, capsize=4, linewidth=1)
-        spread = 2 * (line.average.std or 0.0)
-        low.append(line.average.mean - spread)
-        high.append(line.average.mean + spread)
+    reach = []
+    for position, spot in enumerate(spots):
+        mean = spot.average.mean
+        interval = seed_interval(list(spot.average.per_seed.values()) or [mean])
+        colour = COLOURS.get(spot.label, FALLBACK)
+        axis.bar(position, mean, color=colour, width=0.6)
+        if interval.high is not None:
+            half = interval.high - interval.estimate
+            axis.errorbar(position, mean, yerr=half, color=INK, capsize=4, linewidth=1)
         axis.annotate(
-            f"{line.average.mean:.2f}", (position, line.average.mean), xytext=(8, 3),
-            textcoords="offset points", fontsize=8, color=INK,
+            f"{mean:.2f}", (position, mean), xytext=(8, 3), textcoords="offset points",
+            fontsize=8, color=INK,
         )  # fmt: skip
-        if filled.comparable:
-            axis.plot(
-                position, line.row.average, "D", color=INK, markersize=5, markerfacecolor="white"
-            )
-            low.append(line.row.average)
-            high.append(line.row.average)
-    margin = max(0.6, 0.35 * (max(high) - min(low)))
-    axis.set_ylim(min(low) - margin, max(high) + margin)
-    axis.set_xticks(range(len(lines)), [line.row.label for line in lines])
+        # Two seeds give an interval of twelve standard errors: it may leave the picture.
+        spread = 2 * (spot.average.std or 0.0)
+        reach += [mean - spread, mean + spread]
+        if spot.paper is not None:
+            axis.plot(position, spot.paper, "D", color=INK, markersize=5, markerfacecolor="white")
+            reach.append(spot.paper)
+    margin = max(0.6, 0.35 * (max(reach) - min(reach)))
+    axis.set_ylim(min(reach) - margin, max(reach) + margin)
+    axis.set_xticks(range(len(spots)), [spot.label for spot in spots])
     axis.grid(axis="x", visible=False)
-    axis.set_ylabel("average score")
+    axis.set_ylabel(_score_label(filled, columns))
     return _svg(figure)
 
 

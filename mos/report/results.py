@@ -291,7 +291,7 @@ def _metrics(
     folder: Path, metrics: Mapping[str, Any], problems: list[Problem]
 ) -> dict[str, Mapping[str, Any]]:
     """The benchmarks of a run whose metrics are whole; raises if any figure is impossible."""
-    usable = {}
+    usable: dict[str, Mapping[str, Any]] = {}
     for benchmark, values in metrics.items():
         if not isinstance(values, dict):
             raise _Unusable(
