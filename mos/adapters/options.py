@@ -29,6 +29,21 @@ def check_options(options: Mapping[str, Any], config_cls: type | None, method: s
             )
 
 
+def check_file_keys(config_cls: type, keys: Iterable[str]) -> None:
+    """Check that a saved config has only known fields, where PEFT drops others with a warning.
+
+    Raises:
+        UserError: naming the keys. They may change what the adapter computes.
+    """
+    unknown = sorted(set(keys) - {f.name for f in fields(config_cls)})
+    if unknown:
+        raise UserError(
+            f"The adapter's config has keys that this version of {config_cls.__name__} does not "
+            f"know: {', '.join(unknown)}. It was saved by a newer version of mos or PEFT, or "
+            "edited: upgrade, or remove the keys."
+        )
+
+
 def nearest(name: Any, known: Iterable[str]) -> str:
     """A sentence with the known name that is closest to `name`, and all of them."""
     known = sorted(known)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -32,6 +32,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mos.adapters.linear import BASE_ROWS, FactoredLinear
+from mos.adapters.options import check_file_keys
 
 
 @dataclass
@@ -67,14 +68,7 @@ class FactoredConfig(PeftConfig):
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Refuse a file with keys that this version does not know: they may change the function."""
-        unknown = sorted(set(kwargs) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(
-                f"The adapter's config has keys that this version of {cls.__name__} does not know: "
-                f"{', '.join(unknown)}. It was saved by a newer version of mos or PEFT, or edited: "
-                "upgrade, or remove the keys."
-            )
+        check_file_keys(cls, kwargs)
         return super().check_kwargs(**kwargs)
 
 

@@ -144,7 +144,7 @@ def test_lora_factors_are_the_update(make_config):
 
 
 def test_blocks_can_be_left_out(make_main_config):
-    model = adapted(make_main_config(layers_to_transform=[1]))
+    model = adapted(make_main_config(layers_to_transform=[1], r=3))
     assert all(".layers.1." in path for path in model.base_model.targeted_module_names)
 
 
