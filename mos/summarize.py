@@ -54,6 +54,8 @@ def _print(summary: build.Summary, out: str) -> None:
         console.print(table)
         console.print()
     say(f"{len(summary.results)} of {summary.folders} run folders used (scale {summary.scale})")
+    if not summary.results and any("is partial" in p.reason for p in summary.problems):
+        say("all results are of cut benchmarks (eval.limit): partial=true tabulates them")
     verdicts = Counter(verdict.verdict for verdict in summary.verdicts)
     say("claims: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
     for problem in summary.problems[:SHOWN_PROBLEMS]:

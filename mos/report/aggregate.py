@@ -117,7 +117,8 @@ class Line:
 class Filled:
     """A table of the paper filled with results of one scale and model.
 
-    `comparable` tells whether the paper's figures belong beside them (same scale and model).
+    `comparable` tells whether the paper's figures belong beside them (same scale and model, whole
+    benchmarks); `cut` why benchmarks are not whole.
     """
 
     table: paper.Table
@@ -125,6 +126,7 @@ class Filled:
     model: str
     comparable: bool
     lines: list[Line]
+    cut: str | None = None
 
     @property
     def empty(self) -> bool:
@@ -345,8 +347,29 @@ def fill_table(
             )
             problems.append(Problem(f"{row.label} {row.rank}", reason))
         lines.append(Line(row, group, group.average(table.columns) if group else None))
-    comparable = scale == paper.SCALE and model == table.model
-    return Filled(table, scale, model, comparable, lines), problems
+    problems += _different_prompts(table, lines)
+    evaluated = (v for group in groups for run in group.runs for v in run.metrics.values())
+    cut = next((cut for values in evaluated if (cut := _cut(values))), None)
+    comparable = scale == paper.SCALE and model == table.model and cut is None
+    return Filled(table, scale, model, comparable, lines, cut), problems
+
+
+def _different_prompts(table: paper.Table, lines: Iterable[Line]) -> list[Problem]:
+    """Benchmarks whose trained rows did not all answer the same prompts."""
+    problems = []
+    trained = [line for line in lines if line.trained]
+    for column in {column.benchmark: column for column in table.columns}.values():
+        rows: dict[str, list[str]] = defaultdict(list)
+        for line in trained:
+            cell = line.cell(column)
+            for asked in {run.prompts.get(column.benchmark) for run in cell.runs} if cell else ():
+                if asked:
+                    rows[asked].append(f"{line.row.label} {line.row.rank}")
+        if len(rows) > 1:
+            parts = " / ".join(", ".join(names) for names in rows.values())
+            reason = f"{column.benchmark} was asked in different prompts: {parts}"
+            problems.append(Problem(table.name, reason))
+    return problems
 
 
 def _completeness(group: Group, columns: Sequence[paper.Column]) -> tuple[float, ...]:

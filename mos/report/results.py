@@ -55,6 +55,7 @@ class Result:
 
     Attributes:
         metrics: benchmark -> {metric: value, "stderr", "n", ...}; with "partial": why, if it is.
+        prompts: benchmark -> hash of all its prompts, where the evaluation was kept.
         modified: when results.json was written, seconds since the epoch.
     """
 
@@ -72,6 +73,7 @@ class Result:
     seed: int
     train: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Any]]
+    prompts: Mapping[str, str]
     modified: float
     raw: Mapping[str, Any] = field(repr=False)
 
@@ -252,7 +254,7 @@ def _read_run(folder: Path, oldest: float, problems: list[Problem]) -> Result | 
             "skipped",
         )
     method = _field(raw, "method", dict)
-    metrics = _field(raw, "metrics", dict)
+    metrics, prompts = _metrics(folder, _field(raw, "metrics", dict), problems)
     result = Result(
         path=folder,
         run_id=_field(raw, "run_id", str),
@@ -267,7 +269,8 @@ def _read_run(folder: Path, oldest: float, problems: list[Problem]) -> Result | 
         config=_field(method, "config", dict, "method."),
         seed=_field(raw, "seed", int),
         train=raw.get("train") or {},
-        metrics=_metrics(folder, metrics, problems),
+        metrics=metrics,
+        prompts=prompts,
         modified=modified,
         raw=raw,
     )
@@ -289,9 +292,13 @@ def _field(tree: Mapping[str, Any], name: str, kind: Any, prefix: str = "") -> A
 
 def _metrics(
     folder: Path, metrics: Mapping[str, Any], problems: list[Problem]
-) -> dict[str, Mapping[str, Any]]:
-    """The benchmarks of a run whose metrics are whole; raises if any figure is impossible."""
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """The benchmarks of a run whose metrics are whole, and the hashes of their prompts.
+
+    Raises if any figure is impossible.
+    """
     usable: dict[str, Mapping[str, Any]] = {}
+    prompts: dict[str, str] = {}
     for benchmark, values in metrics.items():
         if not isinstance(values, dict):
             raise _Unusable(
@@ -314,30 +321,35 @@ def _metrics(
             reason = f"metrics.{benchmark} lacks {', '.join(missing)}"
             problems.append(Problem(str(folder), reason, "skipped"))
             continue
-        _compare_with_evaluation(folder, benchmark, values, wanted)
+        if asked := _compare_with_evaluation(folder, benchmark, values, wanted):
+            prompts[benchmark] = asked
         usable[benchmark] = values
     if not metrics:
         raise _Unusable("results.json has no metrics: trained, not evaluated", "skipped")
-    return usable
+    return usable, prompts
 
 
 def _compare_with_evaluation(
     folder: Path, benchmark: str, values: Mapping[str, Any], wanted: Iterable[str]
-) -> None:
-    """Refuse a results.json that says something else than the evaluation it was made from."""
+) -> str | None:
+    """Refuse a results.json that says something else than the evaluation it was made from.
+
+    Returns the hash of the evaluation's prompts.
+    """
     file = folder / "eval" / benchmark / "metrics.json"
     try:
         evaluated = _load(file)
     except FileNotFoundError:
-        return
-    evaluated = evaluated.get("metrics", evaluated)
+        return None
+    scores = evaluated.get("metrics", evaluated)
     for name in wanted:
-        original = evaluated.get(name)
+        original = scores.get(name)
         if _is_number(original) and abs(original - values[name]) > ROUNDING:
             raise _Unusable(
                 f"results.json says {benchmark} {name} {values[name]}, but "
                 f"eval/{benchmark}/metrics.json says {original}: one of them was edited"
             )
+    return evaluated.get("prompts_sha256")
 
 
 def _why_no_results(folder: Path) -> tuple[str, str]:

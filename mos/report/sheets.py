@@ -212,13 +212,15 @@ def _notes(filled: Filled) -> list[str]:
         notes.append(
             f"{filled.model}, scale {filled.scale}: means over {seeds}; {MISSING} not run."
         )
+    if filled.cut:
+        notes.append(f"PARTIAL: benchmarks were cut ({filled.cut}).")
     marks = "Bold: best overall."
     if filled.table.underline:
         marks += f" Underlined: best with {SMALL_BUDGET} trainable parameters"
         marks += "." if filled.comparable else " in the paper's setting."
     notes.append(marks)
     if not filled.comparable:
-        setting = f"{filled.table.model}, scale {paper.SCALE}"
+        setting = f"{filled.table.model}, scale {paper.SCALE}, whole benchmarks"
         notes.append(f"The paper's figures ({setting}) are not comparable and left out.")
     elif any(line.row.dagger for line in filled.lines):
         notes.append(f"† {paper.DAGGER}.")

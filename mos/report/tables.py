@@ -170,7 +170,8 @@ def _caption(filled: Filled) -> str:
     seeds = f"{filled.seeds} seed{'s' * (filled.seeds != 1)}"
     absent = sum(line.group is None for line in filled.lines)
     missing = f"; {absent} of {len(filled.lines)} rows not run" if absent else ""
-    return f"{filled.model}, scale {filled.scale}, means over {seeds}{missing}"
+    cut = f"; PARTIAL ({filled.cut})" if filled.cut else ""
+    return f"{filled.model}, scale {filled.scale}, means over {seeds}{missing}{cut}"
 
 
 def sheet_terminal(sheet: Sheet) -> Table:

@@ -125,6 +125,17 @@ def test_an_untrained_model_may_be_evaluated_anywhere(tmp_path):
     }  # fmt: skip
 
 
+def test_rows_that_answered_other_prompts_are_said(tmp_path):
+    for label, rank, prompts in (("MoS", 16, "aa"), ("LoRA", 8, "bb"), ("LoRA", 2, "aa")):
+        parameters = 2 * SEVEN_B if rank == 2 else 8 * SEVEN_B
+        run = write_run(tmp_path, label, rank, parameters)
+        (run / "eval" / "mmlu").mkdir(parents=True)
+        evaluation = {"metrics": {"exact_match": 47.0}, "prompts_sha256": prompts}
+        (run / "eval" / "mmlu" / "metrics.json").write_text(json.dumps(evaluation))
+    reasons = [p.reason for p in summary_of(tmp_path).problems if p.where == "table2"]
+    assert reasons == ["mmlu was asked in different prompts: LoRA 2, MoS 16/32 / LoRA 8"]
+
+
 def test_own_experiments_are_used_and_said(tmp_path):
     write_run(tmp_path, experiment="mine", metrics={"bbh": {"exact_match": 30.0}})
     summary = summary_of(tmp_path)

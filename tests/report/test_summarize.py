@@ -131,6 +131,21 @@ def test_the_terminal_fits_80_columns(paper_runs, tmp_path, capsys):
     assert "claims: 22 held" in printed
 
 
+def test_partial_results_are_offered(tmp_path, capsys):
+    metrics = {"mmlu": {"exact_match": 50.0, "n": 6, "partial": "limit=6"}}
+    write_run(tmp_path / "runs", metrics=metrics)
+    given = [f"runs={tmp_path}/runs", f"out={tmp_path}/out", "plots=false"]
+    summarize(*given)
+    assert "partial=true tabulates them" in capsys.readouterr().out
+    summarize(*given, "select.partial=true")
+    printed = capsys.readouterr().out
+    assert "50.00" in printed
+    assert "PARTIAL (limit=6)" in printed
+    text = (tmp_path / "out" / "table2.md").read_text()
+    assert "PARTIAL: benchmarks were cut (limit=6)." in text
+    assert "measured minus paper" not in text
+
+
 def run_main(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["summarize", *map(entry.quoted, arguments)])
     entry.main()
