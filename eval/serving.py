@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 
 from eval.engines import Engine, EngineError, EngineSettings, start
+from eval.engines.base import tensor_shapes
 from eval.files import read_json
 from eval.runner import Weights
 from mos.console import say
@@ -176,10 +177,11 @@ class Server:
 
     def _load(self, folder: Path) -> Engine:
         """Exchange the weights in the running engine, or start one where that cannot be."""
-        if self._engine is not None and same_tensors(self._engine.model_dir, folder):
+        running = self._engine
+        if running is not None and tensor_shapes(running.model_dir) == tensor_shapes(folder):
             try:
-                self._engine.load_weights(folder)
-                return self._engine
+                running.load_weights(folder)
+                return running
             except EngineError as error:
                 say(f"engine: restarting, because {error}")
         self._stop()
@@ -219,18 +221,3 @@ def export(model: Model, cache_dir: str | Path) -> Path:
         if not target.is_dir():
             to_lora(model.adapter_dir, Path(scratch) / "lora").rename(target)
     return target
-
-
-def same_tensors(folder: Path, other: Path) -> bool:
-    """Whether two model folders hold tensors of the same names and shapes."""
-    return _shapes(folder) == _shapes(other)
-
-
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    from safetensors import safe_open
-
-    shapes = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    return shapes

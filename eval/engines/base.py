@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from eval.benchmark import Completion, Request
@@ -207,6 +208,37 @@ def choose(choices: Sequence[str], logprobs: list[float], prompt_tokens: int) ->
         if isinstance(logprobs, list)
         else list(logprobs).count(best) > 1,
     )
+
+
+def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a folder's safetensors files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    return shapes
+
+
+def check_lora_fits(adapter: Path, model_dir: Path) -> None:
+    """Hold the factors of a LoRA directory against the layers of a model.
+
+    vLLM copies factors that are too small into a part of their slot, without a word.
+
+    Raises:
+        UserError: a layer that the model lacks, or factors of another width.
+    """
+    layers = tensor_shapes(model_dir)
+    for name, shape in tensor_shapes(adapter).items():
+        module, _, factor = name.removeprefix("base_model.model.").rpartition(".lora_")
+        out_features, in_features = layers.get(f"{module}.weight", (0, 0))
+        found, expected = (shape[1], in_features) if factor[0] == "A" else (shape[0], out_features)
+        if found != expected:
+            has = f"is {expected} wide there" if expected else "is not there"
+            raise UserError(
+                f"The adapter {adapter} does not fit the model {model_dir}: {name} is"
+                f" {tuple(shape)}, and its layer {has}. Evaluate it on the model it was trained on."
+            )
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")

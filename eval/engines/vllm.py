@@ -18,6 +18,7 @@ from eval.engines.base import (
     EngineError,
     EngineSettings,
     Prompt,
+    check_lora_fits,
     choose,
     is_out_of_memory,
     request_seed,
@@ -151,6 +152,7 @@ class VllmEngine(Engine):
         """
         from vllm.lora.request import LoRARequest
 
+        check_lora_fits(adapter, self.model_dir)
         number = next(self._adapter_ids)
         request = LoRARequest(f"{adapter.name}-{number}", number, str(adapter.resolve()))
         try:

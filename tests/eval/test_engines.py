@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval.engines as engines
@@ -44,6 +45,14 @@ def shifted(model_dir: Path, folder: Path, seed: int) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(folder)
+    return folder
+
+
+def random_lora(model_dir: Path, folder: Path, target_modules: list[str], seed: int) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, target_modules=target_modules, init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
     return folder
 
 
@@ -167,12 +176,9 @@ def test_exchanged_weights_are_those_of_a_fresh_engine(engine, tiny_model_dir, t
 
 
 def test_an_adapter_is_applied_and_taken_off(engine, tiny_model_dir, tmp_path):
+    folder = random_lora(tiny_model_dir, tmp_path / "adapter", ["q_proj", "down_proj"], seed=0)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    tuned = get_peft_model(model, config)
-    tuned.save_pretrained(tmp_path / "adapter")
-    merged = tuned.merge_and_unload()
+    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
     asked = requests(Decoding(choices=CHOICES))
     bare = answer(engine, asked)
     adapted = answer(engine, asked, tmp_path / "adapter")
@@ -232,31 +238,14 @@ def test_numerics_hold_what_changes_outputs_and_nothing_else(tiny_model_dir):
         assert replace(settings, **change).numerics() != settings.numerics()
 
 
-@pytest.mark.vllm
-@pytest.mark.timeout(600)
-def test_vllm_agrees_with_transformers_and_exchanges_weights(tiny_model_dir, tmp_path):
-    """One engine: base weights, others, base again. The greedy texts and letters are equal."""
+def probe(tmp_path: Path, rank: int, model: Path, *steps: str) -> list:
+    """What one vLLM engine gives at each step (see vllm_probe.py)."""
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
-    models = {"base": tiny_model_dir, "other": shifted(tiny_model_dir, tmp_path / "other", seed=1)}
-    order = ["base", "other", "base"]
-    command = [sys.executable, str(PROBE), str(tmp_path / "log"), *(str(models[m]) for m in order)]
+    command = [sys.executable, str(PROBE), str(tmp_path / "log"), str(rank), str(model), *steps]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
-    base, other, again = json.loads(done.stdout.splitlines()[-1])
-    assert base == again
-    for name, found in (("base", base), ("other", other)):
-        with open_engine("transformers", models[name], dtype="float32") as engine:
-            expected = [answer(engine, asked) for asked in probe_requests()]
-        flat = [completion for answers in expected for completion in answers]
-        assert len(flat) == len(found)
-        for ours, theirs in zip(flat, found, strict=True):
-            assert list(ours.texts) == theirs["texts"]
-            assert list(ours.finish_reasons) == theirs["finish_reasons"]
-            assert list(ours.output_tokens) == theirs["output_tokens"]
-            assert ours.prompt_tokens == theirs["prompt_tokens"]
-            assert ours.tied == theirs["tied"]
-            assert ours.logprobs == pytest.approx(theirs["logprobs"], abs=1e-4)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def probe_requests() -> list[list[Request]]:
@@ -265,3 +254,52 @@ def probe_requests() -> list[list[Request]]:
         requests(Decoding(max_tokens=24)),
         requests(Decoding(max_tokens=24, stop=("e", "\x11", "\n"))),
     ]
+
+
+def assert_agree(found: list[dict], model: Path, adapter: Path | None = None) -> None:
+    """Letters, texts, lengths and reasons are those of transformers; log-probabilities to 1e-4."""
+    with open_engine("transformers", model, dtype="float32") as engine:
+        expected = [c for asked in probe_requests() for c in answer(engine, asked, adapter)]
+    assert len(found) == len(expected)
+    for ours, theirs in zip(expected, found, strict=True):
+        assert list(ours.texts) == theirs["texts"]
+        assert list(ours.finish_reasons) == theirs["finish_reasons"]
+        assert list(ours.output_tokens) == theirs["output_tokens"]
+        assert ours.prompt_tokens == theirs["prompt_tokens"]
+        assert ours.tied == theirs["tied"]
+        assert ours.logprobs == pytest.approx(theirs["logprobs"], abs=1e-4)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_vllm_agrees_with_transformers_and_exchanges_weights(tiny_model_dir, tmp_path):
+    other = shifted(tiny_model_dir, tmp_path / "other", seed=1)
+    steps = ["none", f"weights={other}", f"weights={tiny_model_dir}"]
+    base, exchanged, again = probe(tmp_path, 0, tiny_model_dir, *steps)
+    assert base == again
+    assert_agree(base, tiny_model_dir)
+    assert_agree(exchanged, other)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_vllm_serves_adapters_and_survives_broken_ones(tiny_model_dir, tmp_path):
+    good = random_lora(tiny_model_dir, tmp_path / "good", ["q_proj", "down_proj"], seed=0)
+    other = random_lora(tiny_model_dir, tmp_path / "other", ["v_proj"], seed=1)
+    broken = shutil.copytree(good, tmp_path / "broken")
+    factors = load_file(broken / "adapter_model.safetensors")
+    cut = {name: f[:, :5].contiguous() if "_A" in name else f for name, f in factors.items()}
+    save_file(cut, broken / "adapter_model.safetensors")
+    weights = shifted(tiny_model_dir, tmp_path / "weights", seed=1)
+    steps = ["none", f"adapter={good}", f"adapter={other}", f"broken={broken}", "none"]
+    steps += [f"stopped={good}", f"adapter={good}", f"weights={weights}", f"adapter={good}"]
+    found = probe(tmp_path, 4, tiny_model_dir, *steps)
+    assert_agree(found[0], tiny_model_dir)
+    assert_agree(found[1], tiny_model_dir, good)
+    assert_agree(found[2], tiny_model_dir, other)
+    assert "does not fit the model" in found[3]
+    assert found[4] == found[0]
+    assert found[6] == found[1]
+    assert_agree(found[7], weights)
+    assert_agree(found[8], weights, good)
