@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
+import numpy as np
+
 from mos.data.piece_cache import PieceCache, piece_cache
 from mos.data.prefix_stability import splits_after_line_feed
 from mos.errors import UserError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
+ID_BYTES = np.dtype(np.int32).itemsize
 ROLES = ("system", "user", "assistant")
 MARKERS = tuple(f"<|{role}|>" for role in ROLES)
 GENERATION_HEADER = "<|assistant|>\n"
@@ -134,7 +137,9 @@ def encode_messages(
     rendered = render_training(messages, _eos(tokenizer), label_mask)
     row = _encode_by_prefixes(rendered, tokenizer, max_seq_length)
     return Encoded(
-        input_ids=row.input_ids, attention_mask=[1] * len(row.input_ids), labels=row.labels
+        input_ids=row.input_ids.tolist(),
+        attention_mask=[1] * len(row.input_ids),
+        labels=row.labels.tolist(),
     )
 
 
@@ -143,20 +148,21 @@ class EncodedRow:
     """One conversation as ids.
 
     Attributes:
-        input_ids: truncated to the limit.
+        input_ids: int32 (tokens,), truncated to the limit.
         masked: (start, end) stretches of tokens whose labels are masked, in order, within limit.
         full_length: length in tokens before truncation.
     """
 
-    input_ids: list[int]
+    input_ids: np.ndarray
     masked: tuple[tuple[int, int], ...]
     full_length: int
 
     @property
-    def labels(self) -> list[int]:
-        labels = list(self.input_ids)
+    def labels(self) -> np.ndarray:
+        """The ids, -100 where masked."""
+        labels = self.input_ids.copy()
         for start, end in self.masked:
-            labels[start:end] = [IGNORE_INDEX] * (end - start)
+            labels[start:end] = IGNORE_INDEX
         return labels
 
     @property
@@ -192,7 +198,7 @@ class ChatEncoder:
         self.slow_rows = 0
         self._splits = splits_after_line_feed(tokenizer)
         self._pieces = piece_cache(tokenizer) if self._splits else None
-        self._leading = _leading_specials(tokenizer) if self._splits else []
+        self._leading = _leading_specials(tokenizer)
 
     def encode_batch(self, conversations: Sequence[Sequence[Message]]) -> list[EncodedRow]:
         """Encode conversations; one row each, in order."""
@@ -231,16 +237,20 @@ class ChatEncoder:
         )
 
     def _from_pieces(self, rendered: Rendered, pieces: PieceCache) -> EncodedRow:
-        text, ids = rendered.text, list(self._leading)
-        position = 0
+        text, encode = rendered.text, pieces.encode
+        parts = [self._leading]
+        length, position = len(self._leading), 0  # in bytes; in characters
         masked = []
         for start, end in rendered.spans:
-            ids += pieces.encode(text[position:start])
-            first = len(ids) if start else 0
-            position = min(end, len(text) - 1)
-            ids += pieces.encode(text[start:position])
-            masked.append((first, len(ids)))
-        ids += pieces.encode(text[position:-1])
+            end = min(end, len(text) - 1)
+            before, within = encode(text[position:start]), encode(text[start:end])
+            first = length + len(before)
+            length = first + len(within)
+            masked.append((first // ID_BYTES if start else 0, length // ID_BYTES))
+            parts += before, within
+            position = end
+        parts.append(encode(text[position:-1]))
+        ids = np.frombuffer(b"".join(parts), dtype=np.int32)
         return _row(ids, masked, self.max_seq_length)
 
     def _from_offsets(self, rendered: Rendered, encoding: Encoding) -> EncodedRow:
@@ -254,14 +264,15 @@ class ChatEncoder:
                     return self._slow(rendered)
                 counts.append(count if p else 0)
             masked.append((counts[0], counts[1]))
-        return _row(encoding.ids, masked, self.max_seq_length)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        return _row(ids, masked, self.max_seq_length)
 
     def _slow(self, rendered: Rendered) -> EncodedRow:
         self.slow_rows += 1
         return _encode_by_prefixes(rendered, self.tokenizer, self.max_seq_length)
 
 
-def _row(ids: list[int], masked: Sequence[tuple[int, int]], limit: int) -> EncodedRow:
+def _row(ids: np.ndarray, masked: Sequence[tuple[int, int]], limit: int) -> EncodedRow:
     length = min(len(ids), limit)
     cut: list[tuple[int, int]] = []
     covered = 0
@@ -280,7 +291,7 @@ def _encode_by_prefixes(
         return tokenizer(text, truncation=True, max_length=max_seq_length)["input_ids"]
 
     text = rendered.text.strip()
-    ids = encode(text)
+    ids = np.array(encode(text), dtype=np.int32)
     masked = [
         (len(encode(rendered.text[:start])) if start else 0, len(encode(rendered.text[:end])))
         for start, end in rendered.spans
@@ -292,10 +303,10 @@ def _encode_by_prefixes(
     return replace(row, full_length=len(full))
 
 
-def _leading_specials(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before every text: BOS, or nothing."""
+def _leading_specials(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """What the tokenizer puts before every text: BOS, or nothing; as `PieceCache` has ids."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return tokenizer("a")["input_ids"][: -len(plain)]
+    return np.array(tokenizer("a")["input_ids"][: -len(plain)], dtype=np.int32).tobytes()
 
 
 def _role(message: Message) -> str:

@@ -15,7 +15,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def load_training_data(
         report = Report(on_bad_row)
         examples = _examples(corpus, source, seed, max_rows, report)
         statistics = Statistics()
-        _write_arrow(target / ROWS, SCHEMA, _encoded_batches(examples, encoder, statistics))
+        write_arrow(target / ROWS, SCHEMA, encoded_batches(examples, encoder, statistics))
         statistics.skipped, statistics.bad_rows = report.skipped, report.bad_rows
         statistics.notes = report.notes
         if statistics.rows == 0:
@@ -245,9 +245,10 @@ def _encodable(examples: Iterable[Example], report: Report) -> Iterator[Example]
         yield example
 
 
-def _encoded_batches(
+def encoded_batches(
     examples: Iterator[Example], encoder: ChatEncoder, statistics: Statistics
 ) -> Iterator[pa.RecordBatch]:
+    """Encode rows as Arrow batches of `SCHEMA`, without those that nothing is trained on."""
     while batch := list(islice(examples, BATCH)):
         rows = encoder.encode_batch([example.row["messages"] for example in batch])
         kept = [r for e, r in zip(batch, rows, strict=True) if statistics.add(e, r)]
@@ -255,8 +256,7 @@ def _encoded_batches(
             continue
         lengths = np.array([len(row.input_ids) for row in kept], dtype=np.int32)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        flat = chain.from_iterable(row.input_ids for row in kept)
-        ids = np.fromiter(flat, dtype=np.int32, count=offsets[-1])
+        ids = np.concatenate([row.input_ids for row in kept])
         labels = ids.copy()
         for offset, row in zip(offsets, kept, strict=False):
             for start, end in row.masked:
@@ -298,7 +298,7 @@ def _packed(rows: Dataset, train: np.ndarray, target: Path, capacity: int) -> Da
         lengths = table["length"].to_numpy()[train]
         groups = [train[group].tolist() for group in pack(lengths, capacity)]
         batches = packed_batches(table.select(["input_ids", "labels"]), groups)
-        _write_arrow(folder / ROWS, PACKED_SCHEMA, batches)
+        write_arrow(folder / ROWS, PACKED_SCHEMA, batches)
 
     return Dataset.from_file(str(_cached(target, build) / ROWS))
 
@@ -321,7 +321,7 @@ def _cached(target: Path, build: Callable[[Path], None]) -> Path:
     return target
 
 
-def _write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)

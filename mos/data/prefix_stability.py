@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -37,20 +40,22 @@ def splits_after_line_feed(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     if tokenizer.eos_token not in {t.content for t in added}:
         return False
-    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    core = tokenizer.backend_tokenizer
     return (
-        core["model"]["type"] == "BPE"
-        and not core["model"].get("dropout")
-        and all(_local_normalizer(part) for part in _parts(core["normalizer"], "normalizers"))
+        isinstance(core.model, BPE)
+        and not core.model.dropout
+        and all(map(_local_normalizer, components(core.normalizer, "normalizers")))
         and _splits(core)
         and _specials_only_lead(tokenizer)
     )
 
 
-def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+def components(component: Any, key: str) -> list[dict[str, Any]]:
+    """What a normalizer or pre-tokenizer consists of, as in tokenizer.json."""
     if component is None:
         return []
-    return component[key] if component["type"] == "Sequence" else [component]
+    state = json.loads(component.__getstate__())
+    return state[key] if state["type"] == "Sequence" else [state]
 
 
 def _local_normalizer(part: dict[str, Any]) -> bool:
@@ -59,10 +64,10 @@ def _local_normalizer(part: dict[str, Any]) -> bool:
     return part["type"] in ("NFC", "Prepend")
 
 
-def _splits(core: dict[str, Any]) -> bool:
-    parts = _parts(core["pre_tokenizer"], "pretokenizers")
+def _splits(core: Tokenizer) -> bool:
+    parts = components(core.pre_tokenizer, "pretokenizers")
     if all(part["type"] == "Metaspace" for part in parts):
-        return _line_feed_never_merges(core["model"])
+        return _line_feed_never_merges(core.model)
     splitters = [
         (part["type"] == "ByteLevel" and part["use_regex"])
         or (part["type"] == "Split" and part["pattern"].get("Regex") in (GPT2, LLAMA3, QWEN2))
@@ -75,17 +80,18 @@ def _splits(core: dict[str, Any]) -> bool:
     return any(splitters) and all(s or h for s, h in zip(splitters, harmless, strict=True))
 
 
-def _line_feed_never_merges(model: dict[str, Any]) -> bool:
-    line_feeds = ("\n", "<0x0A>")
-    if model.get("ignore_merges") or not any(token in model["vocab"] for token in line_feeds):
+def _line_feed_never_merges(model: BPE) -> bool:
+    if model.ignore_merges:
         return False
-    if "\n" not in model["vocab"] and not model.get("byte_fallback"):
+    if model.token_to_id("\n") is None and not (
+        model.byte_fallback and model.token_to_id("<0x0A>") is not None
+    ):
         return False
     return not any(
-        token in piece
-        for merge in model["merges"]
+        line_feed in piece
+        for merge in json.loads(model.__getstate__())["merges"]
         for piece in (merge if isinstance(merge, list) else merge.split(" "))
-        for token in line_feeds
+        for line_feed in ("\n", "<0x0A>")
     )
 
 

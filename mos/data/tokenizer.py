@@ -87,10 +87,10 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     digest = hashlib.sha256(f"{type(tokenizer).__name__}\0{tokenizer.truncation_side}\0".encode())
     digest.update(json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True).encode())
     if tokenizer.is_fast:
-        core = json.loads(tokenizer.backend_tokenizer.to_str())
-        core.pop("truncation")  # left behind by the last call, not part of the tokenizer
-        core.pop("padding")
-        digest.update(json.dumps(core, sort_keys=True).encode())
+        core = tokenizer.backend_tokenizer
+        core.no_truncation()  # both are left behind by the last call, not part of the tokenizer
+        core.no_padding()
+        digest.update(core.to_str().encode())
     else:
         digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
         digest.update(json.dumps(tokenizer.init_kwargs, default=str, sort_keys=True).encode())

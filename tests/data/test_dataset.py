@@ -193,8 +193,8 @@ def test_max_rows_samples_over_the_whole_corpus_in_order(load):
 
 def test_cache_is_found_again_and_never_stale(load, tmp_path, monkeypatch):
     built = []
-    write = module._write_arrow
-    monkeypatch.setattr(module, "_write_arrow", lambda *a: (built.append(a[0]), write(*a)))
+    write = module.write_arrow
+    monkeypatch.setattr(module, "write_arrow", lambda *a: (built.append(a[0]), write(*a)))
     source = own_rows(tmp_path / "rows.jsonl")
     first = load(source)
     again = load(source)
@@ -217,18 +217,18 @@ def test_cache_is_found_again_and_never_stale(load, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_build_leaves_nothing_behind_and_is_done_again(load, tmp_path, monkeypatch):
-    write = module._write_arrow
+    write = module.write_arrow
 
     def die(path, schema, batches):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_write_arrow", die)
+    monkeypatch.setattr(module, "write_arrow", die)
     with pytest.raises(KeyboardInterrupt):
         load()
     folders = [p for p in (tmp_path / "cache" / "training_data").iterdir() if p.is_dir()]
     assert not folders
-    monkeypatch.setattr(module, "_write_arrow", write)
+    monkeypatch.setattr(module, "write_arrow", write)
     expected = load().fingerprint
     # a killed process cannot even clean up
     entry = next(p for p in (tmp_path / "cache" / "training_data").iterdir() if p.is_dir())
@@ -242,14 +242,14 @@ def test_two_processes_build_once_and_read_the_same(load, tmp_path, monkeypatch)
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
     log = tmp_path / "builds"
-    write = module._write_arrow
+    write = module.write_arrow
 
     def logged(path, schema, batches):
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         write(path, schema, batches)
 
-    monkeypatch.setattr(module, "_write_arrow", logged)
+    monkeypatch.setattr(module, "write_arrow", logged)
 
     def work():
         barrier.wait()
