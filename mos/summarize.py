@@ -15,7 +15,7 @@ from mos.console import console, fail, say
 from mos.errors import UserError
 from mos.report import build
 from mos.report.grouping import as_list, parse_filter
-from mos.report.results import read_runs
+from mos.report.reading import read_runs
 from mos.report.tables import sheet_terminal, terminal
 
 SHOWN_PROBLEMS = 5
@@ -32,7 +32,7 @@ def summarize(cfg: DictConfig) -> build.Summary:
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     sources = as_list(config["runs"])
-    summary = build.summarise(
+    summary = build.assemble(
         read_runs(sources, config["since"]),
         **config["select"],
         where=parse_filter(config["filter"]) if config["filter"] else None,

@@ -11,19 +11,14 @@ from pathlib import Path
 from mos.errors import UserError
 from mos.files import write_atomically
 from mos.report import paper, plots, tables
-from mos.report.aggregate import (
-    Filled,
-    Group,
-    fill_table,
-    group_runs,
-    other_groups,
-    select,
-    unknown_labels,
-)
+from mos.report.aggregate import Group, group_runs
 from mos.report.claims import Verdict, judge
+from mos.report.filled import Filled, fill_table, other_groups, unknown_labels
 from mos.report.grouping import grouped_sheet
 from mos.report.html import Report, render
-from mos.report.results import Problem, Reading, Result
+from mos.report.reading import Reading
+from mos.report.results import Problem, Result
+from mos.report.selection import select
 from mos.report.sheets import Sheet, other_rows, sheets
 
 
@@ -50,7 +45,7 @@ class Summary:
     sources: list[str] = field(default_factory=list)
 
 
-def summarise(
+def assemble(
     reading: Reading,
     *,
     scale: str = "auto",
@@ -64,8 +59,9 @@ def summarise(
     """Select, group, fill the paper's tables and judge its claims.
 
     Args:
-        reading: from `mos.report.results.read_runs`.
-        scale, model, partial, where: see `mos.report.aggregate`.
+        reading: from `mos.report.reading.read_runs`.
+        scale, partial, where: see `mos.report.selection.select`.
+        model: see `mos.report.filled.fill_table`.
         rows, columns, value: see `mos.report.grouping.grouped_sheet`.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mos.errors import DataError
 from mos.report import paper
-from mos.report.aggregate import Filled, Line
+from mos.report.filled import Filled, Line
 from mos.report.results import Problem, Result
 from mos.report.statistics import (
     Bootstrap,

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from mos.report.aggregate import Average, Cell, Filled
+from mos.report.aggregate import Average, Cell
 from mos.report.claims import Comparison, Verdict
+from mos.report.filled import Filled
 from mos.report.results import Problem, Result
 from mos.report.sheets import MISSING, Sheet, difference, measured, points
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from mos.report import paper
-from mos.report.aggregate import Average, Filled, Group
+from mos.report.aggregate import Average, Group
+from mos.report.filled import Filled
 from mos.report.grouping import natural, run_average
 from mos.report.results import Problem, Result
 from mos.report.statistics import seed_interval

@@ -1,14 +1,11 @@
-"""Find run folders and read their results.json; what is unusable is named and left out."""
+"""One run's results.json, checked: what cannot be trusted raises `Unusable` with the reason."""
 
 from __future__ import annotations
 
-import glob
 import json
 import math
-import os
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +13,9 @@ from typing import Any
 
 import yaml
 
-from mos.errors import MissingFileError, UserError
 from mos.report.paper import METRICS
-from mos.runs import SCHEMA, SET_ASIDE, Run
+from mos.runs import SCHEMA, Run
 
-MARKERS = frozenset({"results.json", "status.json", "manifest.json", "config.yaml"})
-SEED_FOLDER = re.compile(r"seed-?\d+$")
 # Config keys that may differ between runs of one setup: seeds, places and what only looks on.
 SEED_KEYS = frozenset({"seed", "adapter.routing_seed", "trainer.seed", "trainer.data_seed"})
 NEUTRAL_GROUPS = frozenset({"paths", "logging", "hydra", "overwrite", "dry_run"})
@@ -113,142 +107,57 @@ class Result:
         return None
 
 
-@dataclass
-class Reading:
-    """Usable results and everything that was left out or needs saying."""
+class Unusable(Exception):
+    """A run whose results cannot be used, and what becomes of it."""
 
-    results: list[Result]
-    problems: list[Problem]
-    folders: int = 0
-
-
-def run_folders(where: str | Path | Sequence[str | Path]) -> Iterator[Path]:
-    """Run folders at any depth below folders, globs or a list of them, each once, sorted.
-
-    Raises:
-        MissingFileError: a path that is not there, or a glob that matches nothing.
-    """
-    given = [where] if isinstance(where, (str, Path)) else list(where)
-    found: set[Path] = set()
-    for pattern in map(str, given):
-        matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute patterns)
-        if not matches:
-            raise MissingFileError(
-                f"runs={pattern}: no such folder. Give a folder that holds runs, a glob or a list."
-            )
-        for match in map(Path, matches):
-            if match.is_dir():
-                found.update(_walk(str(match)))
-            elif match.name == "results.json":
-                found.add(match.parent)
-    yield from sorted(found)
-
-
-def _walk(folder: str) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as listing:
-            entries = list(listing)
-    except PermissionError:
-        yield Path(folder)
-        return
-    if SEED_FOLDER.search(folder) or any(entry.name in MARKERS for entry in entries):
-        yield Path(folder)
-        return
-    for entry in entries:
-        aside = entry.name.startswith(".") or SET_ASIDE.search(entry.name)
-        if not aside and entry.is_dir():
-            yield from _walk(entry.path)
-
-
-def read_runs(where: str | Path | Sequence[str | Path], since: str | None = None) -> Reading:
-    """Read all runs below `where` (see `run_folders`).
-
-    Args:
-        since: leave out results written longer ago than this ("90s", "30m", "6h", "2d", "1w").
-
-    Raises:
-        MissingFileError: nothing there.
-        UserError: `since` is not a duration.
-    """
-    oldest = time.time() - seconds(since) if since else 0.0
-    reading = Reading([], [])
-    for folder in run_folders(where):
-        reading.folders += 1
-        try:
-            result = _read_run(folder, oldest, reading.problems)
-        except _Unusable as unusable:
-            reading.problems.append(Problem(str(folder), str(unusable), unusable.consequence))
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror})"
-            reading.problems.append(Problem(str(folder), reason, "skipped"))
-        else:
-            if result is not None:
-                reading.results.append(result)
-    if not reading.folders:
-        shown = where if isinstance(where, (str, Path)) else ", ".join(map(str, where))
-        raise MissingFileError(
-            f"runs={shown}: no run folder below it (none has results.json, status.json or "
-            "config.yaml). Train something first, or give the folder that mos.train wrote to."
-        )
-    return reading
-
-
-def seconds(duration: str) -> float:
-    """Seconds of "90s", "30m", "6h", "2d" or "1w"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", str(duration).strip())
-    if not match:
-        raise UserError(f"since={duration}: expected a number and one of s, m, h, d, w, as in 6h.")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
-
-
-class _Unusable(Exception):
     def __init__(self, reason: str, consequence: str = "refused") -> None:
         self.consequence = consequence
         super().__init__(reason)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _load(file: Path) -> Any:
     text = file.read_text("utf-8", errors="replace")
     if not text.strip():
-        raise _Unusable(f"{file.name} is empty (half-written?)")
+        raise Unusable(f"{file.name} is empty (half-written?)")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise _Unusable(
+        raise Unusable(
             f"{file.name} is not whole JSON (half-written?): {error.msg} at line {error.lineno}"
         ) from None
 
 
-def _read_run(folder: Path, oldest: float, problems: list[Problem]) -> Result | None:
+def read_run(folder: Path, oldest: float, problems: list[Problem]) -> Result | None:
+    """Read one run folder.
+
+    Args:
+        oldest: results written before this time (seconds since the epoch) are not wanted: None.
+        problems: gets an entry for every benchmark that is left out of an otherwise usable run.
+
+    Raises:
+        Unusable: results that are missing, unfinished, damaged, edited or of another schema.
+    """
     file = folder / "results.json"
     try:
         modified = file.stat().st_mtime
     except FileNotFoundError:
-        raise _Unusable(*_why_no_results(folder)) from None
+        raise Unusable(*_why_no_results(folder)) from None
     if modified < oldest:
         return None
     raw = _load(file)
     if not isinstance(raw, dict):
-        raise _Unusable(f"results.json holds a {type(raw).__name__}, not an object")
+        raise Unusable(f"results.json holds a {type(raw).__name__}, not an object")
     schema = raw.get("schema")
     if schema != SCHEMA or isinstance(schema, bool):
         newer = isinstance(schema, int) and schema > SCHEMA
         advice = "; update this program to read it" if newer else ""
-        raise _Unusable(
+        raise Unusable(
             f"results.json has {'the newer ' if newer else ''}schema {schema!r}, "
             f"this program reads schema {SCHEMA}{advice}"
         )
     status_file = folder / "status.json"
     if status_file.is_file() and (status := _status(status_file)) != "evaluated":
-        raise _Unusable(
+        raise Unusable(
             f"status {status}: results.json is unfinished or of an earlier attempt; the same "
             "command again finishes it",
             "skipped",
@@ -277,16 +186,16 @@ def _read_run(folder: Path, oldest: float, problems: list[Problem]) -> Result | 
     for name in _TRAIN_FIELDS:
         value = result.train.get(name)
         if value is not None and not _is_number(value):
-            raise _Unusable(f"results.json has train.{name} = {value!r}, expected a number")
+            raise Unusable(f"results.json has train.{name} = {value!r}, expected a number")
     return result
 
 
 def _field(tree: Mapping[str, Any], name: str, kind: Any, prefix: str = "") -> Any:
     if name not in tree:
-        raise _Unusable(f"results.json lacks {prefix}{name}")
+        raise Unusable(f"results.json lacks {prefix}{name}")
     value = tree[name]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise _Unusable(f"results.json has {prefix}{name} = {value!r} of the wrong type (edited?)")
+        raise Unusable(f"results.json has {prefix}{name} = {value!r} of the wrong type (edited?)")
     return value
 
 
@@ -301,18 +210,16 @@ def _metrics(
     prompts: dict[str, str] = {}
     for benchmark, values in metrics.items():
         if not isinstance(values, dict):
-            raise _Unusable(
-                f"results.json has metrics.{benchmark} = {values!r}, expected an object"
-            )
+            raise Unusable(f"results.json has metrics.{benchmark} = {values!r}, expected an object")
         wanted = METRICS.get(benchmark, ())
         for name in {*wanted, *(k for k, v in values.items() if isinstance(v, float))}:
             value = values.get(name)
             if value is not None and not _is_number(value):
-                raise _Unusable(
+                raise Unusable(
                     f"results.json has metrics.{benchmark}.{name} = {value!r}, no number (edited?)"
                 )
             if value is not None and name in wanted and not 0 <= value <= 100:
-                raise _Unusable(
+                raise Unusable(
                     f"results.json has metrics.{benchmark}.{name} = {value!r}, "
                     "expected 0..100 (edited?)"
                 )
@@ -325,7 +232,7 @@ def _metrics(
             prompts[benchmark] = asked
         usable[benchmark] = values
     if not metrics:
-        raise _Unusable("results.json has no metrics: trained, not evaluated", "skipped")
+        raise Unusable("results.json has no metrics: trained, not evaluated", "skipped")
     return usable, prompts
 
 
@@ -345,7 +252,7 @@ def _compare_with_evaluation(
     for name in wanted:
         original = scores.get(name)
         if _is_number(original) and abs(original - values[name]) > ROUNDING:
-            raise _Unusable(
+            raise Unusable(
                 f"results.json says {benchmark} {name} {values[name]}, but "
                 f"eval/{benchmark}/metrics.json says {original}: one of them was edited"
             )
@@ -362,7 +269,7 @@ def _status(file: Path) -> str:
     """What status.json says, with the reason; a run that no process holds is not running."""
     content = _load(file)
     if not isinstance(content, dict) or not isinstance(content.get("status"), str):
-        raise _Unusable("status.json names no status (edited?)")
+        raise Unusable("status.json names no status (edited?)")
     status = content["status"]
     if status == "running" and (file.parent / ".lock").exists():
         status = Run(file.parent).status
@@ -371,3 +278,11 @@ def _status(file: Path) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

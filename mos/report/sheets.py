@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 
 from mos.report import paper
-from mos.report.aggregate import Average, Cell, Filled, Group, Line
+from mos.report.aggregate import Average, Cell, Group
+from mos.report.filled import Filled, Line
 
 MISSING = "–"
 SMALL_BUDGET = "5.00M"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text as RichText
 
-from mos.report.aggregate import Filled
+from mos.report.filled import Filled
 from mos.report.sheets import Sheet, Text, difference, flatten, measured, points
 
 # Makes a file compile by itself as well as \input into a document that loads booktabs.

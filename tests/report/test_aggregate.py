@@ -9,12 +9,12 @@ import pytest
 
 from mos.errors import UserError
 from mos.report import build
-from mos.report.results import read_runs
+from mos.report.reading import read_runs
 from tests.report.synthetic import SEVEN_B, write_run
 
 
 def summary_of(root, **options):
-    return build.summarise(read_runs(root), **options)
+    return build.assemble(read_runs(root), **options)
 
 
 def mmlu(summary, row=10):

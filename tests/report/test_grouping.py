@@ -7,7 +7,7 @@ import pytest
 from mos.errors import UserError
 from mos.report import build
 from mos.report.grouping import grouped_sheet, parse_filter
-from mos.report.results import read_runs
+from mos.report.reading import read_runs
 from mos.report.sheets import flatten
 from mos.summarize import quoted
 from tests.report.synthetic import write_run
@@ -88,7 +88,7 @@ def test_bad_filters(sweep):
     with pytest.raises(UserError, match="is not a condition"):
         parse_filter("MoS")
     with pytest.raises(UserError, match="none of the 8 usable runs passes"):
-        build.summarise(read_runs(sweep), where=parse_filter("seed=7"))
+        build.assemble(read_runs(sweep), where=parse_filter("seed=7"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from mos.errors import MissingFileError, UserError
 from mos.report import build
-from mos.report.results import read_runs, seconds
+from mos.report.reading import read_runs, seconds
 from tests.report.synthetic import SEVEN_B, write_run
 
 
@@ -81,7 +81,7 @@ def test_bad_runs_are_named_and_in_no_mean(tmp_path, name):
     good = write_run(tmp_path, seed=0)
     bad = write_run(tmp_path, seed=1, metrics={"mmlu": {"exact_match": 10.0}})
     spoil(bad)
-    summary = build.summarise(read_runs(tmp_path))
+    summary = build.assemble(read_runs(tmp_path))
     assert summary.folders == 2
     named = [p for p in summary.problems if p.where == str(bad)]
     assert [p.consequence for p in named] == [consequence]
@@ -158,7 +158,7 @@ def test_thousands_of_runs_in_seconds(tmp_path, count):
         for seed in range(seeds):
             write_run(tmp_path, label, rank, e * SEVEN_B, seed=seed)
     start = time.process_time()
-    summary = build.summarise(read_runs(tmp_path))
+    summary = build.assemble(read_runs(tmp_path))
     build.write(summary, tmp_path / "summary", with_plots=False)
     elapsed = time.process_time() - start
     assert len(summary.results) == count

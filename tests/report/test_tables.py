@@ -11,8 +11,10 @@ import subprocess
 import pytest
 
 from mos.report import build, paper, tables
-from mos.report.aggregate import fill_table, group_runs, select
-from mos.report.results import read_runs
+from mos.report.aggregate import group_runs
+from mos.report.filled import fill_table
+from mos.report.reading import read_runs
+from mos.report.selection import select
 from mos.report.sheets import measured, points, sheets
 from tests.report.synthetic import SEVEN_B, write_paper, write_run
 
@@ -64,7 +66,7 @@ def table_of(markdown: str, index: int = 0) -> str:
 @pytest.fixture(scope="module")
 def written(paper_runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("summary")
-    summary = build.summarise(read_runs(paper_runs))
+    summary = build.assemble(read_runs(paper_runs))
     summary.sources = [str(paper_runs)]
     build.write(summary, out, with_plots=False)
     return out
@@ -99,7 +101,7 @@ def test_difference_from_the_paper_is_shown(written):
 def test_spread_and_count_over_seeds(tmp_path):
     write_run(tmp_path, seed=0, metrics={"mmlu": {"exact_match": 46.0}})
     write_run(tmp_path, seed=1, metrics={"mmlu": {"exact_match": 47.0}})
-    summary = build.summarise(read_runs(tmp_path))
+    summary = build.assemble(read_runs(tmp_path))
     line = summary.filled[1].lines[10]
     cell = line.cell(paper.COLUMNS[0])
     assert (cell.mean, cell.n) == (46.5, 2)
@@ -114,7 +116,7 @@ def test_a_cell_with_fewer_seeds_says_so(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, seed=seed)
     write_run(tmp_path, "LoRA", 8, method="lora")
-    filled = build.summarise(read_runs(tmp_path)).filled[1]
+    filled = build.assemble(read_runs(tmp_path)).filled[1]
     by_row = dict(zip((line.row.key for line in filled.lines), measured(filled).rows, strict=True))
     assert by_row["LoRA", "8"][3].text == "47.00 (n=1)"
     assert by_row["MoS", "16/32"][3].text == "47.00"
@@ -136,7 +138,7 @@ def test_rows_with_several_ranks_take_one_configuration(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, rank=4, parameters=e2, seed=seed)
     write_run(tmp_path, rank=8, parameters=e2, metrics={"mmlu": {"exact_match": 99.0}})
-    summary = build.summarise(read_runs(tmp_path))
+    summary = build.assemble(read_runs(tmp_path))
     line = summary.filled[1].lines[9]
     assert (line.row.rank, line.group.rank, line.group.cells["mmlu.exact_match"].mean) == (
         "4/8", 4, 47.0,
@@ -159,14 +161,14 @@ def test_rows_with_several_ranks_take_one_configuration(tmp_path):
 )
 def test_a_row_needs_label_rank_and_budget(tmp_path, label, rank, parameters, fills):
     write_run(tmp_path, label, rank, parameters)
-    filled = build.summarise(read_runs(tmp_path)).filled[1]
+    filled = build.assemble(read_runs(tmp_path)).filled[1]
     assert [f"{li.row.label} {li.row.rank}" for li in filled.lines if li.group] == fills
 
 
 def test_other_models_match_by_equivalent_rank_and_show_no_paper_figures(tmp_path):
     config = {"equivalent_rank": 2}
     write_run(tmp_path, rank=8, parameters=610_560, scale="local", model="Smol", config=config)
-    filled = build.summarise(read_runs(tmp_path)).filled[1]
+    filled = build.assemble(read_runs(tmp_path)).filled[1]
     assert filled.model == "Smol"
     assert not filled.comparable
     text = tables.markdown(sheets(filled))
@@ -231,6 +233,6 @@ def test_fill_table_is_a_library_call(paper_runs):
 def test_values_survive_seeds_that_differ(tmp_path):
     """Seeds at +-0.03 of the paper's figures average to them (a cell of 0.00 cannot go below)."""
     write_paper(tmp_path / "runs", {0: 0.0, 1: 0.04})
-    summary = build.summarise(read_runs(tmp_path / "runs"))
+    summary = build.assemble(read_runs(tmp_path / "runs"))
     values = [line.average.mean - line.row.average for line in summary.filled[1].lines]
     assert all(0.01 < value < 0.03 for value in values)
