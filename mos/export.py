@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
@@ -62,11 +63,11 @@ def to_lora(
             f"Export takes one adapter, but {model.active_adapters} are active: call set_adapter."
         )
     name = model.active_adapters[0]
-    config = model.peft_config[name]
+    config: Any = model.peft_config[name]
     _check_only_factors(config)
     factors = {
         path: lora_factors(layer, name)
-        for path, layer in model.base_model.model.named_modules()
+        for path, layer in model.get_base_model().named_modules()
         if isinstance(layer, BaseTunerLayer) and name in layer._get_available_adapters()
     }
     r = max(A.shape[0] for A, _, _ in factors.values())
@@ -87,7 +88,7 @@ def to_lora(
     alpha = common * r
     lora = LoraConfig(
         r=r,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
         target_modules=config.target_modules,
         exclude_modules=getattr(config, "exclude_modules", None),
         layers_to_transform=config.layers_to_transform,
@@ -98,7 +99,7 @@ def to_lora(
     )
     with _whole(Path(out_dir)) as folder:
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        lora.save_pretrained(folder)
+        lora.save_pretrained(str(folder))
     return Path(out_dir)
 
 
@@ -209,10 +210,10 @@ DEFAULTS = {
 
 def main(arguments: list[str]) -> None:
     given = OmegaConf.from_cli(arguments)
-    for key in given:
+    for key in map(str, given):
         if key not in DEFAULTS:
             raise UserError(f"{key}: no option of mos.export. {nearest(key, DEFAULTS)}")
-    options = OmegaConf.merge(OmegaConf.create(DEFAULTS), given)
+    options: Any = OmegaConf.merge(OmegaConf.create(DEFAULTS), given)
     if missing := OmegaConf.missing_keys(options):
         raise UserError(
             f"mos.export needs {' and '.join(sorted(f'{key}=...' for key in missing))}."
@@ -231,7 +232,7 @@ def main(arguments: list[str]) -> None:
     say(f"wrote {out}")
 
 
-def _base(options: DictConfig) -> Path:
+def _base(options: Any) -> Path:
     path = options.base or _adapter_config(Path(options.adapter)).base_model_name_or_path
     if not path:
         raise UserError("The adapter does not name its base model: give base=...")

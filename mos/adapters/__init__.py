@@ -37,7 +37,7 @@ class Method:
 
 
 def _mos_label(adapter: Mapping[str, Any], chat: bool) -> str:
-    config = peft_config(adapter)
+    config: Any = peft_config(adapter)
     off = {
         "sp": config.private_rank == 0,
         "vs": config.shards_per_vector == 1,
@@ -134,7 +134,7 @@ def rank(adapter: Mapping[str, Any], n_blocks: int | None = None) -> int | None:
         n_blocks: blocks of the model, which pure sharing (`r: all`) takes its rank from; None
             without it.
     """
-    config = peft_config(adapter)
+    config: Any = peft_config(adapter)
     r = getattr(config, "r", None)
     if r == "all":
         return None if n_blocks is None else config.rank(n_blocks)
@@ -142,9 +142,10 @@ def rank(adapter: Mapping[str, Any], n_blocks: int | None = None) -> int | None:
 
 
 def _options(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    options: Any = adapter
     if isinstance(adapter, DictConfig):
-        adapter = OmegaConf.to_container(adapter, resolve=True)
-    options = dict(adapter)
+        options = OmegaConf.to_container(adapter, resolve=True)
+    options = dict(options)
     method = options.get("method")
     if method is None:
         raise UserError(f"adapter.method is not set. Choose one of {', '.join(METHODS)}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.miss.layer import MissLayer
@@ -30,20 +32,20 @@ def lora_factors(
     raise _no_lora_form(type(layer).__name__)
 
 
-def _lora(layer: LoraLayer, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _lora(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
     if layer.lora_variant.get(name) is not None or layer.lora_bias.get(name):
         raise _no_lora_form("this variant of LoRA")
     return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
 
-def _vera(layer: VeraLayer, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _vera(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
     d, b = layer.vera_lambda_d[name], layer.vera_lambda_b[name]  # (r), (out_features)
     A = layer.vera_A[name][:, : layer.in_features].to(d)
     B = layer.vera_B[name][: layer.out_features].to(d)
     return d[:, None] * A, b[:, None] * B, 1.0
 
 
-def _miss(layer: MissLayer, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _miss(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
     if layer.miss_fn == "bat":
         raise _no_lora_form("MiSS with init_weights=bat, which multiplies the base weight,")
     block = layer.miss_block[name]  # (r, out_features), or (r, mini_r) to be repeated

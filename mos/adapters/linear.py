@@ -19,6 +19,14 @@ from transformers.pytorch_utils import Conv1D
 BASE_ROWS = "__base__"  # PEFT's name, in `adapter_names`, for the rows that get no adapter
 
 
+def features(layer: nn.Module) -> tuple[int, int]:
+    """`(in_features, out_features)` of a linear layer, plain or quantised."""
+    in_features, out_features = _get_in_out_features(layer)
+    assert in_features is not None
+    assert out_features is not None
+    return in_features, out_features
+
+
 class FactoredLinear(nn.Module, BaseTunerLayer):
     """A linear layer `W` plus `scaling * B @ A`, the factors built from what the method trains.
 
@@ -26,7 +34,7 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
     adapter calls `add_adapter_state`, which registers rank, scaling and dropout.
     """
 
-    other_param_names = ("r", "scaling", "adapter_dropout")
+    other_param_names: tuple[str, ...] = ("r", "scaling", "adapter_dropout")
     method_name: str  # printed before the class name
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
@@ -34,7 +42,7 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         base = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(base, **quantization_kwargs)
-        self.in_features, self.out_features = _get_in_out_features(base)
+        self.in_features, self.out_features = features(base)
         # transformers' Conv1D stores its weight as (in_features, out_features)
         self.fan_in_fan_out = isinstance(base, Conv1D)
         self.r: dict[str, int] = {}

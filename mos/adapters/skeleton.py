@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftConfig
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,7 +22,7 @@ PREFIX = "base_model.model."
 Shapes = dict[str, tuple[int, int]]  # path of a linear layer -> (in_features, out_features)
 
 
-def skeleton(adapter_dir: Path, config: PeftConfig) -> nn.Module:
+def skeleton(adapter_dir: Path, config: Any) -> nn.Module:
     """A module with the linear layers that the adapter in `adapter_dir` is for.
 
     Raises:
@@ -35,17 +35,17 @@ def skeleton(adapter_dir: Path, config: PeftConfig) -> nn.Module:
         shapes = read[config.peft_type](file, list(file.keys()))
     root = nn.Module()
     for path, (in_features, out_features) in shapes.items():
-        parent = root
+        parent: nn.Module = root
         *parents, name = path.split(".")
         for part in parents:
             if part not in parent._modules:
                 parent.add_module(part, nn.Module())
-            parent = parent._modules[part]
+            parent = parent.get_submodule(part)
         parent.add_module(name, nn.Linear(in_features, out_features, bias=False, device="meta"))
     return _without_memory(root)
 
 
-def _from_base_config(config: PeftConfig) -> nn.Module:
+def _from_base_config(config: Any) -> nn.Module:
     base = config.base_model_name_or_path
     if not base or not (Path(base) / "config.json").is_file():
         raise UserError(

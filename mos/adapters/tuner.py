@@ -79,10 +79,10 @@ class FactoredTuner(BaseTuner):
     quantisation arguments, and whose `update_layer(adapter_name, config)` adds an adapter.
     """
 
-    tuner_layer_cls: ClassVar[type[FactoredLinear]]
+    tuner_layer_cls: type[FactoredLinear]
     default_targets: ClassVar[str | tuple[str, ...]] = "all-linear"
 
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> PeftConfig:
         if peft_config.target_modules is None:
             targets = self.default_targets
             peft_config.target_modules = targets if isinstance(targets, str) else set(targets)
@@ -94,7 +94,7 @@ class FactoredTuner(BaseTuner):
         self.targeted_linears(self.peft_config[adapter_name])  # raises before a layer is replaced
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def targeted_linears(self, config: FactoredConfig) -> dict[str, nn.Module]:
+    def targeted_linears(self, config: Any) -> dict[str, nn.Module]:
         """Path -> base linear layer of each module that `config` targets, in the model's order.
 
         Raises:
@@ -153,7 +153,7 @@ class FactoredTuner(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: FactoredConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -171,9 +171,7 @@ class FactoredTuner(BaseTuner):
             layer.requires_grad_(False)  # a further adapter does not train by itself
         self._replace_module(parent, target_name, layer, target)
 
-    def _update_layer(
-        self, layer: FactoredLinear, adapter_name: str, config: FactoredConfig, path: str
-    ) -> None:
+    def _update_layer(self, layer: Any, adapter_name: str, config: Any, path: str) -> None:
         layer.update_layer(adapter_name, config)
 
     @classmethod
@@ -273,17 +271,24 @@ class SharedParameters(nn.Module):
     def add(self, group: str, adapter_name: str, tensor: torch.Tensor) -> None:
         if group not in self._modules:
             self.add_module(group, nn.ParameterDict())
-        self._modules[group][adapter_name] = nn.Parameter(tensor)
+        self._group(group)[adapter_name] = nn.Parameter(tensor)
 
     def get(self, group: str, adapter_name: str) -> nn.Parameter:
-        return self._modules[group][adapter_name]
+        return self._group(group)[adapter_name]
 
     def parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
-        return [g[adapter_name] for g in self._modules.values() if adapter_name in g]
+        groups = map(self._group, self._modules)
+        return [group[adapter_name] for group in groups if adapter_name in group]
 
     def remove(self, adapter_name: str) -> None:
-        for group, tensors in list(self._modules.items()):
-            if adapter_name in tensors:
-                del tensors[adapter_name]
-            if not len(tensors):
-                del self._modules[group]
+        for name in list(self._modules):
+            group = self._group(name)
+            if adapter_name in group:
+                del group[adapter_name]
+            if not len(group):
+                del self._modules[name]
+
+    def _group(self, name: str) -> nn.ParameterDict:
+        group = self._modules[name]
+        assert isinstance(group, nn.ParameterDict)
+        return group

@@ -41,7 +41,12 @@ class TiedLoraLinear(FactoredLinear):
     """
 
     method_name = "tied_lora"
-    adapter_layer_names = ("tied_lora_u", "tied_lora_A", "tied_lora_B", "tied_lora_v")
+    adapter_layer_names: tuple[str, ...] = (
+        "tied_lora_u",
+        "tied_lora_A",
+        "tied_lora_B",
+        "tied_lora_v",
+    )
     other_param_names = (*FactoredLinear.other_param_names, "places")
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:

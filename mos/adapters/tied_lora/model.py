@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import _get_in_out_features
 from torch import nn
 
-from mos.adapters.linear import FactoredLinear
+from mos.adapters.linear import features
 from mos.adapters.tied_lora.config import TiedLoraConfig
 from mos.adapters.tied_lora.layer import Place, TiedLoraLinear, TiedTensors, reset_shared
 from mos.adapters.tuner import FactoredTuner
@@ -41,7 +41,7 @@ class TiedLoraModel(FactoredTuner):
             self._tensors = TiedTensors()
             self.tied_lora_A, self.tied_lora_B, self.tied_lora_v = self._tensors
         trainable = [(p, p.requires_grad) for tensor in self._tensors for p in tensor.parameters()]
-        config = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]
         targets = self.targeted_linears(config)
         self._places = plan(targets)
         try:
@@ -67,15 +67,15 @@ class TiedLoraModel(FactoredTuner):
             members[place.group].append(path)
         for group, paths in members.items():
             first = targets[paths[0]]
-            in_features, _ = _get_in_out_features(first)
+            in_features, _ = features(first)
             blocks = 1 + max(self._places[path].block for path in paths)
             in_block_0 = [p for p in paths if self._places[p].block == 0]
-            out_features = sum(_get_in_out_features(targets[p])[1] for p in in_block_0)
+            out_features = sum(features(targets[p])[1] for p in in_block_0)
             shapes = (config.r, in_features), (out_features, config.r), (blocks, config.r)
             device = "meta" if low_cpu_mem_usage else None
-            shared = [torch.empty(shape, device=device) for shape in shapes]
-            reset_shared(*shared, zero_update=config.init_weights)
-            for owner, tensor in zip(self._tensors, shared, strict=True):
+            A, B, v = (torch.empty(shape, device=device) for shape in shapes)
+            reset_shared(A, B, v, zero_update=config.init_weights)
+            for owner, tensor in zip(self._tensors, (A, B, v), strict=True):
                 owner.add(group, adapter_name, as_base(tensor, first))
 
     def _remove_shared(self, adapter_name: str) -> None:
@@ -83,7 +83,7 @@ class TiedLoraModel(FactoredTuner):
             tensor.remove(adapter_name)
 
     def _update_layer(
-        self, layer: FactoredLinear, adapter_name: str, config: TiedLoraConfig, path: str
+        self, layer: Any, adapter_name: str, config: TiedLoraConfig, path: str
     ) -> None:
         layer.update_layer(adapter_name, config, self._tensors, self._places[path])
 
@@ -116,13 +116,13 @@ def plan(targets: dict[str, nn.Module]) -> dict[str, Place]:
     projections: dict[tuple[str, int], list[str]] = defaultdict(list)  # (block, width) -> paths
     for path, module in targets.items():
         parent = path.rpartition(".")[0]
-        projections[parent, _get_in_out_features(module)[0]].append(path)
+        projections[parent, features(module)[0]].append(path)
 
     places: dict[str, Place] = {}
     blocks: dict[str, int] = defaultdict(int)  # group -> blocks so far
     for (_, width), paths in projections.items():
         names = "+".join(path.rpartition(".")[2] for path in paths)
-        heights = [_get_in_out_features(targets[path])[1] for path in paths]
+        heights = [features(targets[path])[1] for path in paths]
         group = f"{names}:{'+'.join(map(str, heights))}x{width}"
         for i, path in enumerate(paths):
             places[path] = Place(group, blocks[group], sum(heights[:i]))
@@ -132,8 +132,10 @@ def plan(targets: dict[str, nn.Module]) -> dict[str, Place]:
 
 def as_base(tensor: torch.Tensor, base: nn.Module) -> torch.Tensor:
     """`tensor` on the device and in the dtype of a base layer, if these are real and floating."""
-    weight = base.qweight if hasattr(base, "qweight") else base.weight
-    dtype = getattr(base, "compute_dtype", None) or weight.dtype
+    weight = getattr(base, "qweight", None)
+    weight = base.weight if weight is None else weight
+    assert isinstance(weight, torch.Tensor)
+    dtype: torch.dtype = getattr(base, "compute_dtype", None) or weight.dtype
     return tensor.to(
         device=None if tensor.is_meta else weight.device,
         dtype=dtype if dtype.is_floating_point else None,

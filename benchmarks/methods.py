@@ -1,0 +1,314 @@
+"""What every method costs at the paper's budgets: FOSSIL's efficiency comparison, for both papers.
+
+    python benchmarks/methods.py                                 # SmolLM2, bf16, this machine
+    python benchmarks/methods.py --model llama2_7b --device cuda --quantization nf4
+    python benchmarks/methods.py --rounds 3 --rows lora_r8 mos_r32
+
+A step is forward, backward and AdamW over one batch. Its ratios are to two models in the same
+process that take turns with the method, in an order that is drawn anew each round: PEFT's LoRA of
+the same rank, and the base without adapter, whose backward runs to the embeddings. Each method has
+a process of its own, so that its peak memory is its own.
+
+Memory is what the method adds to a loaded base until the third step: resident memory on the CPU,
+allocated memory on CUDA. Disk is the saved adapter. "Slot" is what serving it as LoRA takes, in
+bf16, at its own rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+
+import torch  # noqa: E402
+from hydra import compose, initialize_config_dir  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
+
+from mos.adapters import attach, rank, row_label  # noqa: E402
+from mos.config import CONFIG_DIR  # noqa: E402
+from mos.modeling import load_base, resolve_model  # noqa: E402
+
+RESULTS = REPO / "benchmarks" / "results"
+# row: adapter file and what is changed in it
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("none", {}),
+    "full": ("full", {}),
+    **{f"lora_r{r}": ("lora", {"r": r}) for r in (2, 8, 16, 64)},
+    "vera_r256": ("table2_vera_r256", {}),
+    "tied_lora_r280": ("table2_tied_lora_r280", {}),
+    "prolora_r4": ("table2_prolora_r4", {}),
+    "prolora_r8": ("table2_prolora_r8", {}),
+    "miss_r4": ("miss", {"r": 4}),
+    "miss_r14": ("miss", {"r": 14}),
+    "miss_r64": ("miss", {"r": 64}),
+    "pure_sharing": ("table1_pure_sharing", {}),
+    "mos_r4": ("table2_mos_r4", {}),
+    "mos_r8": ("table2_mos_r8", {}),
+    "mos_r16": ("table2_mos_r16", {}),
+    "mos_r32": ("table2_mos_r32", {}),
+    **{f"mos_r32_{switch}": (f"table2_mos_r32_{switch}", {}) for switch in ("sp", "vs", "pd")},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--model", default="smollm2_135m", help="a model group, or llama2_7b (random)"
+    )
+    parser.add_argument("--quantization", default="none", choices=["none", "nf4", "int8"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--cache-dir", type=Path, default=REPO / "data" / "cache")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/methods_<model>.md")
+    parser.add_argument("--one", choices=list(ROWS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments)))
+        return
+    rows = []
+    for name in arguments.rows:
+        if name == "full" and arguments.quantization != "none":
+            continue  # quantised weights cannot be trained
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append({"row": name, **json.loads(done.stdout.splitlines()[-1])})
+        print(json.dumps(rows[-1]), flush=True)
+    out = arguments.out or RESULTS / f"methods_{arguments.model}_{arguments.quantization}.md"
+    out.write_text(table(rows, arguments))
+    out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
+    print(out.read_text())
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one method; runs in a process of its own."""
+    torch.manual_seed(0)
+    if arguments.device == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    adapter = config(*ROWS[arguments.one])
+    base = load(arguments)
+    before = memory_in_use(arguments.device)
+    started = time.perf_counter()
+    model = attach(base, adapter)
+    synchronize(arguments.device)
+    seconds = time.perf_counter() - started
+    model.enable_input_require_grads()
+    step = Step(model, arguments)
+    for _ in range(3):
+        step()
+    found = {
+        "label": row_label(adapter),
+        "rank": rank(adapter, n_blocks=base.config.num_hidden_layers),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "init_seconds": seconds,
+        "added_peak_bytes": peak_memory(arguments.device) - before,
+        **sizes(model, adapter),
+    }
+    others = {"none": {"method": "none"}}
+    if found["rank"] is not None:
+        targets = {"target_modules": adapter["target_modules"]}
+        others["lora"] = {**config("lora", {"r": found["rank"]}), **targets}
+    steps = {"self": step}
+    for name, other in others.items():
+        rival = attach(load(arguments), other)
+        rival.enable_input_require_grads()
+        steps[name] = Step(rival, arguments)
+    times = take_turns(steps, arguments.rounds)
+    found["step_seconds"] = statistics.median(times["self"])
+    for name in others:
+        ratios = [own / rival for own, rival in zip(times["self"], times[name], strict=True)]
+        found[f"ratio_to_{name}"] = with_interval(ratios)
+    return found
+
+
+def config(file: str, changes: dict[str, Any]) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        adapter = compose(f"adapter/{file}").adapter
+    return {**OmegaConf.to_container(adapter, resolve=True), **changes}
+
+
+def load(arguments: argparse.Namespace) -> PreTrainedModel:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        quantization = compose(f"quantization/{arguments.quantization}").quantization
+        model = compose(f"model/{arguments.model}").model
+    if arguments.model != "llama2_7b":
+        path = resolve_model(model.path, arguments.cache_dir)
+        return load_base(path, quantization, arguments.device)
+    with torch.device(arguments.device):
+        random_weights = LlamaForCausalLM(LlamaConfig(**model.architecture, dtype=torch.bfloat16))
+    random_weights.to(torch.bfloat16).config.use_cache = False
+    if arguments.quantization == "nf4":
+        quantize_blocks(random_weights)
+    return random_weights
+
+
+def quantize_blocks(model: LlamaForCausalLM) -> None:
+    """NF4 in place, for weights that are in no file."""
+    import bitsandbytes as bnb
+
+    for block in model.model.layers:
+        for parent in (block.self_attn, block.mlp):
+            for name, linear in list(parent.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    quantized = bnb.nn.Linear4bit(
+                        linear.in_features, linear.out_features, bias=False,
+                        compute_dtype=torch.bfloat16, quant_type="nf4", device="meta",
+                    )  # fmt: skip
+                    weight = bnb.nn.Params4bit(
+                        linear.weight.data.cpu(), requires_grad=False, quant_type="nf4",
+                        compress_statistics=True,
+                    )  # fmt: skip
+                    quantized.weight = weight.to(linear.weight.device)
+                    setattr(parent, name, quantized)
+
+
+class Step:
+    """One training step of a model on a fixed random batch."""
+
+    def __init__(self, model: torch.nn.Module, arguments: argparse.Namespace) -> None:
+        self.model, self.device = model.train(), arguments.device
+        generator = torch.Generator().manual_seed(0)
+        shape = (arguments.batch, arguments.length)
+        self.ids = torch.randint(3, 30_000, shape, generator=generator).to(self.device)
+        if self.ids.max() >= model.config.vocab_size:
+            self.ids %= model.config.vocab_size
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=1e-5) if trainable else None
+
+    def __call__(self) -> float:
+        synchronize(self.device)
+        started = time.perf_counter()
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+            loss = self.model(input_ids=self.ids, labels=self.ids).loss
+        loss.backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        synchronize(self.device)
+        return time.perf_counter() - started
+
+
+def take_turns(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    order = random.Random(0)
+    for i in range(rounds + 1):
+        for name in order.sample(list(steps), len(steps)):
+            seconds = steps[name]()
+            if i:  # the first round warms up
+                times[name].append(seconds)
+    return times
+
+
+def with_interval(ratios: list[float], draws: int = 2000) -> list[float]:
+    """Median, and the bounds of its 95% bootstrap interval."""
+    source = random.Random(0)
+    medians = sorted(statistics.median(source.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return [statistics.median(ratios), medians[int(draws * 0.025)], medians[int(draws * 0.975)]]
+
+
+def sizes(model: torch.nn.Module, adapter: dict[str, Any]) -> dict[str, int | None]:
+    """Bytes of the saved adapter, and of the LoRA slot that serves it."""
+    from mos.errors import UserError
+    from mos.export import to_lora
+
+    if not hasattr(model, "peft_config"):
+        own = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        return {"disk_bytes": own, "slot_bytes": None}
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(f"{scratch}/adapter", save_embedding_layers=False)
+        try:
+            lora = to_lora(model, f"{scratch}/lora", torch.bfloat16, pad_to_vllm_rank=False)
+        except UserError:
+            slot = None
+        else:
+            slot = (lora / "adapter_model.safetensors").stat().st_size
+        disk = (Path(scratch) / "adapter" / "adapter_model.safetensors").stat().st_size
+    return {"disk_bytes": disk, "slot_bytes": slot}
+
+
+def memory_in_use(device: str) -> int:
+    """Bytes in use now; the peak is counted anew from here."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return process_status("VmRSS")
+
+
+def peak_memory(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return process_status("VmHWM")
+
+
+def process_status(field: str) -> int:
+    """A size in bytes from Linux's account of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def synchronize(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    if torch.device(arguments.device).type == "cuda":
+        machine = torch.cuda.get_device_name()
+    lines = [
+        f"# Methods on {arguments.model}, {arguments.quantization} base",
+        "",
+        f"`python benchmarks/methods.py {' '.join(sys.argv[1:])}` on {machine}, torch "
+        f"{torch.__version__}; batch {arguments.batch} x {arguments.length}, medians of "
+        f"{arguments.rounds} rounds with 95% bootstrap intervals.",
+        "",
+        "| Method | Rank | # Param. | Init. s | Step s | / LoRA, same rank | / no adapter "
+        "| Added peak MB | Disk MB | LoRA slot MB |",
+        "| --- " * 10 + "|",
+    ]
+    for row in rows:
+        cells = [
+            row["label"] if row["row"] != "none" else "no adapter",
+            row["rank"] or "-",
+            f"{row['trainable_parameters']:,}",
+            f"{row['init_seconds']:.3f}",
+            f"{row['step_seconds']:.3f}",
+            ratio(row.get("ratio_to_lora")),
+            ratio(row["ratio_to_none"]),
+            megabytes(row["added_peak_bytes"]),
+            megabytes(row["disk_bytes"]),
+            megabytes(row["slot_bytes"]),
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def ratio(measured: list[float] | None) -> str:
+    return "-" if measured is None else "{:.2f} ({:.2f}-{:.2f})".format(*measured)
+
+
+def megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.1f}"
+
+
+if __name__ == "__main__":
+    main()
