@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig
 from peft.utils import PeftType
 
-from mos.adapters.options import check_file_keys
+from mos.adapters.tuner import FactoredConfig
 
 FORMAT_VERSION = 1
 
@@ -17,7 +16,7 @@ _SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
-class MosConfig(PeftConfig):
+class MosConfig(FactoredConfig):
     """Configuration of [`MosModel`], Mixture of Shards (arXiv 2410.00938, section 3).
 
     A model of L blocks keeps, per linear type, two pools of `equivalent_rank * L *
@@ -31,6 +30,9 @@ class MosConfig(PeftConfig):
     The defaults fit a model of any depth. The paper raises the rank above the equivalent one:
     `r=32, equivalent_rank=8`.
 
+    The paper adapts all seven linear types of a LLaMA. Which layers are adapted, and what is
+    trained besides, is said as for every method, see [`FactoredConfig`]; L counts the adapted ones.
+
     Args:
         r: working rank of every block, or "all" for the whole pool, `equivalent_rank * L` (needs
             the three ablations above). Such a layer reads the pool in its own order.
@@ -41,18 +43,11 @@ class MosConfig(PeftConfig):
             `p = e` needs `r = e`: nothing is shared then, and MoS is LoRA of rank e.
         mos_alpha: the update is scaled by `mos_alpha / r`.
         mos_dropout: dropout on the input of A while training.
-        target_modules: names (suffixes) of linear modules, a regular expression, or "all-linear".
-            None means "all-linear" for transformers models: every linear layer but the output head.
-        exclude_modules: names, or a regular expression, of modules to leave out.
         pair_dissociation: pick the shards of A and of B independently.
         random_scaling: None, or `{"mean": m, "std": s}`: a frozen factor ~ N(m, s) for each of the
             `r` ranks of every layer, stored in the adapter file.
         routing_seed: seed of the routing (and of random scaling). They are drawn on the CPU by a
             generator of their own: the same on every device and after any other random draw.
-        init_weights: True starts from a zero update. False draws the pools of B too (for tests).
-        modules_to_save: modules to train and save in full besides the adapter.
-        layers_to_transform: index or indices of the blocks to adapt. L counts these only.
-        layers_pattern: name of the list of blocks, where it is not found by itself.
         save_dtype: None, "float32", "bfloat16" or "float16": the pools are stored in this dtype.
             None stores them as they are.
         format_version: version of the adapter file's layout.
@@ -67,12 +62,6 @@ class MosConfig(PeftConfig):
     private_rank: int = field(default=1, metadata={"help": "Ranks made of unshared shards."})
     mos_alpha: float = field(default=16, metadata={"help": "The update is scaled by alpha / r."})
     mos_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A."})
-    target_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names of linear modules, a regex, or 'all-linear'."}
-    )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names of modules, or a regex, to leave out."}
-    )
     pair_dissociation: bool = field(
         default=True, metadata={"help": "Pick the shards of A and B independently."}
     )
@@ -80,16 +69,6 @@ class MosConfig(PeftConfig):
         default=None, metadata={"help": "None or {'mean': m, 'std': s}."}
     )
     routing_seed: int = field(default=0, metadata={"help": "Seed of the routing."})
-    init_weights: bool = field(default=True, metadata={"help": "Start from a zero update."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train and save in full."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the blocks to adapt."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list of blocks."}
-    )
     save_dtype: str | None = field(default=None, metadata={"help": "Dtype of the pools on disk."})
     format_version: int = field(
         default=FORMAT_VERSION, metadata={"help": "Version of the file's layout."}
@@ -98,21 +77,13 @@ class MosConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("MOS")
-        if isinstance(self.target_modules, list | tuple):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list | tuple):
-            self.exclude_modules = set(self.exclude_modules)
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern needs layers_to_transform: say which blocks to adapt.")
         self._check_version(self.format_version)
         self._check_sizes()
         self._check_values()
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        # Before PEFT drops the fields that it does not know with no more than a warning.
         cls._check_version(kwargs.get("format_version", FORMAT_VERSION))
-        check_file_keys(cls, kwargs)
         return super().check_kwargs(**kwargs)
 
     @staticmethod

@@ -153,6 +153,12 @@ class SharedPools(nn.Module):
             readers[adapter_name] = reader if pool.is_meta else reader.to(pool.device)
         self._slots.clear()
 
+    def n_layers(self, adapter_name: str) -> int:
+        """L: how many layers read the pools of this adapter."""
+        reader = self.readers_A[adapter_name]
+        assert isinstance(reader, PoolReader)
+        return reader.n_layers
+
     def forget(self, adapter_name: str) -> None:
         """Drop everything of an adapter."""
         for container in (self.pool_A, self.pool_B, self.readers_A, self.readers_B):

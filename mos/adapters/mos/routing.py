@@ -17,7 +17,7 @@ from torch import nn
 from mos.adapters.mos.config import MosConfig
 
 if TYPE_CHECKING:
-    from mos.adapters.mos.layer import MosLayer
+    from mos.adapters.mos.layer import MosLinear
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ class GroupKey:
 
 
 @dataclass
-class Routing:
-    """The frozen choices of one layer.
+class Place:
+    """A layer's place in its group and what it reads, frozen from the start.
 
     Attributes:
+        position: which layer of the group it is.
         index_A: shards of pool_A, `(r * l,)`, int32.
         index_B: shards of pool_B, `(r * l,)`, int32.
         scale: random scaling, `(r,)`, float32, or None.
     """
 
+    position: int
     index_A: torch.Tensor  # noqa: N815
     index_B: torch.Tensor  # noqa: N815
     scale: torch.Tensor | None
@@ -69,8 +71,8 @@ def check_bounds(config: MosConfig, key: GroupKey, n_layers: int) -> None:
         )
 
 
-def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterator[Routing]:
-    """Draw the routing of the layers of one group, in order."""
+def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterator[Place]:
+    """Draw what the layers of one group read, in their order."""
     r, n_shards = config.rank(n_layers), config.n_shards(n_layers)
     for layer in range(n_layers):
         if _is_pure_sharing(config, n_layers):
@@ -85,7 +87,7 @@ def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterat
         if config.random_scaling is not None:
             mean, std = config.random_scaling["mean"], config.random_scaling["std"]
             scale = torch.empty(r).normal_(mean, std, generator=generator)
-        yield Routing(index_A, index_B.clone(), scale)
+        yield Place(layer, index_A, index_B.clone(), scale)
 
 
 def _is_pure_sharing(config: MosConfig, n_layers: int) -> bool:
@@ -157,7 +159,7 @@ class RoutingTable:
         adapter_name: the adapter.
     """
 
-    layers: dict[str, MosLayer]
+    layers: dict[str, MosLinear]
     adapter_name: str
 
     def shards(self, name: str) -> tuple[set[int], set[int]]:
@@ -211,12 +213,12 @@ def routing_table(model: nn.Module, adapter_name: str = "default") -> RoutingTab
     Raises:
         ValueError: the model has no such MoS adapter.
     """
-    from mos.adapters.mos.layer import MosLayer
+    from mos.adapters.mos.layer import MosLinear
 
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, MosLayer) and adapter_name in module.mos_index_A
+        if isinstance(module, MosLinear) and adapter_name in module.mos_index_A
     }
     if not layers:
         raise ValueError(f"The model has no MoS adapter named {adapter_name!r}.")

@@ -138,11 +138,17 @@ POOL = "base_model.mos_groups.q_proj_64x64.pool_A"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e.pop(POOL), "missing keys: .*q_proj_64x64.pool_A"),
-        (lambda e: e.pop(INDEX), "missing keys: .*mos_index_A"),
-        (lambda e: e.update({f"{Q0}.lora_A.weight": torch.zeros(1)}), "unexpected keys: .*lora_A"),
-        (lambda e: e.update({POOL: e[POOL][:-1]}), r"has shape \(35, 16\).* call for \(36, 16\)"),
-        (lambda e: e.update({INDEX: e[INDEX][:-1]}), r"has shape \(19,\).* call for \(20,\)"),
+        (lambda e: e.pop(POOL), "missing: .*q_proj_64x64.pool_A"),
+        (lambda e: e.pop(INDEX), "missing: .*mos_index_A"),
+        (
+            lambda e: e.update({f"{Q0}.lora_A.weight": torch.zeros(1)}),
+            "not part of this adapter: .*lora_A",
+        ),
+        (
+            lambda e: e.update({POOL: e[POOL][:-1]}),
+            r"shape \(35, 16\), expected \(36, 16\): .*q_proj_64x64.pool_A",
+        ),
+        (lambda e: e.update({INDEX: e[INDEX][:-1]}), r"shape \(19,\), expected \(20,\)"),
         (
             lambda e: e.update({INDEX: e[INDEX].float()}),
             "stored as torch.float32, expected an integer",
@@ -178,9 +184,9 @@ def test_unpaired_indices_are_refused_without_pair_dissociation(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"layers": 2}, "unexpected keys|has shape"),
-        ({"layers": 4}, "missing keys|has shape"),
-        ({"hidden": 128}, "missing keys: .*128"),
+        ({"layers": 2}, "not part of this adapter: .*layers.2"),
+        ({"layers": 4}, "missing: .*layers.3"),
+        ({"hidden": 128}, "missing: .*128"),
         ({"kv_heads": 4}, "k_proj"),
     ],
 )
@@ -202,7 +208,7 @@ def test_file_of_another_method_is_refused(saved, tmp_path):
     (tmp_path / "lora" / "adapter_model.safetensors").replace(
         saved[1] / "adapter_model.safetensors"
     )
-    with pytest.raises(ValueError, match=r"missing keys: .* unexpected keys: .*lora_"):
+    with pytest.raises(ValueError, match="was trained on, with the config"):
         PeftModel.from_pretrained(llama(), saved[1])
 
 
@@ -217,5 +223,5 @@ def test_config_of_a_newer_version_is_refused(saved):
 def test_edited_config_is_refused(saved):
     path = saved[1] / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "r": 4}))
-    with pytest.raises(ValueError, match=r"r=4.*call for \(16,\)"):
+    with pytest.raises(ValueError, match=r"shape \(20,\), expected \(16,\)"):
         PeftModel.from_pretrained(llama(), saved[1])

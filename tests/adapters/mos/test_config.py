@@ -27,7 +27,7 @@ from tests.adapters.mos.models import MOS, PURE_SHARING, TYPES, llama, mos_llama
         ({"random_scaling": {"mean": 1}}, "random_scaling must be None or"),
         ({"random_scaling": {"mean": 1, "std": -1}}, "random_scaling must be None or"),
         ({"save_dtype": "int8"}, "save_dtype='int8' must be None or one of"),
-        ({"layers_pattern": "layers"}, "layers_pattern needs layers_to_transform"),
+        ({"layers_pattern": "layers"}, "`layers_pattern` needs `layers_to_transform`"),
         ({"format_version": 2}, "reads versions 1 to 1. Upgrade mos"),
     ],
 )
@@ -44,7 +44,7 @@ def test_bad_values_are_named(settings, message):
             "q_proj .*in_features=64 is not divisible by shards_per_vector=3",
         ),
         ({"r": 40}, r"q_proj .*picks 156 different public shards.*\(3 - 1\) \* 3 \* 4 = 24"),
-        ({"target_modules": ["q_proj", "k_prj"]}, r"'k_prj' \(did you mean 'k_proj'\?\)"),
+        ({"target_modules": ["q_proj", "k_prj"]}, "'k_prj'.* Did you mean 'k_proj'"),
         ({"target_modules": ["nothing"]}, "not found in the base model"),
         ({"target_modules": ["q_proj", "input_layernorm"]}, "input_layernorm .* is not supported"),
         ({**PURE_SHARING, "r": 7}, "picks 7 different public shards"),
@@ -53,7 +53,7 @@ def test_bad_values_are_named(settings, message):
 def test_what_does_not_fit_the_model_leaves_it_untouched(settings, message):
     base = llama()
     modules, expected = dict(base.named_modules()), base(tokens()).logits
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         get_peft_model(base, MosConfig(**{**MOS, "target_modules": TYPES, **settings}))
     assert dict(base.named_modules()) == modules
     assert (base(tokens()).logits == expected).all()
@@ -71,16 +71,14 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first_untouched():
 
 
 def test_a_failure_while_modules_are_replaced_is_rolled_back(monkeypatch):
-    from mos.adapters.mos import model as tuner
-
     calls = []
 
-    def fail_at_the_fourth(base):
-        calls.append(base)
+    def fail_at_the_fourth(*args):
+        calls.append(args)
         if len(calls) == 4:
             raise MemoryError
 
-    monkeypatch.setattr(tuner, "_keep_4bit_weights_unpacked", fail_at_the_fourth)
+    monkeypatch.setattr("mos.adapters.mos.layer._keep_4bit_weight_unpacked", fail_at_the_fourth)
     base = llama()
     modules = dict(base.named_modules())
     with pytest.raises(MemoryError):
@@ -96,8 +94,8 @@ def test_all_linear_layers_but_the_head_by_default():
         mos_llama(base=nn.Sequential(nn.Linear(8, 8)))
 
 
-def test_layers_to_transform_holds_for_all_linear():
-    model = mos_llama(target_modules="all-linear", layers_to_transform=[1], r=3)
+def test_layers_to_transform_holds_for_the_default_targets():
+    model = mos_llama(layers_to_transform=[1], r=3)
     assert len(model.targeted_module_names) == 7
 
 

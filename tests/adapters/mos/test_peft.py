@@ -11,7 +11,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import GenerationConfig, LlamaForSequenceClassification
 
 from mos import MosConfig
-from mos.adapters.mos.layer import MosLayer
+from mos.adapters.mos.layer import MosLinear
 from tests.adapters.mos.models import (
     MOS,
     PURE_SHARING,
@@ -85,7 +85,7 @@ def test_deleting_an_adapter_leaves_nothing_of_it(two_adapters):
     assert all(
         "default" not in module.position
         for module in two_adapters.modules()
-        if isinstance(module, MosLayer)
+        if isinstance(module, MosLinear)
     )
     assert torch.equal(logits(two_adapters), expected)
     two_adapters.add_adapter("default", MosConfig(**MOS))
@@ -130,7 +130,7 @@ def test_trainable_parameters_are_counted_once(capsys):
 
 
 def first_block(model):
-    return [m for n, m in model.named_modules() if isinstance(m, MosLayer) and "layers.0." in n]
+    return [m for n, m in model.named_modules() if isinstance(m, MosLinear) and "layers.0." in n]
 
 
 # ---- merging ----

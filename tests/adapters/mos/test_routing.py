@@ -9,7 +9,7 @@ import torch
 
 from mos import MosConfig
 from mos.adapters.mos import routing_table
-from mos.adapters.mos.layer import MosLayer
+from mos.adapters.mos.layer import MosLinear
 from mos.adapters.mos.routing import draw, storage_dtype
 from tests.adapters.mos.models import MOS, PURE_SHARING, SWITCHES, llama, mos_llama
 
@@ -18,7 +18,7 @@ def indices(model, adapter_name="default"):
     return {
         (name, side): getattr(module, f"mos_index_{side}")[adapter_name]
         for name, module in model.named_modules()
-        if isinstance(module, MosLayer)
+        if isinstance(module, MosLinear)
         for side in "AB"
     }
 
@@ -99,7 +99,7 @@ def test_drawing_leaves_the_global_generator_alone():
 
 def test_random_scaling_is_frozen_and_of_its_distribution():
     model = mos_llama({**PURE_SHARING, "random_scaling": {"mean": 3.0, "std": 0.5}})
-    scales = [m.mos_scale["default"] for m in model.modules() if isinstance(m, MosLayer)]
+    scales = [m.mos_scale["default"] for m in model.modules() if isinstance(m, MosLinear)]
     assert not any(scale.requires_grad for scale in scales)
     drawn = torch.cat(scales)
     assert drawn.mean() == pytest.approx(3.0, abs=0.2)
