@@ -131,7 +131,8 @@ def completion_from(values: Mapping[str, Any]) -> Completion:
     known = {field.name for field in fields(Completion)}
     if set(values) != known:
         raise ValueError(f"expected the keys {sorted(known)}, found {sorted(values)}")
-    return Completion(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Completion(**{**values, **lists})
 
 
 def _parse(line: bytes) -> dict[str, Completion]:

@@ -130,19 +130,25 @@ def _prepare(subjects: Sequence[Subject], cache_dir: Path) -> list[_Job]:
         tokenizer, benchmarks = built[key]
         for benchmark in benchmarks.values():
             benchmark.check_ready()
+        served = Model(model["name"], folder, subject.config["quantization"], subject.adapter_dir)
         settings = engine_settings(
             evaluation["engine"],
             folder,
             device=subject.config["device"],
-            dtype=evaluation["dtype"],
+            dtype=_dtype(served, evaluation),
             max_model_len=evaluation["max_model_len"],
             gpu_memory_utilization=evaluation["gpu_memory_utilization"],
             batch_size=evaluation["batch_size"],
         )
-        served = Model(model["name"], folder, subject.config["quantization"], subject.adapter_dir)
         weights = weights_of(served, evaluation["weights"], settings, cache_dir)
         jobs.append(_Job(subject, served, tokenizer, benchmarks, settings, weights))
     return jobs
+
+
+def _dtype(model: Model, evaluation: Mapping[str, Any]) -> str:
+    """Dequantised bases are kept in bfloat16, whatever the original is in."""
+    dequantised = model.quantization["bits"] is not None and evaluation["weights"] != "original"
+    return "bfloat16" if evaluation["dtype"] == "auto" and dequantised else evaluation["dtype"]
 
 
 def _by_engine(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
@@ -175,7 +181,7 @@ def _evaluate(job: _Job, server: Server, cache_dir: str | Path, overwrite: bool)
             options=_recorded_options(subject, name),
             overwrite=overwrite,
         )
-        _record(subject, name, result, cache_dir)
+        _record(subject, name, {**result, "settings": job.settings.describe()}, cache_dir)
 
 
 def _recorded_options(subject: Subject, name: str) -> dict[str, Any]:
@@ -204,18 +210,34 @@ def _record(subject: Subject, name: str, result: dict[str, Any], cache_dir: str 
     beside = read_result(subject.out_dir / "eval" / name)
     if run is None or beside is None or beside["key"] != result["key"]:
         return
-    entry = {**result["metrics"], "stderr": result["stderr"], "n": result["n"]}
+    errors = result["stderr"]
+    if len(result["metrics"]) == 1:
+        errors = next(iter(errors.values()), None)
+    entry = {**result["metrics"], "stderr": errors, "n": result["n"]}
     if result["partial"]:
         entry["partial"] = result["partial"]
     locks = Path(cache_dir) / "locks"
     with FileLock(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
-        kept = ("prompts_sha256", "options", "weights", "engine", "timing")
+        kept = ("prompts_sha256", "options", "weights", "engine", "settings", "timing")
         evaluation = run.manifest.get("evaluation", {})
-        evaluation[name] = {key: result[key] for key in kept}
+        evaluation[name] = {key: result[key] for key in kept if key in result}
         run.update_manifest(evaluation=evaluation)
         run.write_results({name: entry})
-        if set(run.config["eval"]["benchmarks"]) <= set(run.results["metrics"]):
+        if _has_all(evaluation, run.config["eval"]):
             run.set_status("evaluated")
+
+
+def _has_all(evaluated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a run has the results that its config asks for, and not just parts of them."""
+
+    def options(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in of.items() if key != "data_dir"}
+
+    return all(
+        name in evaluated
+        and options(evaluated[name]["options"]) == options(benchmark_options(wanted, name))
+        for name in wanted["benchmarks"]
+    )
 
 
 def _summary(result: Mapping[str, Any]) -> str:

@@ -174,10 +174,11 @@ def _bare(config: Mapping[str, Any]) -> Subject:
             " bare model with adapter=none."
         )
     run = open_run(config, model_identity(config))
-    with run.claimed(wait=True):
-        if "method" not in run.manifest and not config["dry_run"]:
-            run.write_config(config)
-            fit(config, run)
+    if not config["dry_run"]:
+        with run.claimed(wait=True):
+            if "method" not in run.manifest:
+                run.write_config(config)
+                fit(config, run)
     return Subject(f"{config['model']['name']}, no adapter", dict(config), run.path, run=run)
 
 

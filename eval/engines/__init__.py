@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -55,7 +56,8 @@ def engine_settings(
         max_model_len: longest prompt plus output; at most what the model has positions for, and
             all of it if None.
         device: "cuda", "cpu", or "auto": the GPU if there is one.
-        batch_invariant: None takes it where vLLM offers it (GPUs from compute capability 9.0).
+        batch_invariant: None takes it where vLLM offers it (GPUs from compute capability 9.0),
+            unless the environment says VLLM_BATCH_INVARIANT=0.
         enforce_eager: None is False on GPU, where graphs pay off, and True on CPU.
         options: the other fields of `EngineSettings`.
 
@@ -75,7 +77,8 @@ def engine_settings(
     device = "cuda" if cuda and not (name == "vllm" and _is_cpu_build()) else "cpu"
     on_gpu = name == "vllm" and device == "cuda"
     if batch_invariant is None:
-        batch_invariant = on_gpu and torch.cuda.get_device_capability() >= (9, 0)
+        wanted = os.environ.get("VLLM_BATCH_INVARIANT") != "0"
+        batch_invariant = on_gpu and wanted and torch.cuda.get_device_capability() >= (9, 0)
     config = json.loads((Path(model_dir) / "config.json").read_text("utf-8"))
     if dtype == "auto":
         dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"

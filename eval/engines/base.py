@@ -69,6 +69,10 @@ class EngineSettings:
             "torch": version("torch"),
         }
 
+    def describe(self) -> dict[str, Any]:
+        """All settings with versions, for the manifest."""
+        return {**asdict(self), **self.numerics(), "window": self.window}
+
 
 @cache
 def vllm_package() -> str | None:
@@ -180,7 +184,7 @@ class Engine(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name, versions and settings, for the manifest."""
-        return {**asdict(self.settings), **self.settings.numerics()}
+        return self.settings.describe()
 
     def __enter__(self) -> Engine:
         return self

@@ -44,7 +44,7 @@ class TransformersEngine(Engine):
         shown = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype=getattr(torch, self.settings.dtype)
             )
             model.to(self.settings.device).eval()
@@ -185,6 +185,8 @@ class TransformersEngine(Engine):
 
 class Float32Head(torch.nn.Module):
     """An output head in float32: in bfloat16 the likeliest tokens often tie."""
+
+    weight: torch.Tensor
 
     def __init__(self, head: torch.nn.Linear) -> None:
         super().__init__()

@@ -198,6 +198,7 @@ def test_what_is_given_on_purpose_beats_the_run(make_run, evaluate):
     assert mmlu["options"]["limit"] == 3
     assert mmlu["options"]["answer_cue"] == "open_instruct"
     assert mmlu["engine"]["batch_size"] == 2
+    assert run.status == "trained"  # its config asks for four examples
 
     evaluate(f"runs={run.path}", "benchmarks=[tydiqa]")
     assert set(run.results["metrics"]) == {"mmlu", "tydiqa"}
