@@ -7,27 +7,24 @@ import logging
 import os
 import platform
 import queue
+import shutil
 import subprocess
-import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from mos.errors import UserError
 
 from .inside import wire
 from .inside.limits import Limits
+from .view import PYTHON, bubblewrap, view
 
 log = logging.getLogger(__name__)
 
-# Third-party packages that programs may import, and what these import themselves. Not the whole
-# environment: it holds benchmarks with their answers.
-LIBRARIES = ("numpy", "scipy", "pandas", "dateutil", "pytz", "six", "sympy", "mpmath")
+Isolation = Literal["namespaces", "bubblewrap", "restricted"]
 
 # Not as eval.sandbox.inside: importing `eval` imports pandas and more.
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.server import main; main()"
@@ -108,8 +105,9 @@ class Sandbox:
     Args:
         workers: programs at one time; one per available processor if None.
         limits: of each program.
-        isolation: "auto" takes namespaces if the kernel grants them and else restricts each
-            process by itself; either can be asked for by name.
+        isolation: "auto" takes namespaces if the kernel grants them to us, or to `bwrap` if that
+            is installed, and else restricts each process by itself, with a warning. Each can be
+            asked for by name.
 
     Raises:
         UserError: nothing on this machine can isolate a program.
@@ -119,7 +117,7 @@ class Sandbox:
         self,
         workers: int | None = None,
         limits: Limits | None = None,
-        isolation: Literal["auto", "namespaces", "restricted"] = "auto",
+        isolation: Isolation | Literal["auto"] = "auto",
     ):
         if platform.system() != "Linux":
             raise UserError(
@@ -130,29 +128,28 @@ class Sandbox:
         self._limits = limits or Limits()
         self._idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
         first = self._first_server(isolation)
-        self.namespaces: bool = first.namespaces
         self.isolation: str = first.description
         """What is in force, in words, for the record."""
-        if isolation == "auto" and not self.namespaces:
+        if isolation == "auto" and first.isolation == "restricted":
             log.warning("programs run without namespaces: %s", self.isolation)
         self._servers = [first]
         for _ in range(self.workers - 1):
-            self._servers.append(_Server(self._limits, self.namespaces))
+            self._servers.append(_Server(self._limits, first.isolation))
         for server in self._servers:
             self._idle.put(server)
 
     def _first_server(self, isolation: str) -> _Server:
         reasons = []
-        for namespaces in (True, False):
-            if isolation not in ("auto", "namespaces" if namespaces else "restricted"):
+        for kind in get_args(Isolation):
+            if isolation not in ("auto", kind):
                 continue
-            server = _Server(self._limits, namespaces)
+            server = _Server(self._limits, kind)
             try:
                 server.start()
                 return server
             except OSError as error:
                 server.close()
-                reasons.append(f"{'with' if namespaces else 'without'} namespaces: {error}")
+                reasons.append(f"{kind}: {error}")
         raise UserError(
             "this machine cannot isolate untrusted programs "
             f"({'; '.join(reasons)}): score this benchmark on another one"
@@ -198,25 +195,32 @@ class Sandbox:
 class _Server:
     """One server process (inside/server.py), started when first needed and after a failure."""
 
-    def __init__(self, limits: Limits, namespaces: bool):
-        self.namespaces = namespaces
+    def __init__(self, limits: Limits, isolation: Isolation):
+        self.isolation = isolation
         self.description = ""
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the process; OSError where the kernel forbids what was asked for."""
-        config = {"namespaces": self.namespaces, "limits": asdict(self._limits), **_files()}
-        arguments = [str(Path(__file__).parent), json.dumps(config)]
+        shown, code, folder = view(), str(Path(__file__).parent), tempfile.gettempdir()
+        config = {"isolation": self.isolation, "limits": asdict(self._limits), **asdict(shown)}
+        command = [PYTHON, "-s", "-S", "-P", "-c", _BOOT, code, json.dumps(config)]
+        if self.isolation == "bubblewrap":
+            wrapper = shutil.which("bwrap")
+            if wrapper is None:
+                raise FileNotFoundError("bwrap is not installed")
+            command = [*bubblewrap(wrapper, shown, code, self._limits), *command]
+            folder = "/tmp"
         programs, self._programs = os.pipe()
         self._verdicts, verdicts = os.pipe()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (until close)
         self._process = subprocess.Popen(
-            [sys.executable, "-s", "-S", "-P", "-c", _BOOT, *arguments],
+            command,
             stdin=programs,
             stdout=verdicts,
             stderr=self._errors,
-            env=_ENVIRONMENT | {"TMPDIR": tempfile.gettempdir()},
+            env=_ENVIRONMENT | {"TMPDIR": folder},
             start_new_session=True,
         )
         os.close(programs)
@@ -224,7 +228,7 @@ class _Server:
         hello = self._receive(_START_S)
         if "error" in hello:
             raise OSError(hello["error"])
-        self.description = _describe(hello)
+        self.description = _describe(self.isolation, hello)
 
     def judge(self, program: Program) -> Verdict:
         try:
@@ -265,48 +269,17 @@ class _Server:
             self._process = None
 
 
-def _files() -> dict[str, list[str]]:
-    """What the sandbox shows of the machine's file system."""
-    standard = {
-        sysconfig.get_path("stdlib"),
-        sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}),
-        f"{sys.base_prefix}/lib",
-    }
-    system = {"/lib", "/lib64", "/usr/lib", "/usr/lib64"}
-    readable = sorted(path for path in standard | system if Path(path).is_dir())
-    libraries, site = [], set()
-    for name in LIBRARIES:
-        spec = find_spec(name)
-        if spec is None or spec.origin is None:
-            continue
-        origin = Path(spec.origin)
-        top = origin.parent if origin.name == "__init__.py" else origin
-        site.add(str(top.parent))
-        libraries += [str(path) for path in (top, Path(f"{top}.libs")) if path.exists()]
-    hidden = [
-        str(folder)
-        for path in standard
-        for name in ("site-packages", "dist-packages")
-        for folder in [Path(path) / name, *Path(path).glob(f"python3*/{name}")]
-        if folder.is_dir()
-    ]
-    return {
-        "readable": readable,
-        "hidden": sorted(set(hidden)),
-        "site": sorted(site),
-        "libraries": libraries,
-    }
-
-
-def _describe(hello: dict[str, Any]) -> str:
-    walls = []
-    if hello["namespaces"]:
-        walls.append(f"namespaces ({', '.join(hello['namespaces'])}), own root")
+def _describe(isolation: Isolation, hello: dict[str, Any]) -> str:
+    if isolation == "namespaces":
+        walls = [f"namespaces ({', '.join(hello['namespaces'])}), own root"]
+    elif isolation == "bubblewrap":
+        walls = ["bubblewrap namespaces, own root"]
     elif hello["landlock"]:
-        walls.append("no namespaces; Landlock file access list")
+        walls = ["no namespaces", "Landlock file access list"]
     else:
-        walls.append("no namespaces, no Landlock: files that everyone may read are visible")
+        walls = ["no namespaces, no Landlock: files that everyone may read are visible"]
     if hello["uid"] is not None:
         walls.append(f"user {hello['uid']}")
-    walls.append("system call filter (no processes, no sockets), resource limits")
+    walls.append("system call filter (no processes, no sockets)")
+    walls.append("resource limits")
     return "; ".join(walls)

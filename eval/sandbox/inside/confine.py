@@ -38,10 +38,10 @@ class Plan:
     listable: tuple[str, ...]
 
 
-def spare_uid(readable: Iterable[str], new_root: bool) -> int | None:
+def spare_uid(needed: Iterable[str], new_root: bool) -> int | None:
     """A user for the programs of this server if we may choose, that is, if we are root.
 
-    Without a new root, that user must be able to reach the libraries in the machine's own tree.
+    Without a new root, that user must be able to reach what is needed in the machine's own tree.
     """
     if os.geteuid() != 0:
         return None
@@ -49,7 +49,7 @@ def spare_uid(readable: Iterable[str], new_root: bool) -> int | None:
     first_unmapped = max(int(first) + int(count) for first, _, count in map(str.split, lines))
     if first_unmapped < _FIRST_UID + _UIDS:
         return None
-    folders = {folder for path in readable for folder in Path(path).parents}
+    folders = {folder for path in needed for folder in Path(path).parents}
     if not new_root and not all(folder.stat().st_mode & stat.S_IXOTH for folder in folders):
         return None
     return _FIRST_UID + os.getpid() % _UIDS

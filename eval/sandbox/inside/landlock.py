@@ -38,7 +38,7 @@ def outside(paths: Iterable[str], hidden: Iterable[str]) -> list[str]:
     """The paths without the hidden folders in them: for what a rule cannot take back."""
     found = []
     for path in paths:
-        if path in hidden:
+        if path in hidden or not Path(path).exists():  # a dangling symbolic link
             continue
         if any(folder.startswith(f"{path}/") for folder in hidden):
             found += outside((str(child) for child in Path(path).iterdir()), hidden)

@@ -12,8 +12,6 @@ import resource
 import select
 import signal
 import socket
-import subprocess
-import tempfile
 import time
 from types import FrameType
 from typing import Any
@@ -45,19 +43,16 @@ class SandboxError(BaseException):
     """The program could not be judged, through no fault of its own."""
 
 
-def referee(plan: Plan, limits: Limits, programs: int, verdicts: int) -> int:
+def referee(plan: Plan, limits: Limits, folder: str | None, programs: int, verdicts: int) -> int:
     """Judge the next program from one descriptor, write its verdict to the other.
+
+    The program works in `folder`, or one of its own making if that is None.
 
     Returns the process's exit status: 0, or NO_MORE_PROGRAMS at the end of the stream.
     """
     ours, theirs = socket.socketpair()
-    folder = None
     if "process" in plan.namespaces:
         libc.call("unshare", libc.CLONE_NEWPID)
-    else:
-        folder = tempfile.mkdtemp(prefix="program-")
-        if plan.uid is not None:
-            os.chown(folder, plan.uid, plan.uid)
     pid = os.fork()
     if pid == 0:
         solution.run(theirs.fileno(), plan, limits, folder)
@@ -72,10 +67,6 @@ def referee(plan: Plan, limits: Limits, programs: int, verdicts: int) -> int:
         verdict = match.judge(program)
     finally:
         match.end()
-        if folder is not None:
-            # Not shutil.rmtree: a program may have nested folders deeper than its recursion.
-            subprocess.run(["chmod", "-R", "u+rwx", folder], check=False)
-            subprocess.run(["rm", "-rf", folder], check=False)
     wire.send(verdicts, verdict)
     return 0
 

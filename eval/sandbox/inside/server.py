@@ -8,14 +8,16 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
 from . import confine, landlock, libc, namespaces, referee, wire
+from .folder import on_disk
 from .limits import Limits
 
 # What solutions import, loaded once. Not numpy: every fork would pay for its pages.
@@ -41,8 +43,8 @@ class _Libraries:
 def main() -> None:
     """Serve until the programs on descriptor 0 end; the first frame on 1 says what is in force.
 
-    The second argument of the command line is a JSON object of `namespaces` (bool), `limits`, and
-    the paths `readable`, `hidden`, `site` and `libraries`.
+    The second argument of the command line is a JSON object of `isolation`, `limits`, and the
+    paths of a `View`.
     """
     config = json.loads(sys.argv[2])
     sys.argv = [""]
@@ -72,10 +74,13 @@ def main() -> None:
 
 def _isolate(config: dict) -> confine.Plan:
     """Take this process (a child, if there are namespaces) behind the walls the kernel grants."""
-    readable, site, libraries = config["readable"], config["site"], config["libraries"]
-    uid = confine.spare_uid(readable, new_root=config["namespaces"])
+    readable, libraries = config["readable"], config["libraries"]
+    isolation = config["isolation"]
+    uid = confine.spare_uid(
+        [*readable, f"{tempfile.gettempdir()}/program"], new_root=isolation != "restricted"
+    )
     names: list[str] = []
-    if config["namespaces"]:
+    if isolation == "namespaces":
         names = namespaces.separate()
         child = os.fork()
         if child:
@@ -83,35 +88,37 @@ def _isolate(config: dict) -> confine.Plan:
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
         namespaces.build_root(readable, config["hidden"], libraries)
-    restricted = not names and landlock.available()
-    if not names and not restricted and uid is None:
+    listed = not names and landlock.available()
+    if isolation == "restricted" and not listed and uid is None:
         # Then a program could write to /proc/<pid>/mem of its referee and of our caller.
         raise OSError("no Landlock either, and no other user to run programs as")
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     return confine.Plan(
         namespaces=tuple(names),
-        landlock=restricted,
+        landlock=listed,
         uid=None if "user" in names else uid,
         readable=(*landlock.outside(readable, config["hidden"]), *libraries, *namespaces.DEVICES),
-        listable=(*readable, *site),
+        listable=(*readable, *config["site"]),
     )
 
 
 def _serve_one(plan: confine.Plan, limits: Limits, programs: int, verdicts: int) -> bool:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = referee.referee(plan, limits, programs, verdicts)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code in (0, referee.NO_MORE_PROGRAMS):
-        return code == 0
-    _kill_orphans(plan)
+    own = "mount" in plan.namespaces
+    with nullcontext() if own else on_disk(plan.uid) as folder:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = referee.referee(plan, limits, folder, programs, verdicts)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code in (0, referee.NO_MORE_PROGRAMS):
+            return code == 0
+        _kill_orphans(plan)
     # A crash (compiling a monstrous text, say) is the program's doing: it vanished, see referee.
     crashed = code < 0 and code != -signal.SIGKILL
     result = "timed out" if crashed else f"the referee ended with status {code}"
