@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -65,7 +66,9 @@ def latex(sheets: Sequence[Sheet], label: str) -> str:
     """booktabs tables that compile by themselves and can be \\input."""
     parts = [_LATEX_HEAD]
     for index, sheet in enumerate(sheets):
-        caption = " ".join([f"{sheet.title}.", *sheet.notes])
+        # LaTeX numbers its tables itself.
+        title = re.sub(r"^Table \d: ", "", sheet.title)
+        caption = " ".join([f"{title}.", *sheet.notes])
         # A title in two lines where it has a parenthesis keeps ten columns on a page.
         first, second = zip(*(_two_lines(title) for title in sheet.header), strict=True)
         header = [_latex_line(first)] + ([_latex_line(second)] if any(second) else [])
@@ -80,7 +83,7 @@ def latex(sheets: Sequence[Sheet], label: str) -> str:
             "\n".join(
                 [
                     r"\begin{table}[htbp]",
-                    r"\centering\small\setlength{\tabcolsep}{4pt}",
+                    r"\centering\small\setlength{\tabcolsep}{3pt}",
                     rf"\caption{{{_latex_escape(caption)}}}",
                     rf"\label{{tab:{label}{'abcdefgh'[index] if index else ''}}}",
                     rf"\begin{{tabular}}{{{alignment}}}",
