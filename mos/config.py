@@ -228,7 +228,7 @@ def _check_benchmarks(evaluation: Mapping[str, Any]) -> None:
     from eval import benchmark_options
 
     for name, options in evaluation["benchmarks"].items():
-        known = {"data_dir", "tasks", "shard", *benchmark_options(name)}
+        known = {"data_dir", "tasks", "limit", "shard", *benchmark_options(name)}
         for key in options:
             if key not in known:
                 raise UserError(

