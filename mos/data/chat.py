@@ -208,7 +208,9 @@ class ChatEncoder:
             rendered = render_training(messages, self.eos, self.label_mask)
             if not self._splits or not self._splits_at_spans(rendered):
                 rows[i] = self._slow(rendered)
-            elif self._pieces is not None and rendered.text.isascii():
+            elif self._pieces is not None and (
+                rendered.text.isascii() or not self._pieces.ascii_only
+            ):
                 rows[i] = self._from_pieces(rendered, self._pieces)
             else:
                 later.append((i, rendered))
@@ -243,13 +245,14 @@ class ChatEncoder:
         masked = []
         for start, end in rendered.spans:
             end = min(end, len(text) - 1)
-            before, within = encode(text[position:start]), encode(text[start:end])
+            before = encode(text[position:start], text[:position])
+            within = encode(text[start:end], text[:start])
             first = length + len(before)
             length = first + len(within)
             masked.append((first // ID_BYTES if start else 0, length // ID_BYTES))
             parts += before, within
             position = end
-        parts.append(encode(text[position:-1]))
+        parts.append(encode(text[position:-1], text[:position]))
         ids = np.frombuffer(b"".join(parts), dtype=np.int32)
         return _row(ids, masked, self.max_seq_length)
 

@@ -1,16 +1,22 @@
-"""Tokenising ASCII text piece by piece from memory.
+"""Tokenising text piece by piece from memory.
 
-Byte-level BPE looks at one pre-token ("piece", roughly a word) at a time, and pieces repeat. For
-ASCII text the pre-tokenizers of GPT-2, LLaMA-3 and Qwen2 are plain regular expressions, so that
-Python finds the pieces and a dictionary knows their ids: the same ids several times faster. The
-dictionary asks the tokenizer's own model for a piece it has not seen.
+BPE never merges across some places of a text, and what stands between them ("pieces", roughly
+words) repeats. Where those places can be found without the tokenizer, a dictionary knows the ids of
+most pieces: the same ids several times faster. It asks the tokenizer's own model for the others.
+
+Byte-level BPE looks at one pre-token at a time; for ASCII text the pre-tokenizers of GPT-2, LLaMA-3
+and Qwen2 are plain regular expressions. BPE over whole texts (LLaMA-2) has no pre-tokens, but its
+vocabulary may hold no token in which a space follows something else, and none with a line feed:
+then nothing merges across these.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from array import array
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CAPACITY = 1 << 18  # pieces remembered; the dictionary starts over beyond that
+SPACE = "▁"
 
 _SPACE = r"[ \t\n\x0b\x0c\r]"  # what \s is in ASCII to the tokenizers, other than to `re`
 _NO_SPACE = r"[^ \t\n\x0b\x0c\r]"
@@ -34,18 +41,21 @@ ASCII_PATTERNS = {  # alternatives that cannot match at the same place are in or
     LLAMA3: rf"{_CONTRACTION}|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{{1,3}}|{_LINES}",
     QWEN2: rf"{_CONTRACTION}|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]|{_LINES}",
 }
+WORD = rf"\n|{SPACE}*[^{SPACE}\n]+|{SPACE}+"
 
 
 class PieceCache(dict[str, bytes]):
-    """Ids of ASCII texts under one tokenizer; itself the dictionary from piece to ids.
+    """Ids of texts under one byte-level tokenizer; itself the dictionary from piece to ids.
 
     Ids are int32 in the machine's byte order: joining bytes is several times faster than chaining
     lists of integers.
     """
 
+    ascii_only = True
+
     def __init__(self, core: Tokenizer, pattern: str) -> None:
         super().__init__()
-        self._model = core.model
+        self._tokenize = core.model.tokenize
         self._bytes = ByteLevel(add_prefix_space=False, use_regex=False)
         self._find = re.compile(pattern).findall
         added = {t.content: i for i, t in core.get_added_tokens_decoder().items()}
@@ -56,44 +66,121 @@ class PieceCache(dict[str, bytes]):
     def __missing__(self, piece: str) -> bytes:
         if len(self) >= CAPACITY:
             self.clear()
-        ((mapped, _),) = self._bytes.pre_tokenize_str(piece)
-        ids = self[piece] = _bytes_of([token.id for token in self._model.tokenize(mapped)])
+        symbols = self._symbols(piece)
+        ids = self[piece] = _bytes_of([token.id for token in self._tokenize(symbols)])
         return ids
 
-    def encode(self, text: str) -> bytes:
-        """Ids of an ASCII text, without the specials that a template would add."""
-        parts = self._split(text)  # every other one is an added token
-        for i, part in enumerate(parts):
-            ids = self._added[part] if i % 2 else b"".join(map(self.__getitem__, self._find(part)))
-            parts[i] = ids
+    def encode(self, text: str, before: str = "") -> bytes:
+        """Ids of a stretch of text, without the specials that a template would add.
+
+        Args:
+            text: what stands between places where the tokenizer splits.
+            before: what precedes it; "" or something that ends in a line feed or an added token.
+        """
+        lookup, find, prepare = self.__getitem__, self._find, self._prepare
+        parts = []
+        for i, part in enumerate(self._split(text)):  # every other one is an added token
+            if i % 2:
+                parts.append(self._added[part])
+            elif part:
+                parts.append(b"".join(map(lookup, find(prepare(part, i, before)))))
         return b"".join(parts)
+
+    def _symbols(self, piece: str) -> str:
+        """A piece in the letters of the vocabulary."""
+        ((mapped, _),) = self._bytes.pre_tokenize_str(piece)
+        return mapped
+
+    def _prepare(self, part: str, place: int, before: str) -> str:
+        """The text between two added tokens as the model sees it."""
+        return part
+
+
+class WordCache(PieceCache):
+    """The same for BPE over whole texts with "▁" for spaces; any text, not only ASCII.
+
+    Args:
+        core: the tokenizer.
+        prefix: given a section of text and whether it begins the text, the section with the "▁"
+            that the tokenizer puts before it. Sections end at added tokens.
+    """
+
+    ascii_only = False
+
+    def __init__(self, core: Tokenizer, prefix: Callable[[str, bool], str]) -> None:
+        super().__init__(core, WORD)
+        self._prefix = prefix
+
+    def _symbols(self, piece: str) -> str:
+        return piece
+
+    def _prepare(self, part: str, place: int, before: str) -> str:
+        part = part.replace(" ", SPACE)
+        goes_on = place == 0 and before.endswith("\n")
+        return part if goes_on else self._prefix(part, place == 0 and not before)
 
 
 def piece_cache(tokenizer: PreTrainedTokenizerBase) -> PieceCache | None:
-    """A cache for a tokenizer whose ASCII pieces are known, else None."""
-    if not tokenizer.is_fast or tokenizer.split_special_tokens:
-        return None
+    """A cache for a tokenizer whose pieces are known, else None.
+
+    The tokenizer must be one that `splits_after_line_feed`.
+    """
     core = tokenizer.backend_tokenizer
-    parts = components(core.pre_tokenizer, "pretokenizers")
-    if not parts or parts[-1]["type"] != "ByteLevel" or parts[-1]["add_prefix_space"]:
+    if len({t.normalized for t in core.get_added_tokens_decoder().values()}) != 1:
+        return None  # they are looked for in two passes
+    normalizers = components(core.normalizer, "normalizers")
+    splitters = components(core.pre_tokenizer, "pretokenizers")
+    prefix = _prefix(normalizers, splitters)
+    if prefix is not None:
+        return WordCache(core, prefix) if _words_never_merge(core.model) else None
+    pattern = _byte_level_pattern(splitters)
+    if pattern is None or any(part["type"] != "NFC" for part in normalizers):
         return None
-    if len(parts) == 1 and parts[0]["use_regex"]:
-        pattern = GPT2
-    elif len(parts) == 2 and not parts[1]["use_regex"] and parts[0]["type"] == "Split":
-        pattern = parts[0]["pattern"].get("Regex", "")
-    else:
-        return None
-    added = core.get_added_tokens_decoder().values()
-    if (
-        pattern not in ASCII_PATTERNS
-        or any(t.lstrip or t.rstrip or t.single_word for t in added)
-        or len({t.normalized for t in added}) != 1  # else they are looked for in two passes
-        or any(part["type"] != "NFC" for part in components(core.normalizer, "normalizers"))
-        or not isinstance(core.model, BPE)
-        or core.model.dropout
-    ):
-        return None
-    return PieceCache(core, ASCII_PATTERNS[pattern])
+    return PieceCache(core, pattern)
+
+
+def _byte_level_pattern(splitters: list[dict[str, Any]]) -> str | None:
+    match [part["type"] for part in splitters]:
+        case ["ByteLevel"] if splitters[0]["use_regex"]:
+            pattern = GPT2
+        case ["Split", "ByteLevel"] if not splitters[1]["use_regex"]:
+            pattern = splitters[0]["pattern"].get("Regex", "")
+        case _:
+            return None
+    return None if splitters[-1]["add_prefix_space"] else ASCII_PATTERNS.get(pattern)
+
+
+def _prefix(
+    normalizers: list[dict[str, Any]], splitters: list[dict[str, Any]]
+) -> Callable[[str, bool], str] | None:
+    """How a tokenizer over whole texts puts "▁" before a section; None for other tokenizers."""
+    match [part["type"] for part in (*normalizers, *splitters)]:
+        case ["Prepend", "Replace"] if (
+            normalizers[0]["prepend"] == normalizers[1]["content"] == SPACE
+        ):
+            return lambda section, _: SPACE + section
+        case ["Metaspace"] if splitters[0]["replacement"] == SPACE and not splitters[0]["split"]:
+            scheme = splitters[0]["prepend_scheme"]
+            return lambda section, first: (
+                SPACE + section
+                if (scheme == "always" or (scheme == "first" and first))
+                and not section.startswith(SPACE)
+                else section
+            )
+    return None
+
+
+def _words_never_merge(model: BPE) -> bool:
+    if model.ignore_merges or not model.byte_fallback:
+        return False
+    if any(model.token_to_id(f"<0x{byte:02X}>") is None for byte in range(256)):
+        return False  # an unknown character could fuse with its neighbour
+    crosses = re.compile(rf"[^{SPACE}]{SPACE}|\n|<0x").search
+    merges = json.loads(model.__getstate__())["merges"]
+    return not any(
+        crosses("".join(merge) if isinstance(merge, list) else merge.replace(" ", ""))
+        for merge in merges
+    )
 
 
 def _bytes_of(ids: list[int]) -> bytes:

@@ -9,11 +9,11 @@ a partial copy must have.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mos.data.rows import Example, Report, conversation, line_of, read_json, text_field
+from mos.data.rows import Example, Report, conversation, line_of, read_json
 from mos.data.templates import fill
 from mos.errors import DataError, MissingFileError
 
@@ -81,23 +81,26 @@ def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
         for place, index in enumerate(chosen):
             try:
                 instance_id, question, answer = _instance(path, instances, index, text)
+                if place < ZERO_SHOT:
+                    prompt, completion = fill(definition, question, answer, rng)
+                else:
+                    picked: Sequence[int] = range(len(positive))
+                    if len(positive) > SHOTS:
+                        picked = rng.sample(picked, k=SHOTS)
+                    shots = [_shot(path, positive, i, text) for i in picked]
+                    prompt, completion = few_shot(definition, shots, question), answer.strip()
             except DataError as error:
                 report.bad(error)
                 continue
-            if place < ZERO_SHOT:
-                prompt, completion = fill(definition, question, answer, rng)
-            else:
-                shots = rng.sample(positive, k=SHOTS) if len(positive) > SHOTS else positive
-                prompt, completion = few_shot(definition, shots, question), answer.strip()
-            yield Example(
-                conversation("super_ni", f"super_ni_{instance_id}", prompt, completion), path, None
-            )
+            row = conversation("super_ni", f"super_ni_{instance_id}", prompt, completion)
+            yield Example(row, path, None)
 
 
-def few_shot(definition: str, shots: list[dict[str, str]], question: str) -> str:
+def few_shot(definition: str, shots: Sequence[tuple[str, str]], question: str) -> str:
+    """The prompt of a few-shot row, from (input, output) examples."""
     prompt = definition.strip() + "\n\n"
-    for shot in shots:
-        prompt += f"Input:\n{shot['input'].strip()}\nOutput:\n{shot['output'].strip()}\n\n"
+    for shown, answer in shots:
+        prompt += f"Input:\n{shown.strip()}\nOutput:\n{answer.strip()}\n\n"
     return prompt + f"Input:\n{question.strip()}\nOutput:\n"
 
 
@@ -121,7 +124,7 @@ def _task_file(source: Path, task: str) -> Path:
     return source / "tasks" / f"{task}.json"
 
 
-def _fields(path: Path, task: Any, text: str) -> tuple[str, list[dict], list[Any]]:
+def _fields(path: Path, task: Any, text: str) -> tuple[str, list[Any], list[Any]]:
     if not isinstance(task, dict):
         raise DataError(path, 1, "expected an object with Definition and Instances.")
     for name in ("Definition", "Positive Examples", "Instances"):
@@ -131,13 +134,20 @@ def _fields(path: Path, task: Any, text: str) -> tuple[str, list[dict], list[Any
     if not definition or not isinstance(definition[0], str):
         line = line_of(text, "Definition")
         raise DataError(path, line, "field 'Definition' must hold a string.")
-    for i, shot in enumerate(task["Positive Examples"]):
-        line = line_of(text, "Positive Examples", i)
-        if not isinstance(shot, dict):
-            raise DataError(path, line, "a positive example must be an object.")
-        for name in ("input", "output"):
-            text_field(shot, name, path, line)
     return definition[0], task["Positive Examples"], task["Instances"]
+
+
+def _shot(path: Path, positive: list[Any], index: int, text: str) -> tuple[str, str]:
+    shot = positive[index]
+    if isinstance(shot, dict):
+        shown, answer = shot.get("input"), shot.get("output")
+        if isinstance(shown, str) and isinstance(answer, str):
+            return shown, answer
+    raise DataError(
+        path,
+        line_of(text, "Positive Examples", index),
+        f"positive example {index} must have an input and an output (strings).",
+    )
 
 
 def _instance(path: Path, instances: list[Any], index: int, text: str) -> tuple[Any, str, str]:

@@ -91,8 +91,11 @@ def byte_level(pattern: str, bos: bool) -> PreTrainedTokenizerFast:
     return _wrap(core, bos)
 
 
-def sentencepiece_like(bos: bool) -> PreTrainedTokenizerFast:
-    """BPE over whole texts with byte fallback, as LLaMA-2's tokenizer.json has it."""
+def sentencepiece_like(bos: bool, scheme: str | None = None) -> PreTrainedTokenizerFast:
+    """BPE over whole texts with byte fallback, as LLaMA-2's tokenizer.json has it.
+
+    With a prepend scheme, as transformers builds it from LLaMA-2's vocabulary.
+    """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(
@@ -113,9 +116,12 @@ def sentencepiece_like(bos: bool) -> PreTrainedTokenizerFast:
             byte_fallback=True,
         )
     )
-    core.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    if scheme is None:
+        core.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     core.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -150,5 +156,7 @@ def tokenizers_by_kind(smollm2_tokenizer, tiny_tokenizer):
         "llama3": byte_level(LLAMA3, bos=True),
         "qwen2": byte_level(QWEN2, bos=False),
         "llama2": sentencepiece_like(bos=True),
+        "llama2-first": sentencepiece_like(bos=True, scheme="first"),
+        "llama2-always": sentencepiece_like(bos=True, scheme="always"),
         "unknown": word_level(),
     }

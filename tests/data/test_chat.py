@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 
 from mos.data.chat import ChatEncoder, encode_messages, render_chat, render_training
+from mos.data.piece_cache import piece_cache
 from mos.data.prefix_stability import splits_after_line_feed
 from mos.errors import UserError
 
-KINDS = ["smollm2", "bytes", "gpt2", "llama3", "qwen2", "llama2", "unknown"]
+KINDS = [
+    "smollm2",
+    "bytes",
+    "gpt2",
+    "llama3",
+    "qwen2",
+    "llama2",
+    "llama2-first",
+    "llama2-always",
+    "unknown",
+]
 FRAGMENTS = [
     *"a1 .,:;!?'\"/\\#{}()[]<>|=+-*~^&%$@_",
     *(
@@ -80,7 +91,7 @@ def test_render_chat_without_generation_prompt():
 @pytest.mark.parametrize("kind", KINDS)
 def test_fast_encoding_equals_prefix_encoding(tokenizers_by_kind, kind, label_mask):
     tokenizer = tokenizers_by_kind[kind]
-    rows = [*conversations(150, seed=1), *conversations(150, seed=2, ascii_only=True)]
+    rows = [*conversations(80, seed=1), *conversations(80, seed=2, ascii_only=True)]
     for limit in (512, 20):
         encoder = ChatEncoder(tokenizer, limit, label_mask)
         for messages, fast in zip(rows, encoder.encode_batch(rows), strict=True):
@@ -95,6 +106,17 @@ def test_fast_encoding_equals_prefix_encoding(tokenizers_by_kind, kind, label_ma
 @pytest.mark.parametrize("kind", KINDS)
 def test_which_tokenizers_take_the_fast_path(tokenizers_by_kind, kind):
     assert splits_after_line_feed(tokenizers_by_kind[kind]) == (kind != "unknown")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_tokenizers_are_remembered_piece_by_piece(tokenizers_by_kind, kind):
+    tokenizer = tokenizers_by_kind[kind]
+    cache = piece_cache(tokenizer)
+    assert (cache is None) == (kind == "unknown")
+    if cache is not None:
+        text = "def f(x):\n    return  x</s> one</s>\n\n 12345 \t isn't"
+        ids = np.frombuffer(cache.encode(text), dtype=np.int32)
+        assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_plain_single_turns_never_take_the_slow_path(tokenizers_by_kind):
