@@ -45,13 +45,13 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     """
     config = validate(cfg)
     say(f"scale={config['scale']['name']}: {config['scale']['note']}")
-    check_adapter_fits(config)
     run = open_run(config, model_identity(config))
-    problems = missing(config)
     if config["dry_run"]:
-        return print_plan(config, run, problems)
-    if problems:
-        raise UserError("\n".join(problems))
+        return print_plan(config, run)
+    if config["overwrite"] or not run.complete:
+        check_adapter_fits(config)
+        if problems := missing(config):
+            raise UserError("\n".join(problems))
 
     device = choose_device(config)
     if not is_main_process():
@@ -124,14 +124,14 @@ def outcome_recorded(run: Run) -> Iterator[None]:
             raise
 
 
-def print_plan(config: Mapping[str, Any], run: Run, problems: list[str]) -> None:
+def print_plan(config: Mapping[str, Any], run: Run) -> None:
     """What a dry run shows: the config, the run's folder and state, costs, what is missing."""
     from mos.plan import plan, plan_table
 
     console.print(config_tree(config, "config"))
     console.print(plan_table(plan(config)))
     say(f"run: {run.path} ({run.status})")
-    for problem in problems:
+    for problem in missing(config):
         say(f"missing: {problem}")
     say("dry run: nothing was done")
 
