@@ -12,8 +12,10 @@ arguments that a solution changes do not change in the test. No HumanEval test s
 the canonical solutions and the reference's recorded results agree.
 
 Walls, by what the kernel grants (`Sandbox.isolation` says which are in force): namespaces with a
-file system of libraries only; or else Landlock. Always: a system call filter without processes and
-sockets, limits, an empty environment, a private folder, for root another user.
+file system of libraries only, made by us or by bubblewrap; or else Landlock, which leaves the size
+of a program's folder unbounded and lets it learn which paths exist. Always: a system call filter
+without processes and sockets, limits, an empty environment, a private folder, for root another
+user where that one can reach the interpreter.
 """
 
 from .inside.limits import Limits

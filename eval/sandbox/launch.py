@@ -20,6 +20,7 @@ from mos.errors import UserError
 
 from .inside import wire
 from .inside.limits import Limits
+from .inside.namespaces import FOLDER
 from .view import PYTHON, bubblewrap, view
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ _ENVIRONMENT = {
 }
 _START_S = 60.0
 _GRACE_S = 90.0
-_CLOSE_S = 10.0
+_CLOSE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class Sandbox:
         first = self._first_server(isolation)
         self.isolation: str = first.description
         """What is in force, in words, for the record."""
-        if isolation == "auto" and first.isolation == "restricted":
-            log.warning("programs run without namespaces: %s", self.isolation)
+        level = logging.WARNING if first.isolation == "restricted" else logging.INFO
+        log.log(level, "untrusted programs run in: %s", self.isolation)
         self._servers = [first]
         for _ in range(self.workers - 1):
             self._servers.append(_Server(self._limits, first.isolation))
@@ -199,6 +200,7 @@ class _Server:
         self.isolation = isolation
         self.description = ""
         self._limits = limits
+        self._programs = -1
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -211,7 +213,9 @@ class _Server:
             if wrapper is None:
                 raise FileNotFoundError("bwrap is not installed")
             command = [*bubblewrap(wrapper, shown, code, self._limits), *command]
-            folder = "/tmp"
+            folder = FOLDER
+        # Some installations find the interpreter's own library by it.
+        linker = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
         programs, self._programs = os.pipe()
         self._verdicts, verdicts = os.pipe()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (until close)
@@ -220,7 +224,7 @@ class _Server:
             stdin=programs,
             stdout=verdicts,
             stderr=self._errors,
-            env=_ENVIRONMENT | {"TMPDIR": folder},
+            env=_ENVIRONMENT | {"TMPDIR": folder} | linker,
             start_new_session=True,
         )
         os.close(programs)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .inside.limits import Limits
+from .inside.namespaces import FOLDER
 
 # Third-party packages that programs may import, and what these import themselves. Not the whole
 # environment: it holds benchmarks with their answers.
@@ -78,5 +79,8 @@ def bubblewrap(program: str, shown: View, code: str, limits: Limits) -> list[str
         command += ["--ro-bind", path, path]
     for path in shown.hidden:
         command += ["--remount-ro", path]
-    size = str(limits.folder_mb << 20)
-    return [*command, "--dev", "/dev", "--proc", "/proc", "--size", size, "--tmpfs", "/tmp"]
+    command += ["--dev", "/dev", "--proc", "/proc"]
+    command += ["--size", str(limits.folder_mb << 20), "--tmpfs", FOLDER]
+    if not any(path.startswith("/tmp/") for path in [PYTHON, code, *shown.libraries]):
+        command += ["--symlink", FOLDER, "/tmp"]
+    return command

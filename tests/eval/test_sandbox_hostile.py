@@ -182,9 +182,10 @@ ESCAPES = {
     return x + 1
 """,
     "creates a file where everyone may": """
-    import random
+    import os, random
+    home = os.path.realpath(os.path.expanduser("~"))
     for folder in ("/tmp", "/var/tmp", "/dev/shm"):
-        if folder != __import__("os").environ["HOME"]:
+        if os.path.realpath(folder) != home:
             try:
                 open(f"{folder}/escaped-{random.random()}", "w").write("here")
                 return x + 1
@@ -730,7 +731,7 @@ os._exit(0)
 """,
     "folders nested too deep to delete": """
     import os, posix
-    for _ in range(1500):
+    for _ in range(1100):
         try:
             os.mkdir("d")
             posix.chdir("d")
@@ -786,7 +787,7 @@ def sandbox(isolation, folder):
         with sandbox:
             everyone = [server_pid(sandbox), *descendants(server_pid(sandbox))]
             yield sandbox
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(Path(f"/proc/{pid}").exists() for pid in everyone):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -812,7 +813,7 @@ DESCENDANTS = {"namespaces": 3, "bubblewrap": 4, "restricted": 2}
 
 def assert_nothing_left(sandbox: Sandbox, isolation: str) -> None:
     expected = DESCENDANTS[isolation]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             count = len(descendants(server_pid(sandbox)))

@@ -1,7 +1,7 @@
 """Namespaces: a file system of libraries only, no network, no other process in sight.
 
 `separate` leaves the machine's namespaces, `build_root` makes the small file system; a solution
-process then gets a process namespace of its own (referee) and a private `/tmp` (`private_folder`).
+process then gets a process namespace of its own (referee) and a `private_folder`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from . import libc, seccomp
 
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT = 1, 2, 4, 8, 32
 _BIND, _REC, _PRIVATE, _DETACH = 4096, 16384, 1 << 18, 2
+FOLDER = "/sandbox"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
@@ -59,7 +60,7 @@ def _pivot(new_root: str, old: str) -> None:
 
 
 def build_root(readable: Iterable[str], hidden: Iterable[str], libraries: Iterable[str]) -> None:
-    """Make a root of which only the given files and folders remain, read-only, and an empty /tmp.
+    """Make a root of which only the given files and folders remain, read-only, and an empty FOLDER.
 
     The `hidden` folders are empty but for the `libraries` that lie in them.
     """
@@ -85,7 +86,9 @@ def build_root(readable: Iterable[str], hidden: Iterable[str], libraries: Iterab
             alias.parent.mkdir(parents=True, exist_ok=True)
             alias.symlink_to(target)
 
-    Path("/new/tmp").mkdir(exist_ok=True)
+    Path(f"/new{FOLDER}").mkdir()
+    if not Path("/new/tmp").exists():  # it does if libraries lie in it
+        Path("/new/tmp").symlink_to(FOLDER)
     Path("/new/.old").mkdir()
     _pivot("/new", "/new/.old")
     libc.call("umount2", b"/.old", _DETACH)
@@ -113,10 +116,10 @@ def _bind_all(paths: Iterable[str]) -> None:
 
 
 def private_folder(owner: int | None, megabytes: int) -> str:
-    """A file system in memory on /tmp that vanishes with this process; returns its path."""
+    """A file system in memory on FOLDER that vanishes with this process; returns FOLDER."""
     libc.call("unshare", libc.CLONE_NEWNS)
     options = f"size={megabytes}m,nr_inodes=4096,mode=700"
     if owner is not None:
         options += f",uid={owner},gid={owner}"
-    _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV | _NOEXEC, options)
-    return "/tmp"
+    _mount("tmpfs", FOLDER, "tmpfs", _NOSUID | _NODEV | _NOEXEC, options)
+    return FOLDER

@@ -167,8 +167,11 @@ class Match:
     def _start_clocks(self) -> None:
         self.wall_start = time.monotonic()
         self.cpu_start = time.clock_gettime(self.cpu_clock)
-        bound = math.ceil(self.limits.wall_s + self.limits.cpu_s)  # of a test that never ends
-        resource.setrlimit(resource.RLIMIT_CPU, (bound, bound))
+        # For a test that is at work in C on a monstrous value, which no signal interrupts.
+        seconds = math.ceil(self.limits.wall_s + self.limits.cpu_s)
+        memory = self.limits.memory_mb << 20
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         signal.signal(signal.SIGALRM, self._tick)
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
 
