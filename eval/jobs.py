@@ -64,12 +64,12 @@ def build_benchmarks(evaluation: Mapping[str, Any], tokenizer: Any) -> dict[str,
         tokenizer: of the model that is evaluated.
     """
     return {
-        name: build_benchmark(name, tokenizer=tokenizer, **benchmark_options(evaluation, name))
+        name: build_benchmark(name, tokenizer=tokenizer, **build_options(evaluation, name))
         for name in evaluation["benchmarks"]
     }
 
 
-def benchmark_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
+def build_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The keyword arguments of `build_benchmark` that an `eval` config group gives."""
     options = {"chat": evaluation["chat"], "limit": evaluation["limit"]}
     if name == "humaneval":
@@ -186,7 +186,7 @@ def _evaluate(job: _Job, server: Server, cache_dir: str | Path, overwrite: bool)
 
 def _recorded_options(subject: Subject, name: str) -> dict[str, Any]:
     """What shapes a benchmark, its files by content: targets are not in the prompts' hash."""
-    options = benchmark_options(subject.config["eval"], name)
+    options = build_options(subject.config["eval"], name)
     return {**options, "data_dir": source_hash(options["data_dir"], subject.config)}
 
 
@@ -235,7 +235,7 @@ def _has_all(evaluated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
     return all(
         name in evaluated
-        and options(evaluated[name]["options"]) == options(benchmark_options(wanted, name))
+        and options(evaluated[name]["options"]) == options(build_options(wanted, name))
         for name in wanted["benchmarks"]
     )
 

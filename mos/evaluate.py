@@ -68,6 +68,11 @@ def evaluate(cfg: DictConfig, explicit: Collection[str] = ()) -> list[Subject]:
     if not runs and not adapters:
         subjects.append(_bare(config))
     cache_dir = config["paths"]["cache_dir"]
+    for subject in subjects:
+        if not subject.config["eval"]["benchmarks"]:
+            raise UserError(
+                f"{subject.name}: no benchmark is chosen; name some, benchmarks=[mmlu]."
+            )
     if config["dry_run"]:
         for subject in subjects:
             say(f"{subject.name}: {', '.join(subject.config['eval']['benchmarks'])}")
@@ -197,7 +202,7 @@ def _table(subjects: Iterable[Subject]) -> Table:
             for metric, value in result["metrics"].items():
                 error = result["stderr"].get(metric)
                 table.add_row(
-                    subject.name,
+                    "/".join(Path(subject.name).parts[-2:]),
                     name,
                     metric,
                     f"{value:.2f}",

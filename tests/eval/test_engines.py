@@ -18,7 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval.engines as engines
 from eval.benchmark import Decoding, Request
-from eval.engines import EngineError, PromptTooLongError, engine_settings, open_engine
+from eval.engines import (
+    EngineError,
+    EngineSettings,
+    PromptTooLongError,
+    engine_settings,
+    open_engine,
+)
+from eval.engines.vllm import VllmEngine
 from mos.errors import UserError
 
 CHOICES = (" A", " B", " C", " D")
@@ -211,6 +218,24 @@ def test_out_of_memory_says_what_to_lower(engine, monkeypatch):
     monkeypatch.setattr(engine, "_forward", exhausted)
     with pytest.raises(EngineError, match=r"eval\.batch_size \(now 3\)"):
         answer(engine, requests(Decoding()))
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "advice"),
+    [
+        ("cuda", torch.OutOfMemoryError("CUDA out of memory."), r"eval\.gpu_memory_utilization"),
+        ("cuda", ValueError("Free memory on device is less"), r"eval\.gpu_memory_utilization"),
+        ("cpu", RuntimeError("can't allocate memory"), r"eval\.max_model_len \(now 4096\)\.$"),
+        ("cpu", ValueError("larger than the available KV cache memory"), r"eval\.max_model_len"),
+        ("cuda", RuntimeError("EngineCore encountered an issue"), r"Its own log is some\.log"),
+    ],
+)
+def test_a_dead_vllm_says_what_to_do(device, error, advice):
+    engine = object.__new__(VllmEngine)
+    engine.settings = EngineSettings("vllm", device, "bfloat16", 4096)
+    engine._log = "some.log"
+    with pytest.raises(EngineError, match=advice):
+        raise engine._failed("died", error)
 
 
 def test_auto_falls_back_in_one_line(tiny_model_dir, monkeypatch, capsys):

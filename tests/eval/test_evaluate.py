@@ -283,9 +283,10 @@ def test_untrained_runs_are_passed_over(make_run, evaluate, capsys):
     ("overrides", "message"),
     [
         (["benchmarks=[mmul]"], "Did you mean 'mmlu'"),
-        (["benchmarks=[mmlu]", "eval.benchmarks.mmlu.tasks=[anatomi]"], "Did you mean 'anatomy'"),
+        (["benchmarks=[mmlu]", "+eval.benchmarks.mmlu.tasks=[anatomi]"], "Did you mean 'anatomy'"),
         (["runs=/nowhere/*"], "no run there"),
         (["adapter=mos"], "nothing trained to evaluate"),
+        (["eval=base"], "no benchmark is chosen"),
         (["benchmarks=[mmlu]", "eval.engine=onnx"], "expected one of auto, vllm, transformers"),
         (["benchmarks=[mmlu]", "paths.data_dir=/nowhere"], "/nowhere/mmlu"),
         (["benchmarks=[humaneval]"], "allow_code_execution=true"),
@@ -295,7 +296,6 @@ def test_untrained_runs_are_passed_over(make_run, evaluate, capsys):
 def test_the_command_line_gives_one_message_and_exit_code_2(
     overrides, message, base, monkeypatch, capsys
 ):
-    overrides = [f"+{o}" if ".tasks=" in o else o for o in overrides]
     monkeypatch.setattr(sys, "argv", ["mos.evaluate", *base, *overrides])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stopped:
