@@ -141,13 +141,13 @@ def test_lora_factors_are_the_update():
 def test_dropout_acts_on_the_input_while_training_only():
     model = mos_llama(mos_dropout=0.5)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
-    x = torch.ones(1, 64)
+    x = torch.ones(4000, 64)
     update = layer.eval()(x) - layer.base_layer(x)
     layer.train()
     torch.manual_seed(0)
-    dropped = torch.stack([layer(x) - layer.base_layer(x) for _ in range(4000)])
-    assert not torch.allclose(dropped[0], update)
-    torch.testing.assert_close(dropped.mean(0), update, atol=0.05, rtol=0.05)
+    dropped = layer(x) - layer.base_layer(x)
+    assert not torch.allclose(dropped[0], dropped[1])
+    torch.testing.assert_close(dropped.mean(0), update[0], atol=0.05, rtol=0.05)
 
 
 def train(model, steps=5):
