@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
+from peft.import_utils import is_bnb_4bit_available
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -92,6 +93,7 @@ class FactoredTuner(BaseTuner):
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         self.targeted_linears(self.peft_config[adapter_name])  # raises before a layer is replaced
+        keep_4bit_weights_unpacked(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def targeted_linears(self, config: Any) -> dict[str, nn.Module]:
@@ -213,6 +215,26 @@ class FactoredTuner(BaseTuner):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def keep_4bit_weights_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights at evaluations on AVX512-BF16 CPUs,
+    and undo it where it happened. It then multiplies in a way that autograd does not see, so that
+    gradients are wrong, whether or not the layer is adapted, and merging reads packed data.
+    """
+    if not is_bnb_4bit_available():
+        return
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            weight: Any = module.weight
+            if getattr(weight.quant_state, "packing_format_for_cpu", False):
+                weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(
+                    weight.data, weight.quant_state
+                )
 
 
 def _insert_adapter_names(module, args, kwargs, adapter_names):

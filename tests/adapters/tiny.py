@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mos import MosConfig, ProloraConfig, TiedLoraConfig
 
-HIDDEN, INTERMEDIATE, KV, BLOCKS, VOCABULARY = 64, 96, 32, 2, 97
+HIDDEN, INTERMEDIATE, KV, BLOCKS, VOCABULARY = 64, 128, 32, 2, 97
 
 CASES: dict[str, Callable[..., PeftConfig]] = {
     "mos": lambda **kw: MosConfig(

@@ -65,8 +65,8 @@ def test_targets_of_another_input_width_are_another_projection():
     groups = {name for name, _ in model.base_model.tied_lora_A.named_children()}
     assert groups == {
         "q_proj+k_proj+v_proj+o_proj:64+32+32+64x64",
-        "gate_proj+up_proj:96+96x64",
-        "down_proj:64x96",
+        "gate_proj+up_proj:128+128x64",
+        "down_proj:64x128",
     }
 
 
