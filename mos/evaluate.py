@@ -220,7 +220,9 @@ def _as_list(value: str | Iterable[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """The command line around `evaluate`: messages instead of tracebacks, and exit codes."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A job in the background of a script starts with SIGINT ignored; schedulers send SIGTERM.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     try:
         evaluate(cfg, given_keys(HydraConfig.get().overrides.task))
     except KeyboardInterrupt:

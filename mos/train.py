@@ -139,7 +139,9 @@ def print_plan(config: Mapping[str, Any], run: Run) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def main(cfg: DictConfig) -> None:
     """The command line around `train`: messages instead of tracebacks, exit codes, sweeps."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A job in the background of a script starts with SIGINT ignored; schedulers send SIGTERM.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     try:
         train(cfg)
     except KeyboardInterrupt:

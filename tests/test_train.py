@@ -143,7 +143,10 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, paths):
     while not list(output.rglob("loss.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    try:
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, out
     assert "the same command continues it" in out
     (run,) = find_runs(str(output))

@@ -88,6 +88,7 @@ def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) ->
     """Train to the end and return the `train` entry of results.json."""
     if checkpoint is not None:
         say(f"continuing from {checkpoint.name}")
+        trainer.args.eval_on_start = False
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = trainer.loss_log.seconds()
     log = run.path / "loss.jsonl"

@@ -117,15 +117,7 @@ def test_ablations_differ_from_their_row_in_one_value():
         assert {k for k in full if full[k] != ablated[k]} == {key}
 
 
-EVAL_COMES_LATER = pytest.mark.xfail(
-    strict=True, reason="configs/train.yaml composes eval after adapter, and overrides it"
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "chat"),
-    [("chat", True), pytest.param("no_chat", False, marks=EVAL_COMES_LATER)],
-)
+@pytest.mark.parametrize(("name", "chat"), [("chat", True), ("no_chat", False)])
 def test_vanilla_rows_choose_the_prompts_of_a_job(name, chat):
     cfg = composed("train", f"adapter=table2_vanilla_{name}")
     assert dict(cfg.adapter) == {"method": "none"}
