@@ -36,10 +36,12 @@ import datasets  # noqa: E402
 from transformers import PreTrainedTokenizerBase  # noqa: E402
 
 from mos.data import convert  # noqa: E402
-from mos.data.chat import ChatEncoder  # noqa: E402
-from mos.data.dataset import SCHEMA, Statistics, encoded_batches, write_arrow  # noqa: E402
+from mos.data.cache import write_arrow  # noqa: E402
+from mos.data.dataset import SCHEMA, encoded_batches  # noqa: E402
+from mos.data.encoder import ChatEncoder  # noqa: E402
 from mos.data.rows import Example  # noqa: E402
 from mos.data.sources import FOLDERS  # noqa: E402
+from mos.data.statistics import Statistics  # noqa: E402
 from mos.modeling import load_tokenizer, resolve_model  # noqa: E402
 
 LIMIT = 512

@@ -1,20 +1,16 @@
 """The tokenised corpus: converted, encoded, cached by content, split.
 
-A cache entry is a folder named by the hash of everything that shapes it. It is built under a lock
-in a folder beside and renamed into place, so that any number of processes build it once and read
+Any number of processes may ask for the same corpus at once: one builds the cache entry, all read
 it memory-mapped.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import logging
 import random
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,15 +18,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
-from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from mos.data import tokenizer as tokenizers
-from mos.data.chat import IGNORE_INDEX, ChatEncoder, EncodedRow, LabelMask
+from mos.data.cache import cached, code_hash, content_hash, write_arrow
+from mos.data.chat import IGNORE_INDEX, LabelMask
 from mos.data.collator import Collator
 from mos.data.corpora import corpus_rows, no_rows, source_files
+from mos.data.encoder import ChatEncoder
 from mos.data.packing import PACKED_SCHEMA, pack, packed_batches
 from mos.data.rows import Example, OnBadRow, Report
+from mos.data.statistics import Statistics
+from mos.data.verify import sha256_of
 from mos.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -68,64 +67,6 @@ class TrainingData:
     collator: Collator
     fingerprint: str
     statistics: dict[str, Any]
-
-
-@dataclass
-class Statistics:
-    """Counts over a corpus, as written to `statistics.json`.
-
-    Attributes:
-        rows: encoded and kept.
-        tokens: of the kept rows, after truncation; `supervised_tokens` of them have a label.
-        truncated: kept or dropped rows that were longer than the limit.
-        dropped: rows left out because no label survived.
-        empty_answers: rows of the reference's corpora with an empty assistant turn, kept.
-        skipped: bad rows left out; the first are listed in `bad_rows`.
-        first_truncated, first_dropped, first_empty: where the first of each stand.
-        lengths: rows by length before truncation, in bins of `LENGTH_BIN` tokens.
-    """
-
-    rows: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    truncated: int = 0
-    dropped: int = 0
-    empty_answers: int = 0
-    skipped: int = 0
-    bad_rows: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    first_truncated: list[str] = field(default_factory=list)
-    first_dropped: list[str] = field(default_factory=list)
-    first_empty: list[str] = field(default_factory=list)
-    longest: int = 0
-    lengths: dict[int, int] = field(default_factory=dict)
-
-    LENGTH_BIN = 64
-    SHOWN = 5
-
-    def add(self, example: Example, row: EncodedRow) -> bool:
-        """Count a row; whether it is kept."""
-        place = f"{example.path.name}:{example.line or example.row['id']}"
-        if row.full_length > len(row.input_ids):
-            self.truncated += 1
-            _first(self.first_truncated, place)
-        if any(
-            m["role"] == "assistant" and not m["content"].strip() for m in example.row["messages"]
-        ):
-            self.empty_answers += 1
-            _first(self.first_empty, place)
-        supervised = row.supervised
-        self.longest = max(self.longest, row.full_length)
-        bin_start = row.full_length // self.LENGTH_BIN * self.LENGTH_BIN
-        self.lengths[bin_start] = self.lengths.get(bin_start, 0) + 1
-        if supervised == 0:
-            self.dropped += 1
-            _first(self.first_dropped, place)
-            return False
-        self.rows += 1
-        self.tokens += len(row.input_ids)
-        self.supervised_tokens += supervised
-        return True
 
 
 def load_training_data(
@@ -168,14 +109,14 @@ def load_training_data(
     tokenizers.check_tokenizer(tokenizer)
     identity = {
         "corpus": corpus,
-        "files": _file_hashes(corpus, Path(source)),
+        "files": [(path.name, sha256_of(path)) for path in source_files(corpus, source)],
         "tokenizer": tokenizers.fingerprint(tokenizer),
         "max_seq_length": max_seq_length,
         "seed": seed,
         "max_rows": max_rows,
         "on_bad_row": on_bad_row,
         "label_mask": label_mask,
-        "code": _code_hash(),
+        "code": code_hash(),
     }
     folder = Path(cache_dir) / "training_data"
 
@@ -191,7 +132,7 @@ def load_training_data(
             raise _nothing_left(corpus, source, report, statistics)
         (target / STATISTICS).write_text(json.dumps(vars(statistics), indent=1))
 
-    entry = _cached(folder / _hash(identity), build)
+    entry = cached(folder / content_hash(identity), build)
     statistics = json.loads((entry / STATISTICS).read_text())
     for note in statistics["notes"]:
         logger.info("%s", note)
@@ -199,7 +140,7 @@ def load_training_data(
     for_training, for_eval = split_indices(len(rows), eval_size, seed)
     statistics |= {"train_rows": len(for_training), "eval_rows": len(for_eval)}
     identity |= {"eval_size": eval_size, "packing": packing}
-    fingerprint = _hash(identity)
+    fingerprint = content_hash(identity)
     if packing:
         train = _packed(rows, for_training, folder / f"{fingerprint}-packed", max_seq_length)
         filled = int(train.data["length"].to_numpy().sum())
@@ -300,31 +241,7 @@ def _packed(rows: Dataset, train: np.ndarray, target: Path, capacity: int) -> Da
         batches = packed_batches(table.select(["input_ids", "labels"]), groups)
         write_arrow(folder / ROWS, PACKED_SCHEMA, batches)
 
-    return Dataset.from_file(str(_cached(target, build) / ROWS))
-
-
-def _cached(target: Path, build: Callable[[Path], None]) -> Path:
-    """The folder `target`, built by the first process that asks for it."""
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            scratch = target.with_name(f"{target.name}.partial")
-            shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
-            scratch.mkdir()
-            try:
-                build(scratch)
-                scratch.rename(target)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
-def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+    return Dataset.from_file(str(cached(target, build) / ROWS))
 
 
 def _nothing_left(
@@ -340,30 +257,3 @@ def _nothing_left(
         f" ({statistics.truncated} were cut before their answer).",
         "Raise data.max_seq_length, or check that the rows have assistant messages.",
     )
-
-
-def _file_hashes(corpus: str, source: Path) -> list[tuple[str, str]]:
-    hashes = []
-    for path in source_files(corpus, source):
-        with path.open("rb") as file:
-            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
-    return hashes
-
-
-def _code_hash() -> str:
-    """Hash of what turns files into ids: the sources of this package, and the tokenizers."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    for package in ("tokenizers", "transformers"):
-        digest.update(importlib.metadata.version(package).encode())
-    return digest.hexdigest()
-
-
-def _hash(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _first(places: list[str], place: str) -> None:
-    if len(places) < Statistics.SHOWN:
-        places.append(place)

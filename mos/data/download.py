@@ -7,8 +7,6 @@ size and SHA-256; a later call finds it and fetches nothing.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import http.client
 import json
 import shutil
@@ -33,6 +31,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from mos.data.verify import problem_with, sha256_of
 from mos.errors import UserError
 
 CHUNK = 1 << 20
@@ -136,36 +135,6 @@ def download_all(
     return {file.path: outcomes[file.path] for file in files}
 
 
-def count_rows(path: Path, suffix: str | None = None) -> int:
-    """Rows of a jsonl (also gzipped), csv, tsv or txt file (non-blank lines), or of a JSON list.
-
-    For a JSON object, the elements of its longest list (`examples`, `data`, `Instances`).
-    `suffix` tells the format where the file's own name does not.
-    """
-    suffix = suffix or path.suffix
-    if suffix == ".json":
-        value = json.loads(path.read_bytes())
-        if isinstance(value, dict):
-            return max((len(v) for v in value.values() if isinstance(v, list)), default=0)
-        return len(value)
-    with gzip.open(path) if suffix == ".gz" else path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def git_sha1_of(path: Path) -> str:
-    """The hash under which git stores the file."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 class _Record:
     """What was verified, under its size and checksum; one JSON file a data folder."""
 
@@ -206,7 +175,7 @@ class _Fetcher:
             try:
                 wanted, location = self._ask_hub(file, url)
                 self._fetch(location, part, wanted)
-                if problem := _problem(wanted, part):
+                if problem := problem_with(wanted, part):
                     _discard(part)
                     raise DownloadError(f"{url}: the file {problem}")
                 if file.members is None:
@@ -270,7 +239,7 @@ class _Fetcher:
             raise DownloadError(
                 f"{path} has changed since it was downloaded; delete it to download it again"
             )
-        if problem := _problem(file, path):
+        if problem := problem_with(file, path):
             raise DownloadError(f"{path} is there but {problem}; delete it to download it again")
         self._remember(file, path, "found in place")
 
@@ -352,26 +321,6 @@ def _validator_path(part: Path) -> Path:
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
     _validator_path(part).unlink(missing_ok=True)
-
-
-def _problem(file: RemoteFile, path: Path) -> str | None:
-    size = path.stat().st_size
-    if size == 0:
-        return "is empty"
-    if file.size is not None and size != file.size:
-        return f"has {size} bytes where {file.size} were expected"
-    if file.sha256 is not None and (found := sha256_of(path)) != file.sha256:
-        return f"has SHA-256 {found} where {file.sha256} was expected"
-    if file.git_sha1 is not None and (found := git_sha1_of(path)) != file.git_sha1:
-        return f"has git hash {found} where {file.git_sha1} was expected"
-    if file.rows is not None:
-        try:
-            rows = count_rows(path, Path(file.path).suffix)
-        except (ValueError, OSError, EOFError) as error:
-            return f"cannot be read: {error}"
-        if rows != file.rows:
-            return f"has {rows} rows where {file.rows} were expected"
-    return None
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from mos.console import console, fail
 from mos.data.chat import IGNORE_INDEX
 from mos.data.corpora import CORPORA, check_source
-from mos.data.dataset import Statistics, TrainingData, load_training_data
+from mos.data.dataset import TrainingData, load_training_data
 from mos.data.sources import FOLDERS
+from mos.data.statistics import Statistics
 from mos.errors import MissingFileError, UserError
 
 

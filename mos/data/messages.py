@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,21 +86,22 @@ class SeenIds:
     """Which ids occurred, in 8 bytes an id: their hashes, sorted but for the latest."""
 
     def __init__(self) -> None:
-        self._sorted = np.empty(0, dtype=np.uint64)
+        self._sorted = array("Q")
         self._recent: set[int] = set()
 
     def add(self, row_id: str) -> bool:
         """Remember an id; whether it is new."""
         digest = hashlib.blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         value = int.from_bytes(digest)
-        place = int(np.searchsorted(self._sorted, np.uint64(value)))
-        known = place < len(self._sorted) and int(self._sorted[place]) == value
+        place = bisect_left(self._sorted, value)
+        known = place < len(self._sorted) and self._sorted[place] == value
         if known or value in self._recent:
             return False
         self._recent.add(value)
         if len(self._recent) >= 1 << 16:
             recent = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
-            self._sorted = np.sort(np.concatenate([self._sorted, recent]))
+            merged = np.sort(np.concatenate([np.asarray(self._sorted), recent]))
+            self._sorted = array("Q", merged.tobytes())
             self._recent.clear()
         return True
 

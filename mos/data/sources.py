@@ -13,11 +13,11 @@ from mos.data.download import (
     DownloadError,
     Outcome,
     RemoteFile,
-    count_rows,
     download_all,
     github_url,
     hub_url,
 )
+from mos.data.verify import count_rows
 
 FOLDERS = {
     "super_ni": "natural-instructions",

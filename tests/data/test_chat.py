@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from mos.data.chat import ChatEncoder, encode_messages, render_chat, render_training
+from mos.data.chat import encode_messages, render_chat, render_training
+from mos.data.encoder import ChatEncoder
 from mos.data.piece_cache import piece_cache
 from mos.data.prefix_stability import splits_after_line_feed
 from mos.errors import UserError

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from mos.data import download as module
 from mos.data import sources
-from mos.data.download import DownloadError, RemoteFile, count_rows, download_all
+from mos.data.download import DownloadError, RemoteFile, download_all
+from mos.data.verify import count_rows
 
 BODY = b"".join(b'{"row": %d}\n' % i for i in range(20_000))
 QUIET = Console(quiet=True)

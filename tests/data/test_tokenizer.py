@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mos.data.chat import ChatEncoder, encode_messages
+from mos.data.chat import encode_messages
+from mos.data.encoder import ChatEncoder
 from mos.data.tokenizer import PROBES, add_chat_tokens, check_tokenizer, fingerprint
 from mos.errors import UserError
 
