@@ -27,7 +27,7 @@ from mos.data.prefix_stability import GPT2, LLAMA3, QWEN2, components
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CAPACITY = 1 << 18  # pieces remembered; the dictionary starts over beyond that
+CAPACITY = 1 << 17  # pieces remembered; the dictionary starts over beyond that
 SPACE = "▁"
 
 _SPACE = r"[ \t\n\x0b\x0c\r]"  # what \s is in ASCII to the tokenizers, other than to `re`
