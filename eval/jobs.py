@@ -231,7 +231,7 @@ def _has_all(evaluated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a run has the results that its config asks for, and not just parts of them."""
 
     def options(of: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in of.items() if key != "data_dir"}
+        return {k: v for k, v in of.items() if k != "data_dir" and v is not None}
 
     return all(
         name in evaluated

@@ -21,16 +21,16 @@ def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
     Hashing gigabytes takes seconds, so a result is remembered in `cache_dir` under the files'
     paths, sizes and modification times.
     """
-    files = [Path(f) for f in files]
-    seen = hash_json([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+    paths = [Path(file) for file in files]
+    seen = hash_json([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths])
     memo = Path(cache_dir) / "fingerprints" / seen
     if memo.is_file():
         return memo.read_text()
     digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
+    for path in paths:
+        with path.open("rb") as handle:
             content = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(f"{file.name}\0{content}\n".encode())
+        digest.update(f"{path.name}\0{content}\n".encode())
     memo.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(memo, digest.hexdigest())
     return digest.hexdigest()

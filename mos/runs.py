@@ -18,7 +18,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,7 +124,7 @@ class Run:
             return True
 
     @contextmanager
-    def claimed(self, wait: bool = False) -> Iterable[bool]:
+    def claimed(self, wait: bool = False) -> Iterator[bool]:
         """Hold the run for this process; yields False if another has it and `wait` is False.
 
         Raises:
