@@ -169,7 +169,7 @@ def dequantized_base(
         with torch.no_grad():
             for name, module in quantized.named_modules():
                 if (weight := dequantize_weight(module)) is not None:
-                    plain.get_submodule(name).weight.copy_(weight)
+                    plain.get_parameter(f"{name}.weight").copy_(weight)
         plain.save_pretrained(folder)
         copy_tokenizer(Path(path), folder)
         return folder
@@ -182,9 +182,10 @@ def dequantize_weight(module: torch.nn.Module) -> torch.Tensor | None:
     import bitsandbytes as bnb
     from peft.utils.integrations import dequantize_bnb_weight
 
-    if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
-        return dequantize_bnb_weight(module.weight, state=getattr(module, "state", None))
-    return None
+    if not isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
+        return None
+    weight = module.get_parameter("weight")
+    return dequantize_bnb_weight(weight, state=getattr(module, "state", None))
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -226,7 +227,7 @@ def build_tiny_random(folder: Path) -> Path:
         )
     )
     torch.set_rng_state(generator_state)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

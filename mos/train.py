@@ -47,7 +47,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     say(f"scale={config['scale']['name']}: {config['scale']['note']}")
     run = open_run(config, model_identity(config))
     if config["dry_run"]:
-        return print_plan(config, run)
+        print_plan(config, run)
+        return None
     if config["overwrite"] or not run.complete:
         check_adapter_fits(config)
         if problems := missing(config):
@@ -89,7 +90,8 @@ def train_adapter(config: Mapping[str, Any], run: Run) -> None:
     console.print(config_tree(config, "config"))
     run.set_status("running")
     run.write_config(config)
-    with tracked(config, run, group=sweep_dir().name if in_sweep() else None):
+    sweep = sweep_dir()
+    with tracked(config, run, group=sweep.name if sweep else None):
         fit(config, run)
     run.set_status("trained")
     gc.collect()

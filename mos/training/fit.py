@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from peft import prepare_model_for_kbit_training
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from mos.adapters import attach, rank, row_label
 from mos.console import say
@@ -76,7 +77,7 @@ def load_data(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     return data
 
 
-def load_model(config: Mapping[str, Any], model_dir: Path, device: torch.device) -> PreTrainedModel:
+def load_model(config: Mapping[str, Any], model_dir: Path, device: torch.device) -> nn.Module:
     """The base model, quantised and frozen, with the adapter on it."""
     model = load_base(model_dir, config["quantization"], device)
     if config["quantization"]["bits"] is not None:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
@@ -42,7 +42,15 @@ class EpochSeededSampler(LengthGroupedSampler):
 
 
 class CrashSafeTrainer(Trainer):
-    """Seals its checkpoints, repeats its batches, and refuses an optimizer state that changed."""
+    """Seals its checkpoints, repeats its batches, and refuses an optimizer state that changed.
+
+    Attributes:
+        lengths: tokens of each training example.
+        loss_log: what writes loss.jsonl.
+    """
+
+    lengths: list[int]
+    loss_log: LossLog
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -52,7 +60,7 @@ class CrashSafeTrainer(Trainer):
         step = self.args.gradient_accumulation_steps * self.args.world_size
         return EpochSeededSampler(
             self.args.train_batch_size * step,
-            lengths=self.train_dataset["length"][:],
+            lengths=self.lengths,
             dataset=dataset,
             seed=self.args.seed,
         )
@@ -62,13 +70,14 @@ class CrashSafeTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            seal(Path(self.args.output_dir) / name)
+            seal(Path(str(self.args.output_dir)) / name)
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        file = Path(checkpoint or "") / OPTIMIZER_FILE
-        if checkpoint is not None and file.is_file():
+        if checkpoint is None or self.optimizer is None:
+            return
+        if (file := Path(checkpoint) / OPTIMIZER_FILE).is_file():
             saved = torch.load(file, map_location="cpu", weights_only=True)
             check_same_state(saved, self.optimizer.state_dict(), self.args.optim)
 
@@ -141,7 +150,7 @@ def build_trainer(
     """A Trainer over prepared data that logs to, and keeps its checkpoints in, the run folder."""
     arguments = training_arguments(config, run, device)
     if data.eval is None:
-        arguments.eval_strategy = "no"  # type: ignore[assignment]
+        arguments.eval_strategy = IntervalStrategy.NO
     trainer = CrashSafeTrainer(
         model=model,
         args=arguments,
@@ -150,6 +159,7 @@ def build_trainer(
         data_collator=data.collator,
         processing_class=tokenizer,
     )
+    trainer.lengths = data.train["length"][:]
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     batch = (

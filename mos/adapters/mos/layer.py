@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.import_utils import is_bnb_4bit_available
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
@@ -36,7 +35,6 @@ class MosLinear(FactoredLinear):
         self.mos_index_A = BufferDict(persistent=True)  # (r * l,), int32
         self.mos_index_B = BufferDict(persistent=True)
         self.mos_scale = BufferDict(persistent=True)  # (r,), with random scaling only
-        _keep_4bit_weight_unpacked(self.get_base_layer())
 
     @property
     def group(self) -> SharedPools:
@@ -133,22 +131,3 @@ class MosLinear(FactoredLinear):
 
 def _read(pool: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return pool.index_select(0, index.to(pool.device))
-
-
-def _keep_4bit_weight_unpacked(base: nn.Module) -> None:
-    """On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weight at the first evaluation, and
-    from then on multiplies in a way that autograd does not see: gradients are wrong, and merging
-    reads packed data. Keep it from doing so, and undo what an earlier evaluation did."""
-    if not is_bnb_4bit_available():
-        return
-    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
-    from bitsandbytes.nn import Linear4bit
-
-    if not isinstance(base, Linear4bit):
-        return
-    base.support_avx512bf16_for_cpu = False
-    weight: Any = base.weight
-    if getattr(weight.quant_state, "packing_format_for_cpu", False):
-        weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(
-            weight.data, weight.quant_state
-        )
