@@ -59,7 +59,7 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         data = load_data(config, tokenizer)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
     set_seed(config["seed"])
-    model = load_model(config, model_dir, state.device)
+    model: Any = load_model(config, model_dir, state.device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device}")
     trainer = build_trainer(model, tokenizer, data, config, run, device)
