@@ -123,3 +123,8 @@ def pool_gradients(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, tor
     model.zero_grad()
     model(batch, labels=batch).loss.backward()
     return {name: p.grad.clone() for name, p in pools(model).items()}
+
+
+def logits(model: nn.Module, batch: torch.Tensor | None = None) -> torch.Tensor:
+    with torch.no_grad():
+        return model(tokens() if batch is None else batch).logits

@@ -7,6 +7,7 @@ from peft import PeftConfig, get_peft_model
 from torch import nn
 
 from mos import MosConfig
+from mos.adapters.mos import MosLinear
 from tests.adapters.mos.models import MOS, PURE_SHARING, TYPES, llama, mos_llama, tokens
 
 
@@ -71,14 +72,15 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first_untouched():
 
 
 def test_a_failure_while_modules_are_replaced_is_rolled_back(monkeypatch):
-    calls = []
+    update, calls = MosLinear.update_layer, []
 
     def fail_at_the_fourth(*args):
         calls.append(args)
         if len(calls) == 4:
             raise MemoryError
+        update(*args)
 
-    monkeypatch.setattr("mos.adapters.mos.layer._keep_4bit_weight_unpacked", fail_at_the_fourth)
+    monkeypatch.setattr(MosLinear, "update_layer", fail_at_the_fourth)
     base = llama()
     modules = dict(base.named_modules())
     with pytest.raises(MemoryError):

@@ -1,0 +1,188 @@
+"""Gathering once, and rightly, whichever way the model is run."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from tests.adapters.mos.models import (
+    MOS,
+    Decoder,
+    llama,
+    logits,
+    mos_llama,
+    pool_gradients,
+    pools,
+    tokens,
+)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(use_reentrant):
+    model = mos_llama(mos_dropout=0.1)
+    model.train()
+    torch.manual_seed(0)
+    expected = pool_gradients(model, tokens())
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    for _ in range(2):
+        torch.manual_seed(0)
+        found = pool_gradients(model, tokens())
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_checkpointed_passes_may_share_a_backward():
+    """As in preference losses: two passes, then one backward."""
+    model = mos_llama()
+    first, second = (pool_gradients(model, tokens(seed=seed)) for seed in (1, 2))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    model.zero_grad()
+    losses = [model(tokens(seed=seed), labels=tokens(seed=seed)).loss for seed in (1, 2)]
+    sum(losses).backward()
+    for name, pool in pools(model).items():
+        torch.testing.assert_close(pool.grad, first[name] + second[name])
+
+
+def test_reentrant_checkpointing_is_refused_among_processes(monkeypatch):
+    from mos.adapters.mos import pools as module
+
+    model = mos_llama().train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    monkeypatch.setattr(module, "_is_distributed", lambda: True)
+    with pytest.raises(RuntimeError, match='"use_reentrant": False'):
+        model(tokens())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    pool_gradients(model, tokens())
+    logits(model.eval())
+
+
+def test_gathers_once_per_pass(monkeypatch):
+    from mos.adapters.mos.pools import PoolReader
+
+    calls = []
+    forward = PoolReader.forward
+    monkeypatch.setattr(
+        PoolReader, "forward", lambda self, *args: calls.append(1) or forward(self, *args)
+    )
+    model = mos_llama().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    pool_gradients(model, tokens())
+    assert len(calls) == 14
+    calls.clear()
+    model.eval()
+    logits(model)
+    logits(model)
+    assert len(calls) == 14  # kept in evaluation
+    calls.clear()
+    model.generate(
+        tokens(), generation_config=GenerationConfig(max_new_tokens=4, eos_token_id=None)
+    )
+    assert not calls
+
+
+@pytest.mark.parametrize("layers", [2, 6])
+def test_number_of_launches_does_not_depend_on_the_number_of_layers(layers):
+    model = mos_llama({**MOS, "r": 3}, llama(layers=layers))
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        launches = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view:
+                self.launches += 1
+            return function(*args, **(kwargs or {}))
+
+    groups = list(model.base_model.mos_groups)
+    with Count() as count, torch.autocast("cpu", dtype=torch.bfloat16):
+        for group in groups:
+            group.prepare(["default"])
+    assert count.launches == 2 * 14  # a cast and a gather per pool
+    slots = [slot for group in groups for slot in group._slots.values()]
+    outputs = [vector for slot in slots for vector in slot.vectors]
+    gradients = [torch.ones_like(vector) for vector in outputs]
+    with Count() as count:
+        torch.autograd.backward(outputs, gradients)
+    assert count.launches <= 5 * 14
+
+
+@pytest.mark.parametrize("write", ["optimizer", "no_grad", "data", "another tensor"])
+def test_evaluation_sees_every_change_of_a_pool(write):
+    model = mos_llama().eval()
+    before = logits(model)
+    if write == "optimizer":
+        loss = model(tokens(), labels=tokens()).loss
+        loss.backward()
+        torch.optim.SGD(pools(model).values(), lr=1.0).step()
+    for pool in pools(model).values():
+        if write == "no_grad":
+            with torch.no_grad():
+                pool.mul_(2)
+        elif write == "data":
+            pool.data.mul_(2)
+        elif write == "another tensor":
+            pool.data = pool.data * 2
+    fresh = copy.deepcopy(model)  # has nothing gathered
+    assert torch.equal(logits(model), logits(fresh))
+    assert not torch.allclose(logits(model), before)
+
+
+def test_layers_and_parts_may_be_called_by_themselves():
+    model = mos_llama()
+    inner = model.base_model.model.model
+    batch = tokens()
+    expected = pool_gradients(model, batch)
+    hidden = inner(batch).last_hidden_state
+    assert torch.equal(model.base_model.model.lm_head(hidden), model(batch).logits)
+    model.zero_grad()
+    loss = torch.nn.functional.cross_entropy(
+        model.base_model.model.lm_head(hidden)[:, :-1].flatten(0, 1), batch[:, 1:].flatten()
+    )
+    loss.backward()
+    for name, pool in pools(model).items():
+        torch.testing.assert_close(pool.grad, expected[name])
+    layer = inner.layers[1].mlp.down_proj
+    x = torch.randn(3, 128)
+    delta = layer.get_delta_weight("default")
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ delta.T)
+    with torch.no_grad():
+        next(iter(layer.mos_pool_A.values())).mul_(3)
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 3 * x @ delta.T)
+
+
+def test_one_layer_alone_may_be_differentiated():
+    """The other layers of the group take no part: their share of the gradient is zero."""
+    model = mos_llama()
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    x = torch.randn(3, 128)
+    layer(x).sum().backward()
+    read = set(layer.mos_index_B["default"].tolist())
+    for shard, gradient in enumerate(layer.mos_pool_B["default"].grad):
+        assert bool(gradient.any()) == (shard in read)
+
+
+def test_inference_mode_and_training_may_alternate():
+    model = mos_llama()
+    expected = pool_gradients(model, tokens())
+    with torch.inference_mode():
+        first = model(tokens()).logits
+    found = pool_gradients(model, tokens())
+    assert torch.equal(logits(model), first)
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_compiles_without_graph_breaks():
+    torch._dynamo.reset()
+    model = mos_llama(base=Decoder(), target_modules=["down_proj"])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for seed in (1, 2):
+        expected = pool_gradients(model, tokens(seed=seed))
+        model.zero_grad()
+        compiled(tokens(seed=seed), labels=tokens(seed=seed)).loss.backward()
+        for name, pool in pools(model).items():
+            torch.testing.assert_close(pool.grad, expected[name])
