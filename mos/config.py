@@ -146,6 +146,11 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     for key in POSITIVE:
         if (value := _get(config, key)) is not None and value < 1:
             raise UserError(f"{key}={value}: expected a positive number, or null where it may be.")
+    if config["data"]["chat_tokens"]:
+        raise UserError(
+            "data.chat_tokens=true: mos.train does not train new embeddings. Keep the markers plain"
+            " text, as the paper does, or build on mos.data.tokenizer.add_chat_tokens in a script."
+        )
     _check_adapter(config)
     _check_trainer(config["trainer"])
     _check_benchmarks(config["eval"])
