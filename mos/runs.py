@@ -32,15 +32,6 @@ from mos.files import write_atomically
 
 SCHEMA = 1
 SET_ASIDE = re.compile(r"\.old-\d{8}-\d{6}$")
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "bitsandbytes",
-    "safetensors",
-)
 
 
 class Run:
