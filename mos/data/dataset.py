@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mos.data import tokenizer as tokenizers
-from mos.data.cache import cached, code_hash, content_hash, write_arrow
+from mos.data.cache import code_hash, write_arrow
 from mos.data.chat import IGNORE_INDEX, LabelMask
 from mos.data.collator import Collator
 from mos.data.corpora import corpus_rows, no_rows, source_files
@@ -31,6 +31,7 @@ from mos.data.rows import Example, OnBadRow, Report
 from mos.data.statistics import Statistics
 from mos.data.verify import sha256_of
 from mos.errors import DataError, UserError
+from mos.files import build_once, hash_json
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def load_training_data(
             raise _nothing_left(corpus, source, report, statistics)
         (target / STATISTICS).write_text(json.dumps(vars(statistics), indent=1))
 
-    entry = cached(folder / content_hash(identity), build)
+    entry = build_once(folder / hash_json(identity)[:24], build)
     statistics = json.loads((entry / STATISTICS).read_text())
     for note in statistics["notes"]:
         logger.info("%s", note)
@@ -140,7 +141,7 @@ def load_training_data(
     for_training, for_eval = split_indices(len(rows), eval_size, seed)
     statistics |= {"train_rows": len(for_training), "eval_rows": len(for_eval)}
     identity |= {"eval_size": eval_size, "packing": packing}
-    fingerprint = content_hash(identity)
+    fingerprint = hash_json(identity)[:24]
     if packing:
         train = _packed(rows, for_training, folder / f"{fingerprint}-packed", max_seq_length)
         filled = int(train.data["length"].to_numpy().sum())
@@ -241,7 +242,7 @@ def _packed(rows: Dataset, train: np.ndarray, target: Path, capacity: int) -> Da
         batches = packed_batches(table.select(["input_ids", "labels"]), groups)
         write_arrow(folder / ROWS, PACKED_SCHEMA, batches)
 
-    return Dataset.from_file(str(cached(target, build) / ROWS))
+    return Dataset.from_file(str(build_once(target, build) / ROWS))
 
 
 def _nothing_left(
