@@ -42,7 +42,8 @@ from mos.data.encoder import ChatEncoder  # noqa: E402
 from mos.data.rows import Example  # noqa: E402
 from mos.data.sources import FOLDERS  # noqa: E402
 from mos.data.statistics import Statistics  # noqa: E402
-from mos.modeling import load_tokenizer, resolve_model  # noqa: E402
+from mos.model_sources import resolve_model  # noqa: E402
+from mos.modeling import load_tokenizer  # noqa: E402
 
 LIMIT = 512
 

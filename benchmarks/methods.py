@@ -39,7 +39,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa:
 
 from mos.adapters import attach, rank, row_label  # noqa: E402
 from mos.config import CONFIG_DIR  # noqa: E402
-from mos.modeling import load_base, resolve_model  # noqa: E402
+from mos.model_sources import resolve_model  # noqa: E402
+from mos.modeling import load_base  # noqa: E402
 
 RESULTS = REPO / "benchmarks" / "results"
 # row: adapter file and what is changed in it

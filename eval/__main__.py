@@ -19,7 +19,8 @@ from mos.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from mos.modeling import SMOLLM2, load_tokenizer, resolve_model
+    from mos.model_sources import SMOLLM2, resolve_model
+    from mos.modeling import load_tokenizer
 
     parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
     parser.add_argument("data_dir", type=Path, help="holds a folder for each benchmark")

@@ -116,21 +116,22 @@ def merge_subject_shards(subjects: Sequence[Subject], cache_dir: str | Path) -> 
 
 
 def _prepare(subjects: Sequence[Subject], cache_dir: Path) -> list[_Job]:
-    from mos.modeling import load_tokenizer, resolve_model
+    from mos.model_sources import resolve_model
+    from mos.modeling import load_tokenizer
 
     built: dict[str, tuple[PreTrainedTokenizerBase, dict[str, Benchmark]]] = {}
     jobs = []
     for subject in subjects:
         model, evaluation = subject.config["model"], subject.config["eval"]
         folder = resolve_model(model["path"], cache_dir, model["revision"])
-        key = hash_json([str(folder), model["pad_token"], evaluation])
+        served = Model(model["name"], folder, subject.config["quantization"], subject.adapter_dir)
+        key = hash_json([str(served.tokenizer_dir), model["pad_token"], evaluation])
         if key not in built:
-            tokenizer = load_tokenizer(folder, model["pad_token"])
+            tokenizer = load_tokenizer(served.tokenizer_dir, model["pad_token"])
             built[key] = tokenizer, build_benchmarks(evaluation, tokenizer)
         tokenizer, benchmarks = built[key]
         for benchmark in benchmarks.values():
             benchmark.check_ready()
-        served = Model(model["name"], folder, subject.config["quantization"], subject.adapter_dir)
         settings = engine_settings(
             evaluation["engine"],
             folder,
@@ -153,10 +154,10 @@ def _dtype(model: Model, evaluation: Mapping[str, Any]) -> str:
 
 def _by_engine(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
     """Groups that one engine serves, with room for their longest request, like weights together."""
-    groups: dict[tuple[Path, EngineSettings], list[_Job]] = defaultdict(list)
+    groups: dict[tuple[Path, Path, EngineSettings], list[_Job]] = defaultdict(list)
     for job in jobs:
-        groups[job.model.path, job.settings].append(job)
-    for (_, settings), group in groups.items():
+        groups[job.model.path, job.model.tokenizer_dir, job.settings].append(job)
+    for (_, _, settings), group in groups.items():
         longest = max(
             len(request.prompt.encode()) + 16 + request.decoding.max_tokens  # no token is empty
             for job in group

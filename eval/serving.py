@@ -42,11 +42,30 @@ class Model:
     adapter_dir: Path | None = None
 
     @property
-    def peft_type(self) -> str | None:
-        """Of the adapter; None without one and for a whole model."""
+    def adapter_config(self) -> dict[str, Any]:
+        """As PEFT saved it; empty without an adapter and for a whole model."""
         if self.adapter_dir is None or not (self.adapter_dir / "adapter_config.json").is_file():
-            return None
-        return read_json(self.adapter_dir / "adapter_config.json")["peft_type"]
+            return {}
+        return read_json(self.adapter_dir / "adapter_config.json")
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the adapter is plain low-rank factors, so that it can be served as LoRA."""
+        config = self.adapter_config
+        rest = ("modules_to_save", "trainable_token_indices")
+        return config.get("peft_type") in LOW_RANK and not any(config.get(key) for key in rest)
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The base model's folder, or the adapter's where training added tokens."""
+        if self.adapter_dir is None:
+            return self.path
+        if self.adapter_config:
+            grown = bool(self.adapter_config.get("trainable_token_indices"))
+        else:
+            of_base, of_own = (read_json(d / "config.json") for d in (self.path, self.adapter_dir))
+            grown = of_base["vocab_size"] != of_own["vocab_size"]
+        return self.adapter_dir if grown else self.path
 
 
 def weights_of(
@@ -64,7 +83,7 @@ def weights_of(
     Raises:
         UserError: an adapter that is not there or is not LoRA's shape, where "adapter" asks for it.
     """
-    from mos.modeling import fingerprint
+    from mos.identity import fingerprint
 
     quantized = model.quantization["bits"] is not None and choice != "original"
     weights = Weights(
@@ -74,16 +93,17 @@ def weights_of(
     )
     if model.adapter_dir is None:
         return weights
-    if model.peft_type is None:
+    if not model.adapter_config:
         if not (model.adapter_dir / "config.json").is_file():
             raise UserError(f"{model.adapter_dir} holds neither an adapter nor a model.")
         sha256 = fingerprint(model.adapter_dir, cache_dir)
         return replace(weights, quantization=None, adapter=FULL, adapter_sha256=sha256)
-    low_rank = model.peft_type in LOW_RANK
+    low_rank = model.is_low_rank
     if choice == "adapter" and not low_rank:
         raise UserError(
-            f"eval.weights=adapter: {model.adapter_dir} is a {model.peft_type} adapter, which is"
-            " not of LoRA's shape; use eval.weights=merged."
+            f"eval.weights=adapter: {model.adapter_dir} is a {model.adapter_config['peft_type']}"
+            " adapter or trains whole rows or modules, which is not of LoRA's shape; use"
+            " eval.weights=merged."
         )
     on_gpu = settings.engine == "vllm" and settings.device == "cuda"
     as_lora = choice == "adapter" or (choice != "merged" and on_gpu and low_rank)

@@ -146,11 +146,6 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     for key in POSITIVE:
         if (value := _get(config, key)) is not None and value < 1:
             raise UserError(f"{key}={value}: expected a positive number, or null where it may be.")
-    if config["data"]["chat_tokens"]:
-        raise UserError(
-            "data.chat_tokens=true: mos.train does not train new embeddings. Keep the markers plain"
-            " text, as the paper does, or build on mos.data.tokenizer.add_chat_tokens in a script."
-        )
     _check_adapter(config)
     _check_trainer(config["trainer"])
     _check_benchmarks(config["eval"])
@@ -202,7 +197,15 @@ def _get(config: Mapping[str, Any], dotted: str) -> Any:
 def _check_adapter(config: Mapping[str, Any]) -> None:
     from mos.adapters import peft_config
 
-    peft_config(config["adapter"])
+    adapter = config["adapter"]
+    peft = peft_config(adapter)
+    learns_rows = adapter["method"] == "full" or hasattr(peft, "trainable_token_indices")
+    if config["data"]["chat_tokens"] and not learns_rows:
+        raise UserError(
+            f"data.chat_tokens=true: method '{adapter['method']}' cannot learn the embeddings of"
+            " new tokens. Keep the markers plain text, as the paper does, or choose mos, lora,"
+            " prolora, tied_lora or full."
+        )
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:

@@ -168,7 +168,7 @@ def _adapter(folder: Path, config: Mapping[str, Any]) -> Subject:
 
 def _bare(config: Mapping[str, Any]) -> Subject:
     """The model of the config without an adapter, as a run: the paper's vanilla rows."""
-    from mos.identity import model_identity, open_run
+    from mos.identity import open_run
     from mos.training.fit import fit
 
     method = config["adapter"]["method"]
@@ -178,7 +178,7 @@ def _bare(config: Mapping[str, Any]) -> Subject:
             " Name runs (runs='outputs/**') or adapter folders (adapters=[DIR]), or evaluate the"
             " bare model with adapter=none."
         )
-    run = open_run(config, model_identity(config))
+    run = open_run(config)
     if not config["dry_run"]:
         with run.claimed(wait=True):
             if "method" not in run.manifest:

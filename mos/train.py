@@ -18,14 +18,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from mos.config import CONFIG_DIR, validate
+from mos.config import CONFIG_DIR, check_structure, validate
 from mos.console import config_tree, console, fail, logged_to, quiet_libraries, results_table, say
 from mos.errors import UserError
-from mos.identity import model_identity, open_run
-from mos.preflight import check_adapter_fits, choose_device, missing
+from mos.identity import finished_run, open_run
 from mos.runs import Run
-from mos.training.distributed import agreed, is_main_process, plain_environment
-from mos.training.fit import fit
 from mos.training.sweep import in_sweep, record_member, sweep_dir
 from mos.training.tracking import tracked
 
@@ -43,9 +40,19 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: a wrong config, missing data or weights, a device that is not there.
     """
-    config = validate(cfg)
+    config = check_structure(cfg)
     say(f"scale={config['scale']['name']}: {config['scale']['note']}")
-    run = open_run(config, model_identity(config))
+    if not (config["overwrite"] or config["dry_run"]) and (run := finished_run(config)):
+        say(f"complete: {run.path} (overwrite=true starts anew)")
+        return report(run)
+
+    # Torch and its companions take seconds to import, which a finished run need not wait for.
+    from mos.preflight import check_adapter_fits, choose_device, missing
+    from mos.training.distributed import agreed, is_main_process
+    from mos.training.fit import fit
+
+    config = validate(cfg)
+    run = open_run(config)
     if config["dry_run"]:
         print_plan(config, run)
         return None
@@ -75,16 +82,22 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
                 if agreed(not run.trained, device):
                     train_adapter(config, run)
                 evaluate_apart(config, run)
-        record_member(run.status, run.path)
-        if not run.results:
-            return None
+        return report(run)
+
+
+def report(run: Run) -> dict[str, Any] | None:
+    """Show a run's results, if it has any, and return them."""
+    record_member(run.status, run.path)
+    if run.results:
         console.print(results_table(run.results))
         say(f"results: {run.path / 'results.json'}")
-        return run.results
+    return run.results or None
 
 
 def train_adapter(config: Mapping[str, Any], run: Run) -> None:
     """Train what is left to train, under the trackers that the config names."""
+    from mos.training.fit import fit
+
     quiet_libraries()
     say(f"run: {run.path}")
     console.print(config_tree(config, "config"))
@@ -99,6 +112,8 @@ def train_adapter(config: Mapping[str, Any], run: Run) -> None:
 
 def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
     """Evaluate in a process of its own: vLLM takes all of the memory, and may die with it."""
+    from mos.training.distributed import plain_environment
+
     cache = f"paths.cache_dir='{config['paths']['cache_dir']}'"
     command = [sys.executable, "-m", "mos.evaluate", f"runs='{run.path}'", cache]
     if config["eval"]["defer"] or not config["eval"]["benchmarks"]:
@@ -129,6 +144,7 @@ def outcome_recorded(run: Run) -> Iterator[None]:
 def print_plan(config: Mapping[str, Any], run: Run) -> None:
     """What a dry run shows: the config, the run's folder and state, costs, what is missing."""
     from mos.plan import plan, plan_table
+    from mos.preflight import missing
 
     console.print(config_tree(config, "config"))
     console.print(plan_table(plan(config)))

@@ -45,7 +45,7 @@ def golden(shared_dir):
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory) -> Path:
     """A random LLaMA of a few hundred kB with a byte-level tokenizer, as `model=tiny_random`."""
-    from mos.modeling import build_tiny_random
+    from mos.model_sources import build_tiny_random
 
     return build_tiny_random(tmp_path_factory.mktemp("models") / "tiny_random")
 

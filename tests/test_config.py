@@ -126,7 +126,6 @@ def test_schema_and_config_have_the_same_keys():
         (["+eval.benchmarks.mmlu.shot=1"], "did you mean 'shots'"),
         (["logging.report_to=[wandbb]"], "did you mean 'wandb'"),
         (["device=gpu"], "cuda"),
-        (["data.chat_tokens=true"], "does not train new embeddings"),
     ],
 )
 def test_wrong_values_are_named(overrides, expected):

@@ -12,14 +12,14 @@ import pytest
 
 from mos.config import compose_config, validate
 from mos.errors import UserError
-from mos.identity import model_identity, open_run
+from mos.identity import open_run
 from mos.runs import Run, find_runs
 
 
 def run_for(tmp_path, *overrides: str) -> Run:
     paths = [f"paths.output_dir={tmp_path}/out", f"paths.cache_dir={tmp_path}/cache"]
     config = validate(compose_config(["+experiment=superni_mmlu", *paths, *overrides]))
-    return open_run(config, model_identity(config))
+    return open_run(config)
 
 
 def test_the_path_tells_experiment_method_and_seed(tmp_path):

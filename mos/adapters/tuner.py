@@ -1,6 +1,6 @@
 """What the tuners of linear methods have in common: layers replaced, files checked, batches mixed.
 
-A method with tensors that many layers read keeps them in `SharedParameters`, owned by its tuner.
+A method with tensors that many layers read has its tuner keep them in `shared.SharedParameters`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.import_utils import is_bnb_4bit_available
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -34,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mos.adapters.linear import BASE_ROWS, FactoredLinear
 from mos.adapters.options import check_file_keys
+from mos.adapters.quantized import keep_4bit_weights_unpacked
 
 
 @dataclass
@@ -47,6 +47,7 @@ class FactoredConfig(PeftConfig):
         layers_to_transform: indices of the blocks to adapt. Default: all.
         layers_pattern: name of the module list that `layers_to_transform` counts in.
         modules_to_save: further modules that are trained and saved in full.
+        trainable_token_indices: rows of embeddings that are trained and saved, by layer name.
         init_weights: start from a zero update. False starts from a random one, for tests.
     """
 
@@ -55,6 +56,7 @@ class FactoredConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
+    trainable_token_indices: dict[str, list[int]] | None = field(default=None)
     init_weights: bool = field(default=True)
 
     def __post_init__(self) -> None:
@@ -176,6 +178,15 @@ class FactoredTuner(BaseTuner):
     def _update_layer(self, layer: Any, adapter_name: str, config: Any, path: str) -> None:
         layer.update_layer(adapter_name, config)
 
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            # Unloaded already; PEFT's own would assign its merged rows, a tensor, as a parameter.
+            setattr(parent, child_name, new_module)
+            return
+        super()._replace_module(parent, child_name, new_module, child)
+
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls,
@@ -215,26 +226,6 @@ class FactoredTuner(BaseTuner):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def keep_4bit_weights_unpacked(model: nn.Module) -> None:
-    """Keep bitsandbytes 0.50 from repacking 4-bit weights at evaluations on AVX512-BF16 CPUs,
-    and undo it where it happened. It then multiplies in a way that autograd does not see, so that
-    gradients are wrong, whether or not the layer is adapted, and merging reads packed data.
-    """
-    if not is_bnb_4bit_available():
-        return
-    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-            weight: Any = module.weight
-            if getattr(weight.quant_state, "packing_format_for_cpu", False):
-                weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(
-                    weight.data, weight.quant_state
-                )
 
 
 def _insert_adapter_names(module, args, kwargs, adapter_names):
@@ -281,36 +272,3 @@ def check_adapter_state(
             f"({len(problems)} tensors); nothing was loaded:\n  {shown}{more}\n"
             "Load it onto the base model that it was trained on, with the config saved beside it."
         )
-
-
-class SharedParameters(nn.Module):
-    """Tensors that many layers read, by group and adapter, registered and so saved once.
-
-    Not an `nn.ModuleDict`: PEFT takes the keys of those for adapter names and would skip the groups
-    when it loads.
-    """
-
-    def add(self, group: str, adapter_name: str, tensor: torch.Tensor) -> None:
-        if group not in self._modules:
-            self.add_module(group, nn.ParameterDict())
-        self._group(group)[adapter_name] = nn.Parameter(tensor)
-
-    def get(self, group: str, adapter_name: str) -> nn.Parameter:
-        return self._group(group)[adapter_name]
-
-    def parameters_of(self, adapter_name: str) -> list[nn.Parameter]:
-        groups = map(self._group, self._modules)
-        return [group[adapter_name] for group in groups if adapter_name in group]
-
-    def remove(self, adapter_name: str) -> None:
-        for name in list(self._modules):
-            group = self._group(name)
-            if adapter_name in group:
-                del group[adapter_name]
-            if not len(group):
-                del self._modules[name]
-
-    def _group(self, name: str) -> nn.ParameterDict:
-        group = self._modules[name]
-        assert isinstance(group, nn.ParameterDict)
-        return group

@@ -134,7 +134,8 @@ def show(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from mos.modeling import load_tokenizer, resolve_model
+    from mos.model_sources import resolve_model
+    from mos.modeling import load_tokenizer
 
     parser = argparse.ArgumentParser(
         prog="python -m mos.data.inspect", description=(__doc__ or "").splitlines()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from mos.adapters import attach, rank, row_label
 from mos.console import say
 from mos.data.dataset import TrainingData, load_training_data
+from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
 from mos.evaluate import build_benchmarks
 from mos.identity import model_identity
-from mos.modeling import load_base, load_tokenizer, resolve_model
+from mos.model_sources import resolve_model
+from mos.modeling import grow_vocabulary, load_base, load_tokenizer, trainable_rows
 from mos.preflight import choose_device
 from mos.runs import Run
 from mos.training.callbacks import read_losses
@@ -59,7 +62,7 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         data = load_data(config, tokenizer)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
     set_seed(config["seed"])
-    model: Any = load_model(config, model_dir, state.device)
+    model: Any = load_model(config, model_dir, tokenizer, state.device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device}")
     trainer = build_trainer(model, tokenizer, data, config, run, device)
@@ -77,12 +80,26 @@ def load_data(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     return data
 
 
-def load_model(config: Mapping[str, Any], model_dir: Path, device: torch.device) -> nn.Module:
+def load_model(
+    config: Mapping[str, Any],
+    model_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+) -> nn.Module:
     """The base model, quantised and frozen, with the adapter on it."""
     model = load_base(model_dir, config["quantization"], device)
+    adapter = dict(config["adapter"])
+    if config["data"]["chat_tokens"]:
+        grow_vocabulary(model, len(tokenizer))
+        if adapter["method"] != "full":
+            adapter["trainable_token_indices"] = trainable_rows(model, add_chat_tokens(tokenizer))
     if config["quantization"]["bits"] is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return attach(model, config["adapter"])
+    adapted: Any = attach(model, adapter)
+    if "trainable_token_indices" in adapter:
+        # PEFT would add the whole embedding, because it was resized, to every file.
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
 
 
 def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from mos.adapters.linear import FactoredLinear
+from mos.adapters.shared import SharedParameters
 from mos.adapters.tied_lora.config import TiedLoraConfig
-from mos.adapters.tuner import SharedParameters
 
 
 @dataclass(frozen=True)
