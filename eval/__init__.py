@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from eval.benchmark import Benchmark, Completion, Decoding, Request, Score
 from eval.files import require
-from eval.selection import Selection, unknown
-from mos.errors import UserError
+from eval.selection import Selection
+from mos.errors import UserError, unknown
 
 __all__ = [
     "BENCHMARKS",
@@ -66,7 +66,7 @@ def build_benchmark(
     hints = get_type_hints(benchmark_class.__init__)
     for option, value in options.items():
         if option not in defaults:
-            raise unknown(f"option of {name}:", option, dict.fromkeys(defaults))
+            raise unknown(f"option of {name}:", option, defaults)
         _check_value(f"{name}.{option}", value, hints[option])
     if isinstance(tasks, str):
         raise UserError(f"tasks={tasks!r}: expected a list of names, [{tasks}].")
@@ -91,7 +91,7 @@ def benchmark_options(name: str) -> dict[str, Any]:
 
 def _benchmark_class(name: str) -> Any:
     if name not in BENCHMARKS:
-        raise unknown("benchmark", name, dict.fromkeys(BENCHMARKS))
+        raise unknown("benchmark", name, BENCHMARKS)
     module, _, attribute = BENCHMARKS[name].partition(":")
     return getattr(import_module(module), attribute)
 

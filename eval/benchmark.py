@@ -79,6 +79,7 @@ class Score:
         n: number of examples.
         stderr: standard error of each metric, in points.
         breakdown: metrics per task, subject or language, 0..100, with `n`.
+        scoring: what the scores rest on beside the outputs, in words (the walls of a sandbox).
     """
 
     metrics: dict[str, float]
@@ -86,6 +87,7 @@ class Score:
     n: int
     stderr: dict[str, float] = field(default_factory=dict)
     breakdown: dict[str, dict[str, float]] = field(default_factory=dict)
+    scoring: dict[str, str] = field(default_factory=dict)
 
 
 class Benchmark(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ class HumanEval(Benchmark):
         if self.samples == 1:
             outputs = [[output] if isinstance(output, str) else output for output in outputs]
         check_outputs(self.requests, outputs, self.samples)
-        verdicts = judge(self.problems, outputs)
+        verdicts, isolation = judge(self.problems, outputs)
         records = []
         for i, request in enumerate(self.requests):
             passed = sum(verdict.passed for verdict in verdicts[i])
@@ -109,28 +109,33 @@ class HumanEval(Benchmark):
             results = [verdict.result for verdict in verdicts[i]]
             target = self.problems[i].entry_point
             records.append(record(request, list(outputs[i]), results, target, scores))
-        return micro(records, {})
+        return replace(micro(records, {}), scoring={"sandbox": isolation})
 
 
-def judge(problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Verdict]]:
+def judge(
+    problems: Sequence[Problem], completions: Sequence[Sequence[str]]
+) -> tuple[list[list[Verdict]], str]:
     """Run all completions of all problems.
+
+    Returns:
+        The verdicts, and what isolated the programs, in words.
 
     Raises:
         UserError: a program that was not judged, at the second attempt either.
     """
-    from eval.sandbox import Program, check_many
+    from eval.sandbox import Limits, Program, Sandbox
 
     programs = [
         Program(problem.prompt, completion, problem.test, problem.entry_point)
         for problem, samples in zip(problems, completions, strict=True)
         for completion in samples
     ]
-    verdicts = check_many(programs, timeout_s=TIMEOUT_S)
-    if again := [i for i, verdict in enumerate(verdicts) if verdict.infrastructure_error]:
-        second = check_many([programs[i] for i in again], timeout_s=TIMEOUT_S)
-        verdicts = list(verdicts)
-        for i, verdict in zip(again, second, strict=True):
+    with Sandbox(limits=Limits.for_timeout(TIMEOUT_S)) as sandbox:
+        verdicts = sandbox.check_many(programs)
+        again = [i for i, verdict in enumerate(verdicts) if verdict.infrastructure_error]
+        for i, verdict in zip(again, sandbox.check_many([programs[i] for i in again]), strict=True):
             verdicts[i] = verdict
+        isolation = sandbox.isolation
     unjudged = [verdict for verdict in verdicts if verdict.infrastructure_error]
     if unjudged:
         raise UserError(
@@ -138,7 +143,7 @@ def judge(problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> 
             " Nothing is scored; the completions are kept, so the same command goes on from here."
         )
     remaining = iter(verdicts)
-    return [list(islice(remaining, len(samples))) for samples in completions]
+    return [list(islice(remaining, len(samples))) for samples in completions], isolation
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

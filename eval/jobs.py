@@ -219,7 +219,7 @@ def _record(subject: Subject, name: str, result: dict[str, Any], cache_dir: str 
         entry["partial"] = result["partial"]
     locks = Path(cache_dir) / "locks"
     with FileLock(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
-        kept = ("prompts_sha256", "options", "weights", "engine", "settings", "timing")
+        kept = ("prompts_sha256", "options", "weights", "engine", "settings", "scoring", "timing")
         evaluation = run.manifest.get("evaluation", {})
         evaluation[name] = {key: result[key] for key in kept if key in result}
         run.update_manifest(evaluation=evaluation)

@@ -259,6 +259,7 @@ def _write(
         "metrics": score.metrics,
         "stderr": score.stderr,
         "breakdown": score.breakdown,
+        "scoring": score.scoring,
         "truncated": sum(reason == "length" for c in completions for reason in c.finish_reasons),
         "ties": sum(c.tied for c in completions),
         "prompt_tokens": sum(c.prompt_tokens for c in completions),

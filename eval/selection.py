@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TypeVar
 
-from mos.errors import UserError
+from mos.errors import UserError, unknown
 
 T = TypeVar("T")
 
@@ -75,10 +74,3 @@ def _spread(examples: Sequence[T], group: Callable[[T], str], limit: int) -> lis
         seen[group(example)] += 1
     positions = sorted(position for _, position in sorted(ranked)[:limit])
     return [examples[position] for position in positions]
-
-
-def unknown(kind: str, name: object, known: Sequence[str] | dict[str, None]) -> UserError:
-    """The error for a name that is not among those known, with the nearest one."""
-    near = get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"Unknown {kind} {name!r}.{meant} Known: {', '.join(known) or 'none'}.")

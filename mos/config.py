@@ -6,7 +6,6 @@ against its PEFT config, the trainer against transformers, and the combinations 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mos.errors import UserError
+from mos.errors import UserError, did_you_mean, unknown
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 CORPORA = ("super_ni", "flan_v2", "cot", "code_alpaca", "messages")
@@ -171,13 +170,7 @@ def require_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
     choices = list(choices)
     if value not in choices:
         names = ", ".join("null" if c is None else str(c) for c in choices)
-        raise UserError(f"{key}={value}: expected one of {names}{nearest(value, choices)}.")
-
-
-def nearest(value: Any, names: Iterable[Any]) -> str:
-    """`; did you mean 'x'?`, or nothing where no name is close."""
-    close = difflib.get_close_matches(str(value), [str(n) for n in names], n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"{key}={value}: expected one of {names}.{did_you_mean(value, choices)}")
 
 
 def training_argument_names() -> set[str]:
@@ -217,8 +210,8 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             )
         if key not in names:
             raise UserError(
-                f"trainer.{key} is not a field of transformers.TrainingArguments"
-                f"{nearest(key, names)}"
+                f"trainer.{key} is not a field of transformers.TrainingArguments."
+                f"{did_you_mean(key, names)}"
             )
     for key in ("max_steps", "per_device_train_batch_size", "save_steps", "logging_steps"):
         value = trainer.get(key)
@@ -239,10 +232,7 @@ def _check_benchmarks(evaluation: Mapping[str, Any]) -> None:
         known = {"data_dir", "tasks", "limit", "shard", *benchmark_options(name)}
         for key in options:
             if key not in known:
-                raise UserError(
-                    f"eval.benchmarks.{name}.{key}: no such option{nearest(key, known)};"
-                    f" there are {', '.join(sorted(known))}."
-                )
+                raise unknown("option", f"eval.benchmarks.{name}.{key}", known)
     if "humaneval" in evaluation["benchmarks"] and not evaluation["allow_code_execution"]:
         raise UserError(
             "HumanEval runs programs that the model wrote. They run in a sandbox, but it is your"

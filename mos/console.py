@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
+
+from mos.errors import UserError
 
 # Of the processes of a distributed run, the first one speaks.
 console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
@@ -32,6 +35,16 @@ def fail(message: str) -> None:
     errors.print("error:", style="bold red", end=" ")
     errors.print(message, highlight=False, markup=False)
     logging.getLogger("mos").error(message)
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """End the program on a UserError: its message without a traceback, exit status 2."""
+    try:
+        yield
+    except UserError as error:
+        fail(str(error))
+        sys.exit(2)
 
 
 def config_tree(config: Mapping[str, Any], title: str) -> Tree:

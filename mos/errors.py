@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
@@ -33,3 +36,17 @@ class MissingFileError(UserError, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """` Did you mean 'x'?`, with the known name that is closest; nothing where none is close."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(what: str, name: Any, known: Iterable[str]) -> UserError:
+    """The error for a name (or dotted key, which ends in it) that is not among those known."""
+    known = sorted(known)
+    among = f"Known: {', '.join(known)}." if known else "There are none."
+    hint = did_you_mean(str(name).rpartition(".")[2], known)
+    return UserError(f"Unknown {what} '{name}'.{hint} {among}")

@@ -22,10 +22,9 @@ from rich.table import Column, Table
 
 from eval import BENCHMARKS
 from eval.jobs import Subject, build_benchmarks, evaluate_subjects, merge_subject_shards
-from eval.selection import unknown
 from mos.config import CONFIG_DIR, validate
-from mos.console import console, fail, quiet_libraries, say
-from mos.errors import MissingFileError, UserError
+from mos.console import console, exit_on_user_error, fail, quiet_libraries, say
+from mos.errors import MissingFileError, UserError, unknown
 from mos.preflight import choose_device
 from mos.runs import find_runs
 
@@ -93,7 +92,7 @@ def evaluate(cfg: DictConfig, explicit: Collection[str] = ()) -> list[Subject]:
 def _benchmark(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a benchmark: configs/eval/<name>.yaml under what the config says of it."""
     if name not in BENCHMARKS:
-        raise unknown("benchmark", name, dict.fromkeys(BENCHMARKS))
+        raise unknown("benchmark", name, BENCHMARKS)
     file = OmegaConf.load(CONFIG_DIR / "eval" / f"{name}.yaml")
     defaults = OmegaConf.create({"paths": options["paths"], "eval": file}).eval.benchmarks[name]
     return {**defaults, **options["eval"]["benchmarks"].get(name, {})}
@@ -224,13 +223,11 @@ def main(cfg: DictConfig) -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     try:
-        evaluate(cfg, given_keys(HydraConfig.get().overrides.task))
+        with exit_on_user_error():
+            evaluate(cfg, given_keys(HydraConfig.get().overrides.task))
     except KeyboardInterrupt:
         fail("interrupted; what was finished is kept, and the same command continues it")
         sys.exit(130)
-    except UserError as error:
-        fail(str(error))
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from mos.adapters.factors import lora_factors
-from mos.adapters.options import nearest
 from mos.adapters.skeleton import skeleton
 from mos.config import CONFIG_DIR
-from mos.console import fail, say
-from mos.errors import MissingFileError, UserError
+from mos.console import exit_on_user_error, say
+from mos.errors import MissingFileError, UserError, unknown
 from mos.model_sources import check_model_folder, resolve_model
 from mos.modeling import copy_tokenizer, dequantized_base, grow_vocabulary
 
@@ -222,7 +221,7 @@ def main(arguments: list[str]) -> None:
     given = OmegaConf.from_cli(arguments)
     for key in map(str, given):
         if key not in DEFAULTS:
-            raise UserError(f"{key}: no option of mos.export. {nearest(key, DEFAULTS)}")
+            raise unknown("option of mos.export:", key, DEFAULTS)
     options: Any = OmegaConf.merge(OmegaConf.create(DEFAULTS), given)
     if missing := OmegaConf.missing_keys(options):
         raise UserError(
@@ -248,17 +247,12 @@ def _base(options: Any) -> Path:
         raise UserError("The adapter does not name its base model: give base=...")
     known = [file.stem for file in (CONFIG_DIR / "quantization").glob("*.yaml")]
     if options.quantization not in known:
-        raise UserError(
-            f"quantization={options.quantization}: {nearest(options.quantization, known)}"
-        )
+        raise unknown("quantization", options.quantization, known)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         settings = compose(f"quantization/{options.quantization}").quantization
     return dequantized_base(resolve_model(path, options.cache_dir), settings, options.cache_dir)
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_user_error():
         main(sys.argv[1:])
-    except UserError as error:
-        fail(str(error))
-        sys.exit(2)

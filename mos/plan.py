@@ -22,7 +22,7 @@ from rich.table import Table
 
 from mos.adapters import row_label
 from mos.config import CONFIG_DIR, check_structure, compose_config
-from mos.console import console, fail, say
+from mos.console import console, exit_on_user_error, say
 from mos.errors import UserError
 from mos.estimate import (
     BF16,
@@ -303,8 +303,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_user_error():
         main(sys.argv[1:])
-    except UserError as error:
-        fail(str(error))
-        sys.exit(2)

@@ -11,8 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mos.config import CONFIG_DIR
-from mos.console import console, fail, say
-from mos.errors import UserError
+from mos.console import console, exit_on_user_error, say
 from mos.report import build
 from mos.report.grouping import as_list, parse_filter
 from mos.report.reading import read_runs
@@ -81,11 +80,8 @@ def quoted(argument: str) -> str:
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="summarize")
 def main(cfg: DictConfig) -> None:
     """The command line around `summarize`."""
-    try:
+    with exit_on_user_error():
         summarize(cfg)
-    except UserError as error:
-        fail(str(error))
-        sys.exit(2)
 
 
 if __name__ == "__main__":

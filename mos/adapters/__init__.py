@@ -15,10 +15,10 @@ from peft import LoraConfig, MissConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
 
 from mos.adapters.mos import MosConfig
-from mos.adapters.options import check_options, nearest
+from mos.adapters.options import check_options
 from mos.adapters.prolora import ProloraConfig
 from mos.adapters.tied_lora import TiedLoraConfig
-from mos.errors import UserError
+from mos.errors import UserError, unknown
 
 __all__ = ["METHODS", "Method", "attach", "peft_config", "rank", "row_label"]
 
@@ -150,5 +150,5 @@ def _options(adapter: Mapping[str, Any]) -> dict[str, Any]:
     if method is None:
         raise UserError(f"adapter.method is not set. Choose one of {', '.join(METHODS)}.")
     if method not in METHODS:
-        raise UserError(f"adapter.method: unknown '{method}'. {nearest(method, METHODS)}")
+        raise unknown("adapter.method", method, METHODS)
     return options

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mos.errors import UserError
+from mos.errors import UserError, unknown
 
 
 def check_options(options: Mapping[str, Any], config_cls: type | None, method: str) -> None:
@@ -21,7 +20,7 @@ def check_options(options: Mapping[str, Any], config_cls: type | None, method: s
     hints = get_type_hints(config_cls) if config_cls else {}
     for key, value in options.items():
         if key not in known:
-            raise UserError(f"adapter.{key}: no option of method '{method}'. {nearest(key, known)}")
+            raise unknown(f"option of method '{method}':", f"adapter.{key}", known)
         if not _has_type(value, hints[key]):
             raise UserError(
                 f"adapter.{key}: {value!r} is a {type(value).__name__}; method '{method}' expects "
@@ -42,15 +41,6 @@ def check_file_keys(config_cls: type, keys: Iterable[str]) -> None:
             f"know: {', '.join(unknown)}. It was saved by a newer version of mos or PEFT, or "
             "edited: upgrade, or remove the keys."
         )
-
-
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """A sentence with the known name that is closest to `name`, and all of them."""
-    known = sorted(known)
-    if not known:
-        return "It has none."
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return (f"Did you mean '{close[0]}'? " if close else "") + f"Known: {', '.join(known)}."
 
 
 def _has_type(value: Any, hint: Any) -> bool:

@@ -5,7 +5,6 @@ A method with tensors that many layers read has its tuner keep them in `shared.S
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from mos.adapters.linear import BASE_ROWS, FactoredLinear
 from mos.adapters.options import check_file_keys
 from mos.adapters.quantized import keep_4bit_weights_unpacked
+from mos.errors import did_you_mean
 
 
 @dataclass
@@ -136,11 +136,9 @@ class FactoredTuner(BaseTuner):
         present = {path.rpartition(".")[2] for path in modules}
         for name in sorted(config.target_modules or ()):
             if not any(path == name or path.endswith(f".{name}") for path in modules):
-                near = difflib.get_close_matches(name, present, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
                 raise ValueError(
                     f"Target modules {{'{name}'}} not found in the base model: no module has this "
-                    f"name.{hint}"
+                    f"name.{did_you_mean(name, present)}"
                 )
 
     def _base_linear(self, path: str, module: nn.Module) -> nn.Module:

@@ -67,7 +67,7 @@ def test_attached_model_trains_what_the_method_says(method):
         ({"method": "lroa"}, "Did you mean 'lora'"),
         ({"method": "lora", "rank": 4}, r"adapter\.rank"),
         ({"method": "mos", "equivalent_rnk": 4}, "Did you mean 'equivalent_rank'"),
-        ({"method": "none", "r": 4}, "It has none"),
+        ({"method": "none", "r": 4}, "There are none"),
         ({"method": "lora", "r": "four"}, r"adapter\.r: 'four' is a str.*expects int"),
         ({"method": "lora", "r": True}, r"adapter\.r: True is a bool"),
         ({"method": "lora", "r": 0}, "at least 1"),

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import hashlib
 import json
@@ -36,14 +37,20 @@ def verdicts(monkeypatch):
     """A sandbox that passes what says so, and answers from a queue where there is one."""
     seen, queue = [], []
 
-    def check_many(programs, *, timeout_s):
-        assert timeout_s == 3.0
-        seen.extend(programs)
-        if queue:
-            return queue.pop(0)
-        return [verdict("passed" if "pass" in p.completion else "failed: ") for p in programs]
+    class FakeSandbox(contextlib.nullcontext):
+        isolation = "nothing"
 
-    monkeypatch.setattr("eval.sandbox.check_many", check_many)
+        def __init__(self, limits):
+            assert limits.wall_s >= 3.0
+            super().__init__(self)
+
+        def check_many(self, programs):
+            seen.extend(programs)
+            if queue and programs:
+                return queue.pop(0)
+            return [verdict("passed" if "pass" in p.completion else "failed: ") for p in programs]
+
+    monkeypatch.setattr("eval.sandbox.Sandbox", FakeSandbox)
     return SimpleNamespace(seen=seen, queue=queue)
 
 
@@ -86,7 +93,10 @@ def test_pass_at_k_counts_draws(n):
 def test_verdicts_are_the_reference_s(golden, shared_dir):
     problems = {p.task_id: p for p in read_problems(shared_dir / "data/humaneval")}
     cases = golden("humaneval_scoring")["cases"]
-    judged = judge([problems[c["task_id"]] for c in cases], [[c["completion"]] for c in cases])
+    judged, isolation = judge(
+        [problems[c["task_id"]] for c in cases], [[c["completion"]] for c in cases]
+    )
+    assert "system call filter" in isolation
     for case, [found] in zip(cases, judged, strict=True):
         assert found.passed == case["passed"], case
         assert (found.result == "timed out") == (case["result"] == "timed out"), case
@@ -195,4 +205,5 @@ def test_samples(samples_dir):
         solutions = {r["task_id"]: r["canonical_solution"] for r in map(json.loads, file)}
     score = benchmark.score([[solutions[r.id], "    return None\n"] for r in benchmark.requests])
     assert score.metrics == {"pass@1": 50}
+    assert "resource limits" in score.scoring["sandbox"]
     assert [record["parsed"][0] for record in score.records] == ["passed"] * 4
