@@ -265,7 +265,9 @@ def count_launches(model: PeftModel) -> int:
             blocks = model.config.num_hidden_layers
             for group in groups:
                 group.prepare(["default"])
-            outputs = [t for group in groups for k in range(blocks) for t in group("default", k)]
+            outputs = [
+                t for group in groups for k in range(blocks) for t in group.vectors("default", k)
+            ]
     gradients = [torch.ones_like(output) for output in outputs]
     with launches:
         torch.autograd.backward(outputs, gradients)

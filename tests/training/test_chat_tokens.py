@@ -18,25 +18,16 @@ from mos.export import merge, to_lora
 from mos.modeling import grow_vocabulary
 from mos.runs import find_runs
 from mos.train import train
+from tests.tiny_job import TINY
 
 JOB = [
+    *TINY,
     "+experiment=superni_mmlu",
-    "model=tiny_random",
     "quantization=none",
     "quantization.compute_dtype=float32",
-    "device=cpu",
     "data.chat_tokens=true",
-    "data.max_seq_length=768",
-    "data.max_rows=60",
-    "data.eval_size=8",
-    "trainer.max_steps=2",
-    "trainer.save_steps=2",
-    "trainer.logging_steps=1",
-    "trainer.optim=adamw_torch",
     "trainer.learning_rate=0.01",
     "eval=[base,mmlu]",
-    "eval.engine=transformers",
-    "eval.limit=4",
 ]
 
 

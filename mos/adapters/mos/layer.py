@@ -120,8 +120,9 @@ class MosLinear(FactoredLinear):
 
     def _hidden(self, x: torch.Tensor, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The input of B `(..., r)`, and the columns of B `(r, out_features)`."""
-        A, B = self.group(adapter_name, self.position[adapter_name])
-        A, B = A.to(x.device), B.to(x.device)
+        A, B = self.group.vectors(adapter_name, self.position[adapter_name])
+        if A.device != x.device:
+            A, B = A.to(x.device), B.to(x.device)
         x = self.adapter_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
         hidden = nn.functional.linear(x, A)
         if adapter_name in self.mos_scale:

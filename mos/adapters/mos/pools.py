@@ -110,14 +110,21 @@ class PoolReader(nn.Module):
         )
 
 
-@dataclass
+@dataclass(slots=True)
 class _Vectors:
     """What was gathered from one pool, and the state that it was gathered in."""
 
-    vectors: tuple[torch.Tensor, ...]
+    pool: nn.Parameter
+    vectors: tuple[torch.Tensor, ...]  # L x (r, width)
     with_grad: bool
     version: int
     sample: torch.Tensor | None
+
+    def current(self) -> bool:
+        """Whether the pool is as it was, and the dtype to compute in too."""
+        return self.version == self.pool._version and (
+            self.vectors[0].dtype == _compute_dtype(self.pool)
+        )
 
 
 class SharedPools(nn.Module):
@@ -134,7 +141,7 @@ class SharedPools(nn.Module):
         self.pool_B = nn.ParameterDict()  # adapter -> (n_shards, out_features / l)
         self.readers_A = nn.ModuleDict()
         self.readers_B = nn.ModuleDict()
-        self._slots: dict[tuple[str, str, torch.dtype], _Vectors] = {}
+        self._slots: dict[tuple[str, str], _Vectors] = {}  # by side, A or B, and adapter
 
     def route(
         self,
@@ -178,6 +185,7 @@ class SharedPools(nn.Module):
                     pools[adapter_name] = nn.Parameter(
                         pool.detach().to(device=device, dtype=dtype), pool.requires_grad
                     )
+                    self._slots.clear()
                 readers[adapter_name].to(pools[adapter_name].device)
 
     def prepare(self, adapter_names: Sequence[str]) -> None:
@@ -187,12 +195,7 @@ class SharedPools(nn.Module):
         With gradients, always anew: an optimizer may have written to the pools in ways that leave
         no trace (bitsandbytes' kernels). Without, what was gathered is kept until a pool changes.
         """
-        keys = [
-            (side, name, self._compute_dtype(side, name))
-            for name in adapter_names
-            if name in self.pool_A
-            for side in ("A", "B")
-        ]
+        keys = [(side, name) for name in adapter_names if name in self.pool_A for side in "AB"]
         for unused in self._slots.keys() - set(keys):
             del self._slots[unused]
         for key in keys:
@@ -203,63 +206,55 @@ class SharedPools(nn.Module):
     def release(self) -> None:
         self._slots.clear()
 
-    def forward(self, adapter_name: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def vectors(self, adapter_name: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of A `(r, in_features)` and columns of B `(r, out_features)` of one layer, in the
         dtype to compute in."""
-        return self._vectors("A", adapter_name)[layer], self._vectors("B", adapter_name)[layer]
+        return self._of_all("A", adapter_name)[layer], self._of_all("B", adapter_name)[layer]
 
-    def _vectors(self, side: str, adapter_name: str) -> tuple[torch.Tensor, ...]:
-        key = (side, adapter_name, self._compute_dtype(side, adapter_name))
-        slot = self._slots.get(key)
+    def _of_all(self, side: str, adapter_name: str) -> tuple[torch.Tensor, ...]:
+        slot = self._slots.get((side, adapter_name))
         if torch.compiler.is_compiling():
-            return (slot or self._gather(key)).vectors
-        # No slot: the layer was called without the model around it, or is being recomputed.
-        if slot is None or slot.version != self._pool(key)._version:
-            slot = self._gather(key)
-        if slot.with_grad != torch.is_grad_enabled():
-            if not slot.with_grad:
-                slot = self._gather(key)
-            elif _is_distributed():
+            return (slot or self._gather((side, adapter_name))).vectors
+        with_grad = torch.is_grad_enabled()
+        # Otherwise the layer was called without the model around it, or is being recomputed.
+        if slot is not None and slot.current() and (slot.with_grad or not with_grad):
+            if slot.with_grad != with_grad and _is_distributed():
                 raise RuntimeError(
                     "MoS cannot be trained by several processes with reentrant gradient "
                     "checkpointing: gradients of the shared pools would be silently wrong. Pass "
                     'gradient_checkpointing_kwargs={"use_reentrant": False}.'
                 )
-        return slot.vectors
+            return slot.vectors
+        return self._gather((side, adapter_name)).vectors
 
-    def _gather(self, key: tuple[str, str, torch.dtype]) -> _Vectors:
-        side, adapter_name, dtype = key
+    def _gather(self, key: tuple[str, str]) -> _Vectors:
+        side, adapter_name = key
         pool, with_grad = self._pool(key), torch.is_grad_enabled()
         reader = (self.readers_A if side == "A" else self.readers_B)[adapter_name]
         compiling = torch.compiler.is_compiling()
         slot = self._slots[key] = _Vectors(
-            vectors=reader(pool, dtype, None if compiling else (self._slots, key)),
+            pool=pool,
+            vectors=reader(pool, _compute_dtype(pool), None if compiling else (self._slots, key)),
             with_grad=with_grad,
             version=0 if compiling else pool._version,
             sample=None if compiling or with_grad else pool.detach()[:, 0].clone(),
         )
         return slot
 
-    def _unchanged(self, key: tuple[str, str, torch.dtype], slot: _Vectors) -> bool:
+    def _unchanged(self, key: tuple[str, str], slot: _Vectors) -> bool:
         # Writing through `.data` (moving averages, hand-made updates) does not count as a version:
         # compare one entry of every shard as well.
-        pool = self._pool(key).detach()
+        pool = self._pool(key)
         return (
             slot.sample is not None
-            and slot.version == pool._version
+            and slot.pool is pool
+            and slot.current()
             and slot.sample.device == pool.device
-            and torch.equal(slot.sample, pool[:, 0])
+            and torch.equal(slot.sample, pool.detach()[:, 0])
         )
 
-    def _pool(self, key: tuple[str, str, torch.dtype]) -> nn.Parameter:
+    def _pool(self, key: tuple[str, str]) -> nn.Parameter:
         return (self.pool_A if key[0] == "A" else self.pool_B)[key[1]]
-
-    def _compute_dtype(self, side: str, adapter_name: str) -> torch.dtype:
-        pool = (self.pool_A if side == "A" else self.pool_B)[adapter_name]
-        device_type = pool.device.type
-        if torch.is_autocast_enabled(device_type) and pool.dtype != torch.float64:
-            return torch.get_autocast_dtype(device_type)
-        return pool.dtype
 
     def __getstate__(self) -> dict[str, Any]:
         # What was gathered belongs to a running computation: it is neither copied nor pickled.
@@ -272,3 +267,10 @@ def _is_distributed() -> bool:
         and torch.distributed.is_initialized()
         and torch.distributed.get_world_size() > 1
     )
+
+
+def _compute_dtype(pool: torch.Tensor) -> torch.dtype:
+    device_type = pool.device.type
+    if torch.is_autocast_enabled(device_type) and pool.dtype != torch.float64:
+        return torch.get_autocast_dtype(device_type)
+    return pool.dtype

@@ -1,0 +1,100 @@
+"""Sweeps of the command line, from jobs to the tables that they fill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mos.config import CONFIG_DIR
+from mos.runs import find_runs
+from tests.tiny_job import TINY, run_cli
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return [f"paths.output_dir={tmp_path}/outputs", f"paths.cache_dir={tmp_path}/cache"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "processes", "slurm_local"])
+def test_a_sweep_goes_on_past_a_failure_and_finishes_the_rest_later(launcher, tmp_path, paths):
+    # r=64 does not fit the pools of the tiny model.
+    command = ["-m", "+experiment=superni_mmlu", "adapter.r=4,64,8", "eval.defer=true"]
+    command += [*TINY, *paths]
+    if launcher != "basic":
+        command.append(f"hydra/launcher={launcher}")
+    first = run_cli(*command)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "1 of 3 failed" in first.stdout
+    assert "adapter.r=64" in first.stdout
+    assert len(find_runs(str(tmp_path / "outputs" / "superni_mmlu"))) == 2
+    if launcher == "basic":
+        again = run_cli(*command)
+        assert again.stdout.count("trained") >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_preset_of_table_2_trains_and_fills_its_row(tmp_path, paths):
+    presets = sorted(file.stem for file in (CONFIG_DIR / "adapter").glob("table2_*.yaml"))
+    trained = run_cli(
+        "-m", "+experiment=superni_mmlu", "adapter=glob(table2_*)", "eval.defer=true", *TINY, *paths
+    )
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    outputs = tmp_path / "outputs"
+    evaluated = run_cli(f"runs='{outputs}/superni_mmlu/**'", paths[1], module="mos.evaluate")
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert evaluated.stdout.count("engine: starting") == 1
+    runs = find_runs(str(outputs / "superni_mmlu"))
+    assert [run.status for run in runs] == ["evaluated"] * len(presets)
+    labels = {run.results["method"]["label"] for run in runs}
+    assert {"LoRA", "VeRA", "Tied LoRA", "PRoLoRA", "MoS", "MoS -pd", "Vanilla (chat)"} < labels
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sweep_that_is_killed_twice_ends_in_a_table(tmp_path, paths):
+    sweep = [
+        "-m", "+experiment=superni_mmlu,cot_gsm8k", "adapter=lora,mos", "adapter.r=4", "seed=0,1",
+        "eval.defer=true", "trainer.max_steps=6", *TINY[:5], *TINY[6:], *paths,
+    ]  # fmt: skip
+    outputs = tmp_path / "outputs"
+    for finished in (1, 4):
+        kill_when(outputs, finished, sweep)
+    done = run_cli(*sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = find_runs(f"{outputs}/*/*/*")
+    assert [run.status for run in runs] == ["trained"] * 8
+    assert {run.manifest["train"]["steps"] for run in runs} == {6}
+    evaluated = run_cli(f"runs='{outputs}/*/*/*'", paths[1], module="mos.evaluate")
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    summary = tmp_path / "summary"
+    table = run_cli(
+        f"runs={outputs}", f"out={summary}", "rows=method.label", "select.partial=true",
+        "plots=false", module="mos.summarize",
+    )  # fmt: skip
+    assert table.returncode == 0, table.stdout + table.stderr
+    text = "".join(file.read_text() for file in summary.glob("*.md"))
+    assert "LoRA" in text
+    assert "MoS" in text
+
+
+def kill_when(outputs: Path, finished: int, sweep: list[str]) -> None:
+    """Start the sweep and kill it, without warning, while it works on what follows `finished`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mos.train", *sweep], stdout=subprocess.DEVNULL, env=environment
+    )
+    deadline = time.monotonic() + 400
+    while len(list(outputs.rglob("loss.jsonl"))) <= finished and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert any(run.status == "interrupted" for run in find_runs(f"{outputs}/*/*/*"))
