@@ -1,29 +1,28 @@
 """What a job costs, counted on the meta device before anything is loaded: parameters, bytes, time.
 
-Parameters and adapter files are exact. Memory is a sum of exact parts and of what autograd saves in
-one forward pass on the meta device; kernels' scratch space and fragmentation come on top.
+Parameters and adapter files are exact. Memory is a sum of exact parts and of what autograd saves
+(activations.py); kernels' scratch space and fragmentation come on top.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import PreTrainedModel
 
 from mos.adapters import peft_config, rank
+from mos.data.chat import MARKERS
 from mos.errors import UserError
-from mos.modeling import skeleton
+from mos.modeling import learn_tokens, skeleton
 
 GIB = 2**30
 BF16 = 2
@@ -99,20 +98,22 @@ def count(config: Mapping[str, Any]) -> Anatomy:
     Raises:
         UserError: unknown shapes, or an adapter that does not fit them.
     """
-    model = base_model(config)
+    model, adapter = base_model(config), config["adapter"]
+    if config["data"]["chat_tokens"]:
+        size = model.config.vocab_size
+        adapter = learn_tokens(model, adapter, range(size, size + len(MARKERS)))
     base = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings().weight
     linears = [
         m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head
     ]
-    adapter = config["adapter"]
     adapted = with_adapter(model, adapter)
     layers: list[tuple[str, Any]] = []
     if isinstance(adapted, PeftModel):
         layers = [
             (name.removeprefix("base_model.model."), module.get_base_layer())
             for name, module in adapted.named_modules()
-            if isinstance(module, BaseTunerLayer)
+            if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
         ]
         trainable = [p for p in adapted.parameters() if p.requires_grad]
         saved = list(get_peft_model_state_dict(adapted).values())
@@ -169,122 +170,6 @@ def optimizer_bytes(anatomy: Anatomy, optim: str) -> int:
     """Optimizer state; paged optimizers may move it to host memory. Unknown ones count as Adam."""
     kind = "8bit" if "8bit" in optim else optim.removeprefix("paged_").split("_")[0]
     return math.ceil(anatomy.trainable * OPTIMIZER_BYTES.get(kind, OPTIMIZER_BYTES["adamw"]))
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Bytes that autograd saves in one forward pass: in blocks, and outside of them.
-
-    The first block saves less than the others, as its input needs no gradient.
-    """
-
-    blocks: int
-    first_block: int
-    block: int
-    block_input: int
-    outside: int
-
-    def peak(self, checkpointing: bool) -> int:
-        """With checkpointing: the blocks' inputs, and one block at a time as a whole."""
-        if checkpointing:
-            return self.blocks * self.block_input + self.block + self.outside
-        return self.first_block + (self.blocks - 1) * self.block + self.outside
-
-
-def activations(config: Mapping[str, Any], anatomy: Anatomy) -> Activations:
-    """Run a forward pass in bf16 on the meta device and count what autograd keeps.
-
-    Two blocks stand for all, both with the adapters of the one that has most. An adapter counts as
-    a LoRA of the same rank: its layers compute the same. Attention keeps its inputs and its output,
-    as fused kernels do.
-    """
-    model = base_model(config)
-    AttentionInterface.register("planned", _attend)
-    AttentionMaskInterface.register("planned", lambda *args, **kwargs: None)
-    model.set_attn_implementation("planned")
-    model.config.use_cache = False
-    count = len(model.model.layers)
-    model.model.layers = blocks = model.model.layers[:2]
-    network: nn.Module = model
-    if anatomy.names:
-        per_block = Counter(name.split(".")[2] for name in anatomy.names)
-        busiest = f"model.layers.{per_block.most_common(1)[0][0]}."
-        lora = LoraConfig(
-            r=anatomy.rank or 8,
-            lora_dropout=_dropout(config["adapter"]),
-            target_modules=[
-                f"model.layers.{block}.{name.removeprefix(busiest)}"
-                for name in anatomy.names
-                if name.startswith(busiest)
-                for block in range(len(blocks))
-            ],
-        )
-        network = get_peft_model(model, lora, low_cpu_mem_usage=True)
-    else:
-        network.requires_grad_(config["adapter"]["method"] == "full")
-    network.to(torch.bfloat16).train()
-    batch = config["trainer"]["per_device_train_batch_size"]
-    length = config["data"]["max_seq_length"]
-    ids = torch.empty(batch, length, dtype=torch.long, device="meta")
-    saved = {None: 0} | dict.fromkeys(range(len(blocks)), 0)
-    with _saved_bytes(network, blocks, saved):
-        network(input_ids=ids, labels=ids, attention_mask=torch.ones_like(ids))
-    logits = batch * length * model.config.vocab_size
-    return Activations(
-        blocks=count,
-        first_block=saved[0],
-        block=saved[len(blocks) - 1],
-        block_input=batch * length * model.config.hidden_size * BF16,
-        # The gradient of the logits, in fp32 and in bf16, is there with what the loss saved.
-        outside=saved[None] + logits * (4 + BF16),
-    )
-
-
-def _dropout(adapter: Mapping[str, Any]) -> float:
-    return next((v for k, v in adapter.items() if k.endswith("_dropout") and v), 0.0)
-
-
-@contextmanager
-def _saved_bytes(
-    network: nn.Module, blocks: nn.ModuleList, saved: dict[int | None, int]
-) -> Iterator[None]:
-    """Add what autograd saves to `saved`, under the number of the block that runs."""
-    weights = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
-    kept: dict[int, torch.Tensor] = {}
-    running: list[int | None] = [None]
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights and storage._cdata not in kept:
-            kept[storage._cdata] = tensor
-            saved[running[0]] += storage.nbytes()
-        return tensor
-
-    hooks = []
-    for index, block in enumerate(blocks):
-        enter = lambda *_, index=index: running.__setitem__(0, index)  # noqa: E731
-        hooks.append(block.register_forward_pre_hook(enter))
-        hooks.append(block.register_forward_hook(lambda *_: running.__setitem__(0, None)))
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class _Attention(torch.autograd.Function):
-    """What a fused kernel keeps: its three inputs and its output."""
-
-    @staticmethod
-    def forward(ctx, query, key, value):
-        output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output)
-        return output
-
-
-def _attend(module, query, key, value, attention_mask, **options):
-    return _Attention.apply(query, key, value).transpose(1, 2).contiguous(), None
 
 
 def training_flops(config: Mapping[str, Any], anatomy: Anatomy) -> float:

@@ -6,7 +6,7 @@ All take the local folder that `mos.model_sources.resolve_model` makes of a mode
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,16 @@ def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
             weight[known:] = weight[:known].mean(0)
 
 
-def trainable_rows(model: PreTrainedModel, ids: Iterable[int]) -> dict[str, list[int]]:
-    """PEFT's `trainable_token_indices` for these ids: rows of the embedding and of the head."""
+def learn_tokens(
+    model: PreTrainedModel, adapter: Mapping[str, Any], ids: Sequence[int]
+) -> dict[str, Any]:
+    """Give new tokens their rows, and return the adapter config that trains and saves them."""
+    grow_vocabulary(model, max(ids) + 1)
+    if adapter["method"] == "full":
+        return dict(adapter)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return {name.rpartition(".")[2]: list(ids) for name, m in model.named_modules() if m in ends}
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in ends]
+    return {**adapter, "trainable_token_indices": {name: list(ids) for name in names}}
 
 
 def dequantized_base(

@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.table import Table
 
+from mos.activations import activations
 from mos.adapters import row_label
 from mos.config import CONFIG_DIR, check_structure, compose_config
 from mos.console import console, exit_on_user_error, say
@@ -29,7 +30,6 @@ from mos.estimate import (
     GIB,
     MATERIALISED,
     Anatomy,
-    activations,
     count,
     device_of,
     optimizer_bytes,

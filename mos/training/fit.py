@@ -22,7 +22,7 @@ from mos.environment import describe_environment, peak_memory_bytes
 from mos.evaluate import build_benchmarks
 from mos.identity import model_identity
 from mos.model_sources import resolve_model
-from mos.modeling import grow_vocabulary, load_base, load_tokenizer, trainable_rows
+from mos.modeling import learn_tokens, load_base, load_tokenizer
 from mos.preflight import choose_device
 from mos.runs import Run
 from mos.training.callbacks import read_losses
@@ -88,11 +88,9 @@ def load_model(
 ) -> nn.Module:
     """The base model, quantised and frozen, with the adapter on it."""
     model = load_base(model_dir, config["quantization"], device)
-    adapter = dict(config["adapter"])
+    adapter = config["adapter"]
     if config["data"]["chat_tokens"]:
-        grow_vocabulary(model, len(tokenizer))
-        if adapter["method"] != "full":
-            adapter["trainable_token_indices"] = trainable_rows(model, add_chat_tokens(tokenizer))
+        adapter = learn_tokens(model, adapter, add_chat_tokens(tokenizer))
     if config["quantization"]["bits"] is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     adapted: Any = attach(model, adapter)

@@ -10,9 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mos import plan as entry
+from mos.activations import activations
 from mos.config import compose_config
 from mos.errors import UserError
-from mos.estimate import activations, count, weights_bytes
+from mos.estimate import count, weights_bytes
 from mos.plan import duration, expand, plan, plan_table, size
 
 SEVEN_B = ["scale=paper", "+experiment=superni_mmlu"]
@@ -47,6 +48,11 @@ def test_llama2_7b_rows(adapter, parameters, lora_rank):
 def test_other_models_at_the_budget_of_rank_2(model, parameters):
     overrides = [*SEVEN_B, f"model={model}", "adapter=table2_lora_r2"]
     assert count(entry.check_structure(compose_config(overrides))).trainable == parameters
+
+
+def test_chat_tokens_bring_their_rows_of_embedding_and_head():
+    found = plan_of(*SEVEN_B, "data.chat_tokens=true")
+    assert found["trainable_parameters"] == 19_988_480 + 3 * 2 * 4096
 
 
 def test_the_papers_setting():

@@ -1,0 +1,75 @@
+"""Trackers: one run a job, under the job's own id, closed with its outcome."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from mos.config import compose_config, validate
+from mos.identity import open_run
+from mos.training.tracking import tracked
+
+
+@pytest.fixture
+def config(tmp_path):
+    overrides = ["+experiment=superni_mmlu", "logging=wandb", f"paths.output_dir={tmp_path}"]
+    return validate(compose_config(overrides))
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Stands for the service: what a run was opened with, and how it was closed."""
+    wandb = pytest.importorskip("wandb", reason="NOT TESTED: W&B, it is not installed")
+    calls = SimpleNamespace(opened=[], closed=[])
+
+    def init(**options):
+        calls.opened.append(options)
+        return SimpleNamespace(finish=lambda exit_code: calls.closed.append(exit_code))
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return calls
+
+
+def test_a_run_has_its_own_id_and_a_good_end(config, wandb):
+    run = open_run(config)
+    with tracked(config, run, group="night"):
+        assert wandb.closed == []
+    (opened,) = wandb.opened
+    assert (opened["id"], opened["group"], opened["resume"]) == (run.id, "night", "allow")
+    assert opened["config"]["adapter"]["method"] == "mos"
+    assert wandb.closed == [0]
+
+
+def test_a_failed_run_is_closed_as_failed(config, wandb):
+    with pytest.raises(KeyboardInterrupt), tracked(config, open_run(config), group=None):
+        raise KeyboardInterrupt
+    assert wandb.closed == [1]
+
+
+def test_it_is_offline_without_a_key(config, wandb, monkeypatch):
+    monkeypatch.setattr("wandb.api", SimpleNamespace(api_key=None))
+    with tracked(config, open_run(config), group=None):
+        pass
+    monkeypatch.setattr("wandb.api", SimpleNamespace(api_key="a key"))
+    with tracked(config, open_run(config), group=None):
+        pass
+    assert [opened["mode"] for opened in wandb.opened] == ["offline", "online"]
+
+
+def test_only_the_first_process_opens_a_run(config, wandb, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with tracked(config, open_run(config), group=None):
+        pass
+    assert wandb.opened == []
+
+
+def test_tensorboard_writes_into_the_run_s_folder(config, monkeypatch):
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    config["logging"]["report_to"] = ["tensorboard"]
+    run = open_run(config)
+    with tracked(config, run, group=None):
+        assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(run.path / "tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
