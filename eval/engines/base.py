@@ -208,9 +208,7 @@ def choose(choices: Sequence[str], logprobs: list[float], prompt_tokens: int) ->
         prompt_tokens=prompt_tokens,
         output_tokens=(1,),
         logprobs=tuple(logprobs),
-        tied=logprobs.count(best) > 1
-        if isinstance(logprobs, list)
-        else list(logprobs).count(best) > 1,
+        tied=logprobs.count(best) > 1,
     )
 
 
