@@ -20,8 +20,6 @@ from mos.console import say
 from mos.errors import UserError
 from mos.files import hash_files, hash_json
 
-# PEFT types whose adapters are plain low-rank factors, so that they can be served as LoRA.
-LOW_RANK = ("MOS", "PROLORA", "TIED_LORA", "LORA")
 LORA, MERGED, FULL = "lora", "merged", "full"
 
 
@@ -50,10 +48,10 @@ class Model:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether the adapter is plain low-rank factors, so that it can be served as LoRA."""
-        config = self.adapter_config
-        rest = ("modules_to_save", "trainable_token_indices")
-        return config.get("peft_type") in LOW_RANK and not any(config.get(key) for key in rest)
+        """Whether the adapter can be served as LoRA."""
+        from mos.export import has_lora_form
+
+        return bool(self.adapter_config) and has_lora_form(self.adapter_config)
 
     @property
     def tokenizer_dir(self) -> Path:

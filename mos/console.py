@@ -37,6 +37,11 @@ def fail(message: str) -> None:
     logging.getLogger("mos").error(message)
 
 
+def show_traceback() -> None:
+    """Print the exception that is being handled."""
+    errors.print_exception()
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the program on a UserError: its message without a traceback, exit status 2."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,27 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from peft import LoraConfig, PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from mos.adapters.factors import lora_factors
 from mos.adapters.skeleton import skeleton
+from mos.adapters.tuner import FactoredConfig
 from mos.config import CONFIG_DIR
 from mos.console import exit_on_user_error, say
 from mos.errors import MissingFileError, UserError, unknown
 from mos.model_sources import check_model_folder, resolve_model
 from mos.modeling import copy_tokenizer, dequantized_base, grow_vocabulary
 
+# What an adapter may hold besides its factors, and the value that says that it does not.
+MORE_THAN_FACTORS = (
+    ("modules_to_save", None),
+    ("trainable_token_indices", None),
+    ("bias", "none"),
+    ("use_dora", False),
+)
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
 
 
@@ -169,13 +178,17 @@ def _adapter_config(adapter_dir: Path) -> PeftConfig:
     return PeftConfig.from_pretrained(str(adapter_dir))
 
 
+def has_lora_form(adapter_config: Mapping[str, Any]) -> bool:
+    """Whether an adapter, by its adapter_config.json, is low-rank factors and nothing else."""
+    config_cls = PEFT_TYPE_TO_CONFIG_MAPPING.get(adapter_config["peft_type"])
+    is_low_rank = config_cls is not None and issubclass(config_cls, LoraConfig | FactoredConfig)
+    return is_low_rank and all(
+        adapter_config.get(name, plain) in (plain, []) for name, plain in MORE_THAN_FACTORS
+    )
+
+
 def _check_only_factors(config: PeftConfig) -> None:
-    for name, plain in (
-        ("modules_to_save", None),
-        ("trainable_token_indices", None),
-        ("bias", "none"),
-        ("use_dora", False),
-    ):
+    for name, plain in MORE_THAN_FACTORS:
         if (value := getattr(config, name, plain)) not in (plain, []):
             raise UserError(
                 f"The adapter has {name}={value!r}, which a plain LoRA adapter cannot hold: merge "

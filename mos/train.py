@@ -19,7 +19,16 @@ import hydra
 from omegaconf import DictConfig
 
 from mos.config import CONFIG_DIR, check_structure, validate
-from mos.console import config_tree, console, fail, logged_to, quiet_libraries, results_table, say
+from mos.console import (
+    config_tree,
+    console,
+    fail,
+    logged_to,
+    quiet_libraries,
+    results_table,
+    say,
+    show_traceback,
+)
 from mos.errors import UserError
 from mos.identity import finished_run, open_run
 from mos.runs import Run
@@ -173,8 +182,11 @@ def main(cfg: DictConfig) -> None:
         record_member("failed", "", f"{type(error).__name__}: {error}")
         if not in_sweep():
             raise
-        console.print_exception()
+        show_traceback()
 
 
 if __name__ == "__main__":
-    main()
+    # Launchers pickle `main` with what it refers to, which in __main__ would go by value.
+    from mos.train import main as importable_main
+
+    importable_main()
