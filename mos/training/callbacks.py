@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from mos.console import console
 
@@ -29,7 +29,12 @@ class LossLog(TrainerCallback):
         self.seconds_before = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        kept = [line for line in read_losses(self.path) if line["step"] <= state.global_step]
+        self.take_up(state)
+
+    def take_up(self, state: TrainerState) -> None:
+        """Go on from a step; from step 0, a run that left no checkpoint starts anew."""
+        step = state.global_step
+        kept = [line for line in read_losses(self.path) if step and line["step"] <= step]
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0
         self.started = time.monotonic()
         if state.is_world_process_zero:

@@ -53,7 +53,7 @@ def newest_valid(folder: Path) -> Path | None:
 
     They are removed because the run will write checkpoints of the same names again.
     """
-    for checkpoint in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True):
+    for checkpoint in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True):
         reason = damage(checkpoint)
         if not reason:
             return checkpoint
@@ -62,7 +62,7 @@ def newest_valid(folder: Path) -> Path | None:
     return None
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 

@@ -26,7 +26,7 @@ from mos.modeling import learn_tokens, load_base, load_tokenizer
 from mos.preflight import choose_device
 from mos.runs import Run
 from mos.training.callbacks import read_losses
-from mos.training.checkpoints import newest_valid
+from mos.training.checkpoints import newest_valid, step_of
 from mos.training.distributed import process_state
 from mos.training.trainer import CrashSafeTrainer, build_trainer
 
@@ -105,7 +105,10 @@ def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) ->
     if checkpoint is not None:
         say(f"continuing from {checkpoint.name}")
         trainer.args.eval_on_start = False
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is not None and step_of(checkpoint) == trainer.args.max_steps:
+        trainer.restore(checkpoint)  # killed before the adapter was written
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = trainer.loss_log.seconds()
     log = run.path / "loss.jsonl"
     evaluated = {line["step"] for line in read_losses(log) if "eval_loss" in line}

@@ -42,10 +42,10 @@ def job(tmp_path, name: str, batch: int) -> list[str]:
 def test_ddp_on_two_processes_equals_one_with_the_double_batch(tmp_path, checkpointing):
     rows = [{"prompt": f"Count to {n}.", "completion": "." * n} for n in range(1, 31)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # accelerate launch starts several processes on GPUs only; torchrun sets the same variables.
     launch = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--main_process_port", "29533", "-m", "mos.train"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "mos.train"),
     ]
     runs = {}
     for name, command, batch in (
