@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import sys
@@ -36,6 +35,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
+
+from machine import machine  # noqa: E402
 
 from mos import MosConfig  # noqa: E402
 
@@ -291,17 +292,6 @@ def measure_cost(args: argparse.Namespace, config: PeftConfig, device: torch.dev
     return Cost(parameters, init, statistics.median(loads), disk, count_launches(model.train()))
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = f"{found[0] if found else platform.processor()}, {torch.get_num_threads()} threads"
-    return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
-
-
 def table(args, device, measurements: list[Measurement], costs: dict[str, Cost]) -> str:
     lora, mos = costs["lora"], costs["mos"]
     lines = [
@@ -309,7 +299,7 @@ def table(args, device, measurements: list[Measurement], costs: dict[str, Cost])
         f"(r={args.r}), {args.scale} shape",
         "",
         f"`python benchmarks/adapter_step.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
-        f"on {machine(device)}. {args.rounds} paired rounds, {args.clock} clock.",
+        f"on {machine(device.type)}. {args.rounds} paired rounds, {args.clock} clock.",
         "",
         "| base | recompute | batch | ms LoRA | MoS | ratio (95% interval) | peak MB LoRA | MoS |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -390,7 +380,7 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text)
         record = {
-            "machine": machine(device),
+            "machine": machine(device.type),
             "arguments": {k: str(v) for k, v in vars(args).items()},
             "measurements": [asdict(m) for m in measurements],
             "costs": {name: asdict(cost) for name, cost in costs.items()},

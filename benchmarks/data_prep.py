@@ -20,7 +20,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -33,6 +32,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 import datasets  # noqa: E402
+from machine import machine  # noqa: E402
 from transformers import PreTrainedTokenizerBase  # noqa: E402
 
 from mos.data import convert  # noqa: E402
@@ -138,6 +138,19 @@ def converted(corpus: str, source: Path, folder: Path, limit: int | None) -> Pat
     return path
 
 
+def row(name: str, rows: int, tokens: int, times: dict[str, list[tuple[float, float]]]) -> str:
+    """A line of the table; `times` are (wall, CPU) seconds of each round."""
+    speed = {way: tokens / statistics.median(wall for wall, _ in t) for way, t in times.items()}
+    wall, cpu = (
+        statistics.median(p[i] / o[i] for p, o in zip(times["plain"], times["ours"], strict=True))
+        for i in range(2)
+    )
+    return (
+        f"| {name} | {rows:,} | {tokens:,} | {speed['plain']:,.0f} | {speed['ours']:,.0f}"
+        f" | {wall:.1f} | {cpu:.1f} |"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=REPO / "data" / "samples")
@@ -151,12 +164,16 @@ def main() -> None:
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(resolve_model(options.model, options.cache_dir))
     lines = [
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, one process, one"
-        f" thread; tokenizer of {options.model}; {options.rounds} alternating rounds, medians.",
+        f"{machine()}. One process, one thread; tokenizer of {options.model}; {options.rounds}"
+        " alternating rounds, medians.",
         "",
         "| corpus | rows | tokens | plain, tokens/s | ours, tokens/s | ratio | CPU time ratio |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    totals: dict[str, list[tuple[float, float]]] = {
+        name: [(0.0, 0.0)] * options.rounds for name in ("plain", "ours")
+    }
+    n_rows = n_tokens = 0
     for corpus in options.corpora:
         with tempfile.TemporaryDirectory() as folder:
             source = options.data_dir / FOLDERS[corpus]
@@ -171,20 +188,13 @@ def main() -> None:
                 for name, function, rows in work:
                     times[name].append(timed(function, rows, tokenizer))
                 work.reverse()
-        speed = {
-            name: tokens / statistics.median(wall for wall, _ in measured)
-            for name, measured in times.items()
-        }
-        ratios = [
-            statistics.median(
-                p[i] / o[i] for p, o in zip(times["plain"], times["ours"], strict=True)
-            )
-            for i in range(2)
-        ]
-        lines.append(
-            f"| {corpus} | {kept:,} | {tokens:,} | {speed['plain']:,.0f} | {speed['ours']:,.0f}"
-            f" | {ratios[0]:.1f} | {ratios[1]:.1f} |"
-        )
+        lines.append(row(corpus, kept, tokens, times))
+        n_rows, n_tokens = n_rows + kept, n_tokens + tokens
+        for name, measured in times.items():
+            sums = zip(totals[name], measured, strict=True)
+            totals[name] = [(a + c, b + d) for (a, b), (c, d) in sums]
+    if len(options.corpora) > 1:
+        lines.append(row("together", n_rows, n_tokens, totals))
     table = "\n".join(lines) + "\n"
     print(table)
     if options.output:

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,6 +29,8 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
+
+from machine import machine  # noqa: E402
 
 from eval import build_benchmark  # noqa: E402
 from eval.engines import engine_settings, open_engine  # noqa: E402
@@ -67,7 +67,7 @@ def main() -> None:
         one_engine(arguments)
         return
     found = overhead(arguments) if arguments.part == "overhead" else sweep(arguments)
-    found["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    found["machine"] = machine()
     found["command"] = " ".join(["python", "benchmarks/eval_throughput.py", *sys.argv[1:]])
     print(json.dumps(found, indent=2))
     if not arguments.no_write:

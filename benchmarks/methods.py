@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -34,6 +33,7 @@ sys.path.insert(0, str(REPO))
 
 import torch  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
+from machine import machine  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
 
@@ -272,14 +272,11 @@ def synchronize(device: str) -> None:
 
 
 def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    if torch.device(arguments.device).type == "cuda":
-        machine = torch.cuda.get_device_name()
     lines = [
         f"# Methods on {arguments.model}, {arguments.quantization} base",
         "",
-        f"`python benchmarks/methods.py {' '.join(sys.argv[1:])}` on {machine}, torch "
-        f"{torch.__version__}; batch {arguments.batch} x {arguments.length}, medians of "
+        f"`python benchmarks/methods.py {' '.join(sys.argv[1:])}` on "
+        f"{machine(arguments.device)}; batch {arguments.batch} x {arguments.length}, medians of "
         f"{arguments.rounds} rounds with 95% bootstrap intervals.",
         "",
         "| Method | Rank | # Param. | Init. s | Step s | / LoRA, same rank | / no adapter "

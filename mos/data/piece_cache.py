@@ -56,7 +56,8 @@ class PieceCache(dict[str, bytes]):
     def __init__(self, core: Tokenizer, pattern: str) -> None:
         super().__init__()
         self._tokenize = core.model.tokenize
-        self._bytes = ByteLevel(add_prefix_space=False, use_regex=False)
+        to_letters = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+        self._letters = {byte: to_letters(chr(byte))[0][0] for byte in range(128)}
         self._find = re.compile(pattern).findall
         added = {t.content: i for i, t in core.get_added_tokens_decoder().items()}
         longest_first = sorted(filter(None, added), key=len, reverse=True)
@@ -88,8 +89,7 @@ class PieceCache(dict[str, bytes]):
 
     def _symbols(self, piece: str) -> str:
         """A piece in the letters of the vocabulary."""
-        ((mapped, _),) = self._bytes.pre_tokenize_str(piece)
-        return mapped
+        return piece.translate(self._letters)
 
     def _prepare(self, part: str, place: int, before: str) -> str:
         """The text between two added tokens as the model sees it."""
