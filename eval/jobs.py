@@ -246,7 +246,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     for metric, value in result["metrics"].items():
         error = result["stderr"].get(metric)
         parts.append(f"{metric} {value:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
-    notes = [f"n={result['n']}"]
+    seconds = sum(result["timing"].get(key, 0) for key in ("seconds", "scoring_seconds"))
+    notes = [f"n={result['n']}", f"{seconds:.0f} s"]
     if result["truncated"]:
         notes.append(f"{result['truncated']} outputs cut at the length limit")
     if result["ties"]:
