@@ -6,10 +6,11 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from eval.benchmark import Completion, Decoding
@@ -131,7 +132,8 @@ class VllmEngine(Engine):
         try:
             while engine.has_unfinished_requests():
                 try:
-                    finished = [output for output in engine.step() if output.finished]
+                    with self._stance():
+                        finished = [output for output in engine.step() if output.finished]
                 except Exception as error:
                     raise self._failed("died", error) from error
                 if finished:
@@ -143,6 +145,12 @@ class VllmEngine(Engine):
         except (GeneratorExit, KeyboardInterrupt):
             engine.abort_request(pending, internal=True)
             raise
+
+    def _stance(self) -> AbstractContextManager:
+        """Compile nothing on a CPU: in eager mode too, vLLM's sampler takes half a minute for it."""
+        if self.settings.device == "cpu" and self.settings.enforce_eager:
+            return torch.compiler.set_stance("force_eager")
+        return nullcontext()
 
     def _load_adapter(self, adapter: Path) -> Any:
         """Load an adapter under an id, name and path of its own.
