@@ -147,7 +147,7 @@ class VllmEngine(Engine):
             raise
 
     def _stance(self) -> AbstractContextManager:
-        """Compile nothing on a CPU: in eager mode too, vLLM's sampler takes half a minute for it."""
+        """Compile nothing on a CPU: vLLM's sampler takes half a minute for it in eager mode."""
         if self.settings.device == "cpu" and self.settings.enforce_eager:
             return torch.compiler.set_stance("force_eager")
         return nullcontext()
