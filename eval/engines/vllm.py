@@ -26,6 +26,7 @@ from eval.engines.base import (
 )
 from mos.errors import UserError
 
+CPU_BATCH_TOKENS = 4096  # prompt tokens of one step
 # Ranks for which vLLM has LoRA slots; an adapter of any rank up to a slot's fits it.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -69,6 +70,10 @@ class VllmEngine(Engine):
         }
         if on_cpu:
             options["kv_cache_memory_bytes"] = self._kv_cache_bytes()
+            # A seeded request whose prompt is cut over two steps takes its draw back, which vLLM
+            # does by an offset that generators on CPU do not have: the engine would die.
+            options["enable_chunked_prefill"] = False
+            options["max_num_batched_tokens"] = max(settings.window, CPU_BATCH_TOKENS)
         else:
             options["gpu_memory_utilization"] = settings.gpu_memory_utilization
         if settings.max_lora_rank:
