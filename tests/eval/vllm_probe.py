@@ -2,8 +2,9 @@
 
 Usage: vllm_probe.py LOG RANK MODEL STEP ...: one engine on MODEL, with room for LoRA adapters of
 RANK. A step is `weights=DIR` (exchange the weights), `adapter=DIR` (a LoRA adapter), `none` (the
-loaded weights), or `broken=DIR` and `stopped=DIR` (an adapter that does not fit; one whose answers
-are not waited for). The last line of its output is JSON: what each step gave.
+loaded weights), `sampled` (more prompts than one step takes, with seeds), or `broken=DIR` and
+`stopped=DIR` (an adapter that does not fit; one whose answers are not waited for). The last line of
+its output is JSON: what each step gave.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-from test_engines import answer, probe_requests  # noqa: E402
+from test_engines import answer, probe_requests, sampled_requests  # noqa: E402
 
 from eval.engines import open_engine  # noqa: E402
 from mos.errors import UserError  # noqa: E402
@@ -35,6 +36,8 @@ def take(step: tuple[str, str, str], engine) -> list[dict] | str:
         next(batches)
         batches.close()
         return "stopped"
+    if kind == "sampled":
+        return [asdict(completion) for completion in answer(engine, sampled_requests())]
     adapter = folder if kind in ("adapter", "broken") else None
     try:
         return [asdict(c) for asked in probe_requests() for c in answer(engine, asked, adapter)]
