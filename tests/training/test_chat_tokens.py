@@ -31,7 +31,7 @@ JOB = [
 ]
 
 
-@pytest.fixture(scope="module", params=["mos_tied", "lora"])
+@pytest.fixture(scope="module", params=["mos_tied", pytest.param("lora", marks=pytest.mark.slow)])
 def case(request, tiny_model_dir, tmp_path_factory):
     """A base model, and a run that trained and evaluated on it."""
     method, _, tied = request.param.partition("_")
