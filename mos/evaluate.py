@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Column, Table
 
 from eval import BENCHMARKS
-from eval.jobs import Subject, build_benchmarks, evaluate_subjects, merge_subject_shards
 from mos.config import CONFIG_DIR, validate
 from mos.console import console, exit_on_user_error, fail, quiet_libraries, say
 from mos.errors import MissingFileError, UserError, unknown
+from mos.evaluation.jobs import Subject, build_benchmarks, evaluate_subjects, merge_subject_shards
 from mos.preflight import choose_device
 from mos.runs import find_runs
 
@@ -156,7 +156,7 @@ def _adapter(folder: Path, config: Mapping[str, Any]) -> Subject:
         raise MissingFileError(
             f"adapters={folder}: no adapter_config.json there; expected a folder as PEFT saves it."
         )
-    from eval.serving import adapter_hash
+    from mos.evaluation.serving import adapter_hash
 
     content = adapter_hash(folder, config["paths"]["cache_dir"])[:8]
     out_dir = (

@@ -12,6 +12,8 @@ from typing import Any
 
 from filelock import FileLock
 
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+
 
 def hash_json(value: Any) -> str:
     """sha256 of a JSON-serialisable value, independent of key order."""
@@ -37,6 +39,20 @@ def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
     memo.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(memo, digest.hexdigest())
     return digest.hexdigest()
+
+
+def source_hash(source: str | Path, cache_dir: str | Path) -> str | None:
+    """Content of a file or of all files below a folder; None where there is nothing yet."""
+    path = Path(source)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    return hash_files(files, cache_dir) if files else None
+
+
+def fingerprint(path: str | Path, cache_dir: str | Path) -> str:
+    """Content hash of a model folder: config, tokenizer and weights."""
+    patterns = ("*.json", *WEIGHT_FILES)
+    files = sorted(f for pattern in patterns for f in Path(path).glob(pattern))
+    return hash_files(files, cache_dir)
 
 
 def build_once(target: Path, build: Callable[[Path], object]) -> Path:

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mos.files import hash_files, hash_json
+from mos.files import fingerprint, hash_json, source_hash
 from mos.runs import Run
-
-WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 # Trainer settings that change when things are written or shown, never what is learnt.
 BOOKKEEPING = {
@@ -64,7 +62,10 @@ def _run(config: Mapping[str, Any], slug: str) -> Run:
 
 def training_identity(config: Mapping[str, Any], model_id: str) -> dict[str, Any]:
     """What shapes the trained adapter, the data by content."""
-    data = {**config["data"], "source": source_hash(config["data"]["source"], config)}
+    data = {
+        **config["data"],
+        "source": source_hash(config["data"]["source"], config["paths"]["cache_dir"]),
+    }
     trainer = {k: v for k, v in config["trainer"].items() if k not in BOOKKEEPING}
     return {
         "model": [model_id, config["model"]["pad_token"]],
@@ -80,7 +81,10 @@ def evaluation_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What shapes the metrics beside the weights, the benchmarks by content."""
     evaluation = config["eval"]
     benchmarks = {
-        name: {**options, "data_dir": source_hash(options["data_dir"], config)}
+        name: {
+            **options,
+            "data_dir": source_hash(options["data_dir"], config["paths"]["cache_dir"]),
+        }
         for name, options in evaluation["benchmarks"].items()
     }
     settings = ("engine", "weights", "chat", "limit", "dtype")
@@ -91,23 +95,9 @@ def evaluation_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def source_hash(source: str, config: Mapping[str, Any]) -> str | None:
-    """Content of a file or of all files below a folder; None where there is nothing yet."""
-    path = Path(source)
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    return hash_files(files, config["paths"]["cache_dir"]) if files else None
-
-
 def model_identity(config: Mapping[str, Any]) -> str:
     """A local folder by content; a hub id, a package or a random model by its name."""
     path = Path(config["model"]["path"]).expanduser()
     if path.is_dir():
         return fingerprint(path, config["paths"]["cache_dir"])
     return f"{config['model']['path']}@{config['model']['revision']}"
-
-
-def fingerprint(path: str | Path, cache_dir: str | Path) -> str:
-    """Content hash of a model folder: config, tokenizer and weights."""
-    patterns = ("*.json", *WEIGHT_FILES)
-    files = sorted(f for pattern in patterns for f in Path(path).glob(pattern))
-    return hash_files(files, cache_dir)

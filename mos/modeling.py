@@ -22,8 +22,7 @@ from transformers import (
 )
 
 from mos.errors import UserError
-from mos.files import build_once, hash_json
-from mos.identity import fingerprint
+from mos.files import build_once, fingerprint, hash_json
 
 
 def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrainedTokenizerBase:

@@ -19,7 +19,7 @@ from mos.console import say
 from mos.data.dataset import TrainingData, load_training_data
 from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
-from mos.evaluate import build_benchmarks
+from mos.evaluation.jobs import build_benchmarks
 from mos.identity import model_identity
 from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer

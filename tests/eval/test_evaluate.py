@@ -12,8 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import eval.serving
 import mos.evaluate
+import mos.evaluation.serving
 from eval import build_benchmark
 from mos.adapters import attach, rank, row_label
 from mos.config import compose_config, validate
@@ -102,13 +102,13 @@ def evaluate(base):
 def starts(monkeypatch) -> list[Path]:
     """The weights that engines were started with."""
     started: list[Path] = []
-    start = eval.serving.start
+    start = mos.evaluation.serving.start
 
     def counted(settings, model_dir, *rest):
         started.append(Path(model_dir))
         return start(settings, model_dir, *rest)
 
-    monkeypatch.setattr(eval.serving, "start", counted)
+    monkeypatch.setattr(mos.evaluation.serving, "start", counted)
     return started
 
 

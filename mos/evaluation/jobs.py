@@ -15,11 +15,10 @@ from eval import Benchmark, build_benchmark
 from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, engine_settings
 from eval.runner import Weights, merge_shards, read_result, run_benchmark
-from eval.serving import LORA, Model, Server, weights_of
 from mos.console import say
 from mos.errors import UserError
-from mos.files import hash_json
-from mos.identity import source_hash
+from mos.evaluation.serving import LORA, Model, Server, weights_of
+from mos.files import hash_json, source_hash
 from mos.runs import Run
 
 
@@ -188,7 +187,10 @@ def _evaluate(job: _Job, server: Server, cache_dir: str | Path, overwrite: bool)
 def _recorded_options(subject: Subject, name: str) -> dict[str, Any]:
     """What shapes a benchmark, its files by content: targets are not in the prompts' hash."""
     options = build_options(subject.config["eval"], name)
-    return {**options, "data_dir": source_hash(options["data_dir"], subject.config)}
+    return {
+        **options,
+        "data_dir": source_hash(options["data_dir"], subject.config["paths"]["cache_dir"]),
+    }
 
 
 def _result_dir(subject: Subject, name: str, benchmark: Benchmark) -> Path:

@@ -81,7 +81,7 @@ def weights_of(
     Raises:
         UserError: an adapter that is not there or is not LoRA's shape, where "adapter" asks for it.
     """
-    from mos.identity import fingerprint
+    from mos.files import fingerprint
 
     quantized = model.quantization["bits"] is not None and choice != "original"
     weights = Weights(

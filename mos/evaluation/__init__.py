@@ -1,0 +1,1 @@
+"""Evaluation of models: which ones, with which weights, on which engine."""
