@@ -1,6 +1,7 @@
 """Benchmarks of the Tulu protocol: `build_benchmark` makes prompts and scores outputs.
 
-A new benchmark is one file with a `Benchmark` class, one line in `BENCHMARKS`, and one config.
+A benchmark is one file with its class, one line in `_CLASSES`, and one config
+(docs/add_a_benchmark.md).
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from eval.benchmark import Benchmark, Completion, Decoding, Request, Score
+from eval.benchmark import Benchmark, Completion, Decoding, Metric, Request, Score
 from eval.files import require
 from eval.selection import Selection
 from mos.errors import UserError, unknown
@@ -22,20 +23,22 @@ __all__ = [
     "Benchmark",
     "Completion",
     "Decoding",
+    "Metric",
     "Request",
     "Score",
     "benchmark_options",
     "build_benchmark",
 ]
 
-# name -> "module:class"; a module is imported when its benchmark is built.
-BENCHMARKS = {
-    "mmlu": "eval.mmlu:MMLU",
-    "bbh": "eval.bbh:BBH",
-    "gsm8k": "eval.gsm8k:GSM8K",
-    "tydiqa": "eval.tydiqa:TyDiQA",
-    "humaneval": "eval.humaneval:HumanEval",
-}
+# In the order in which tables show them.
+_CLASSES = (
+    "eval.mmlu:MMLU",
+    "eval.bbh:BBH",
+    "eval.gsm8k:GSM8K",
+    "eval.tydiqa:TyDiQA",
+    "eval.humaneval:HumanEval",
+)
+BENCHMARKS: dict[str, type[Benchmark]] = {cls.name: cls for cls in map(resolve_name, _CLASSES)}
 
 
 def build_benchmark(
@@ -62,7 +65,7 @@ def build_benchmark(
         MissingFileError, DataError: benchmark files that are missing or malformed.
     """
     defaults = benchmark_options(name)
-    benchmark_class = _benchmark_class(name)
+    benchmark_class: Any = BENCHMARKS[name]  # each has its own keyword arguments
     hints = get_type_hints(benchmark_class.__init__)
     for option, value in options.items():
         if option not in defaults:
@@ -85,15 +88,10 @@ def build_benchmark(
 
 def benchmark_options(name: str) -> dict[str, Any]:
     """The options of a benchmark with their defaults, without those common to all."""
-    parameters = inspect.signature(_benchmark_class(name).__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def _benchmark_class(name: str) -> Any:
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
-    module, _, attribute = BENCHMARKS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    parameters = inspect.signature(BENCHMARKS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Decoding, Request, Score
+from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.fewshot import read_lm_eval_task
 from eval.files import check_fields, read_json, read_text, require
 from eval.prompts import chat_prompt
@@ -40,6 +40,8 @@ class BBH(Benchmark):
     """
 
     name = "bbh"
+    metrics = (Metric("exact_match", "BBH EM"),)
+    setting = "3-shot"
 
     def __init__(
         self,
@@ -64,6 +66,11 @@ class BBH(Benchmark):
             prompt = chat_prompt(prompt, "A:") if chat else f"{prompt}\nA:"
             self.requests.append(Request(f"{question.task}/{question.row}", prompt, decoding))
 
+    @staticmethod
+    def group_of(record_id: str) -> str:
+        """The task."""
+        return record_id.rpartition("/")[0]
+
     def score(self, outputs: Sequence[str]) -> Score:
         """Score generated texts; breakdown per task.
 
@@ -76,7 +83,7 @@ class BBH(Benchmark):
             parsed = parse_answer(output)
             scores = {"exact_match": exact_match(parsed, question.target)}
             records.append(record(request, output, parsed, question.target, scores))
-        return macro(records, [q.task for q in self.questions])
+        return macro(records, self.group_of)
 
 
 def parse_answer(output: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,46 @@ class Score:
     scoring: dict[str, str] = field(default_factory=dict)
 
 
-class Benchmark(ABC):
-    """Requests in the order in which `score` expects the outputs.
+@dataclass(frozen=True)
+class Metric:
+    """A metric that every result of a benchmark has.
 
     Attributes:
-        name: the benchmark's name in configs and results.
-        requests: one per example.
-        partial: why these are not all examples of the benchmark (a limit, some tasks), or "".
+        name: as in records and results ("exact_match").
+        title: of its column in tables ("MMLU EM").
     """
 
     name: str
+    title: str
+
+
+class Benchmark(ABC):
+    """Prompts of a benchmark, and their scores. All that the program knows of it is said here.
+
+    The class is built with the benchmark's folder, the tokenizer, a `Selection`, and keyword-only
+    options with their defaults: the options are the keys of `configs/eval/<name>.yaml`. One that
+    `runs_code` has the option `allow_code_execution`.
+
+    Attributes:
+        name: the benchmark's name in configs and results.
+        metrics: the metrics that every result has, in the order of the tables' columns.
+        setting: how the examples are asked ("3-shot"), as the tables print it in parentheses.
+        runs_code: whether scoring runs programs that the model wrote, which the user must allow.
+        requests: one per example, in the order in which `score` expects the outputs.
+        partial: why these are not all examples of the benchmark (a limit, some tasks), or "".
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    setting: ClassVar[str]
+    runs_code: ClassVar[bool] = False
     requests: list[Request]
     partial: str = ""
+
+    @staticmethod
+    def group_of(record_id: str) -> str:
+        """The group of an example where a metric is the mean of its groups' means, else ""."""
+        return ""
 
     def check_ready(self) -> None:  # noqa: B027
         """Raise a `UserError` if outputs could not be scored; to be asked before generating."""

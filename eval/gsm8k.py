@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Decoding, Request, Score
+from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.fewshot import read_lm_eval_task
 from eval.files import read_jsonl, require
 from eval.prompts import chat_prompt
@@ -49,6 +49,8 @@ class GSM8K(Benchmark):
     """
 
     name = "gsm8k"
+    metrics = (Metric("exact_match", "GSM8K EM"),)
+    setting = "8-shot, CoT"
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmark import Benchmark, Decoding, Request, Score
+from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import read_jsonl, require
 from eval.prompts import chat_prompt
 from eval.scoring import check_outputs, micro, record
@@ -43,6 +43,9 @@ class HumanEval(Benchmark):
     """
 
     name = "humaneval"
+    metrics = (Metric("pass@1", "HumanEval P@1"),)
+    setting = "0-shot"
+    runs_code = True
 
     def __init__(
         self,

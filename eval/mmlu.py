@@ -8,9 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
-from eval.benchmark import Benchmark, Decoding, Request, Score
+from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import require
 from eval.prompts import chat_prompt, may_exceed
 from eval.scoring import check_outputs, group_records, mean_score, micro, record
@@ -83,6 +81,8 @@ class MMLU(Benchmark):
     """
 
     name = "mmlu"
+    metrics = (Metric("exact_match", "MMLU EM"),)
+    setting = "0-shot"
 
     def __init__(
         self,
@@ -199,6 +199,8 @@ def read_csv(path: Path) -> list[tuple[str, str]]:
     pandas' inference with all defaults is part of the prompt: the choice "None" reads as nan, a
     column of numbers is reformatted (05 -> 5, 3.50 -> 3.5).
     """
+    import pandas as pd
+
     try:
         table = pd.read_csv(path, header=None)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

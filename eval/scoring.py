@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.benchmark import Request, Score
@@ -78,14 +78,18 @@ def micro(records: list[dict[str, Any]], breakdown: dict[str, dict[str, float]])
     return Score(metrics, records, len(records), stderr, breakdown)
 
 
-def macro(records: list[dict[str, Any]], groups: Sequence[str]) -> Score:
+def macro(records: list[dict[str, Any]], group_of: Callable[[str], str]) -> Score:
     """Unweighted mean of the groups' means, as the reference averages tasks and languages.
 
     The groups are fixed and their examples sampled, so the standard error is that of a mean of
     independent means: sqrt(sum of squared errors) / number of groups. It is left out where a
     group has one example only, which tells nothing of its spread.
+
+    Args:
+        records: of all examples.
+        group_of: an example's group, from its id.
     """
-    grouped = group_records(records, groups)
+    grouped = group_records(records, [group_of(r["id"]) for r in records])
     breakdown = {group: mean_score(members) for group, members in grouped.items()}
     metrics, stderr = {}, {}
     for name in records[0]["scores"]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Decoding, Request, Score
+from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import check_fields, read_json, require
 from eval.prompts import chat_prompt, may_exceed
 from eval.scoring import check_outputs, macro, record
@@ -124,6 +124,8 @@ class TyDiQA(Benchmark):
     """
 
     name = "tydiqa"
+    metrics = (Metric("f1", "TyDiQA F1"), Metric("exact_match", "TyDiQA EM"))
+    setting = "1-shot, GP"
 
     def __init__(
         self,
@@ -158,6 +160,11 @@ class TyDiQA(Benchmark):
             prompt = chat_prompt(prompt, cue) if chat else prompt + cue
             self.requests.append(Request(question.id, prompt, decoding))
 
+    @staticmethod
+    def group_of(record_id: str) -> str:
+        """The language."""
+        return record_id.partition("-")[0]
+
     def score(self, outputs: Sequence[str]) -> Score:
         """Score generated texts as SQuAD v1.1 does; breakdown per language."""
         check_outputs(self.requests, outputs)
@@ -171,7 +178,7 @@ class TyDiQA(Benchmark):
                 ),
             }
             records.append(record(request, output, parsed, list(question.answers), scores))
-        return macro(records, [q.language for q in self.questions])
+        return macro(records, self.group_of)
 
 
 def render(question: Question, shots: Sequence[Question], context: bool) -> str:
@@ -280,7 +287,7 @@ def read_questions(path: Path) -> list[Question]:
 
 def _question(qa: Mapping[str, Any], context: str, path: Path) -> Question:
     check_fields({**qa, "context": context}, ("id", "question", "context"), path, None)
-    language = qa["id"].split("-")[0]
+    language = TyDiQA.group_of(qa["id"])
     answers = tuple(answer["text"] for answer in qa["answers"])
     if language not in TEMPLATES:
         raise DataError(path, None, f"{qa['id']}: no prompt for language {language!r}.")

@@ -226,17 +226,18 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def _check_benchmarks(evaluation: Mapping[str, Any]) -> None:
-    from eval import benchmark_options
+    from eval import BENCHMARKS, benchmark_options
 
     for name, options in evaluation["benchmarks"].items():
         known = {"data_dir", "tasks", "limit", "shard", *benchmark_options(name)}
         for key in options:
             if key not in known:
                 raise unknown("option", f"eval.benchmarks.{name}.{key}", known)
-    if "humaneval" in evaluation["benchmarks"] and not evaluation["allow_code_execution"]:
+    runs_code = [name for name in evaluation["benchmarks"] if BENCHMARKS[name].runs_code]
+    if runs_code and not evaluation["allow_code_execution"]:
         raise UserError(
-            "HumanEval runs programs that the model wrote. They run in a sandbox, but it is your"
-            " machine: allow it with eval.allow_code_execution=true, or train only with"
+            f"{runs_code[0]} runs programs that the model wrote. They run in a sandbox, but it is"
+            " your machine: allow it with eval.allow_code_execution=true, or train only with"
             " eval=[base]."
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from eval import Benchmark, build_benchmark
+from eval import BENCHMARKS, Benchmark, build_benchmark
 from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, engine_settings
 from eval.runner import Weights, merge_shards, read_result, run_benchmark
@@ -71,7 +71,7 @@ def build_benchmarks(evaluation: Mapping[str, Any], tokenizer: Any) -> dict[str,
 def build_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The keyword arguments of `build_benchmark` that an `eval` config group gives."""
     options = {"chat": evaluation["chat"], "limit": evaluation["limit"]}
-    if name == "humaneval":
+    if BENCHMARKS[name].runs_code:
         options["allow_code_execution"] = evaluation["allow_code_execution"]
     return {**options, **evaluation["benchmarks"][name]}
 

@@ -35,6 +35,22 @@ def test_options_have_the_paper_s_values():
     }
 
 
+def test_classes_say_what_the_paper_s_tables_print():
+    columns = [(m.title, cls.setting) for cls in BENCHMARKS.values() for m in cls.metrics]
+    assert columns == [
+        ("MMLU EM", "0-shot"),
+        ("BBH EM", "3-shot"),
+        ("GSM8K EM", "8-shot, CoT"),
+        ("TyDiQA F1", "1-shot, GP"),
+        ("TyDiQA EM", "1-shot, GP"),
+        ("HumanEval P@1", "0-shot"),
+    ]
+    assert [name for name, cls in BENCHMARKS.items() if cls.runs_code] == ["humaneval"]
+    ids = {"mmlu": "law/3", "bbh": "snarks/7", "tydiqa": "thai-77-0", "humaneval": "HumanEval/0"}
+    groups = [BENCHMARKS[name].group_of(identity) for name, identity in ids.items()]
+    assert groups == ["", "snarks", "thai", ""]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
