@@ -9,6 +9,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import logging
+import pkgutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,14 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addHandler(logging.NullHandle
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("mos.adapters"), name)
+        methods = importlib.import_module("mos.adapters").METHODS.values()
+        paths = (method.config or "" for method in methods)
+        return pkgutil.resolve_name(next(path for path in paths if path.endswith(f":{name}")))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _AfterPeft(importlib.abc.MetaPathFinder):
-    """Import `mos.adapters`, which registers the methods, right after whoever imports PEFT."""
+    """Register the methods of `mos.adapters` right after whoever imports PEFT."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         if fullname != "peft":
@@ -42,13 +45,13 @@ class _AfterPeft(importlib.abc.MetaPathFinder):
 
             def execute_and_register(module: Any) -> None:
                 execute(module)
-                importlib.import_module("mos.adapters")
+                importlib.import_module("mos.adapters").register_all()
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
 if "peft" in sys.modules:
-    importlib.import_module("mos.adapters")
+    importlib.import_module("mos.adapters").register_all()
 else:
     sys.meta_path.insert(0, _AfterPeft())

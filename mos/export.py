@@ -89,8 +89,8 @@ def to_lora(
     for path, (A, B, scaling) in factors.items():
         B = B if scaling == common else B * scaling
         padding = r - A.shape[0]
-        A = torch.nn.functional.pad(A, (0, 0, 0, padding))  # (r, in_features)
-        B = torch.nn.functional.pad(B, (0, padding))  # (out_features, r)
+        A = torch.nn.functional.pad(A.detach(), (0, 0, 0, padding))  # (r, in_features)
+        B = torch.nn.functional.pad(B.detach(), (0, padding))  # (out_features, r)
         for side, factor in (("A", A), ("B", B)):
             key = f"base_model.model.{path}.lora_{side}.weight"
             tensors[key] = factor.to(device="cpu", dtype=dtype).contiguous()

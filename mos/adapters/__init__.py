@@ -2,51 +2,68 @@
 
 A method is one line of `METHODS`. Its adapter config (a file of `configs/adapter`, or any mapping)
 has the fields of its PEFT config, plus `method`.
+
+Importing this module is cheap: what needs torch or PEFT is imported when it is asked for, so that
+reports can read names and colours from the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
-from peft import LoraConfig, MissConfig, PeftConfig, VeraConfig, get_peft_model
-from torch import nn
 
-from mos.adapters.mos import MosConfig
 from mos.adapters.options import check_options
-from mos.adapters.prolora import ProloraConfig
-from mos.adapters.tied_lora import TiedLoraConfig
 from mos.errors import UserError, unknown
 
-__all__ = ["METHODS", "Method", "attach", "peft_config", "rank", "row_label"]
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import nn
+
+__all__ = ["METHODS", "Method", "attach", "peft_config", "rank", "register_all", "row_label"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables.
+    """A method as the rest of the program knows it.
 
     Args:
-        config: its PEFT config class; None: the base model itself, frozen or trained.
-        label: its row name, or a function of the adapter config and of whether prompts are chats.
+        config: import path of its PEFT config class, "module:Class"; None: the base model itself,
+            frozen or trained.
+        label: its row name in the tables, or a function of the adapter config and of whether
+            prompts are chats.
+        colour: of its marks in plots, "#rrggbb".
+        variants: row name -> colour of those variants that plots tell apart.
     """
 
-    config: type[PeftConfig] | None
+    config: str | None
     label: str | Callable[[Mapping[str, Any], bool], str]
+    colour: str
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def config_cls(self) -> type[PeftConfig] | None:
+        """The class at `config`. Importing it registers the method with PEFT."""
+        return None if self.config is None else resolve_name(self.config)
+
+    def colour_of(self, label: str) -> str:
+        """The colour of the row named `label`."""
+        return self.variants.get(label, self.colour)
 
 
 def _mos_label(adapter: Mapping[str, Any], chat: bool) -> str:
-    config: Any = peft_config(adapter)
     off = {
-        "sp": config.private_rank == 0,
-        "vs": config.shards_per_vector == 1,
-        "pd": not config.pair_dissociation,
+        "sp": adapter.get("private_rank") == 0,
+        "vs": adapter.get("shards_per_vector") == 1,
+        "pd": adapter.get("pair_dissociation") is False,
     }
     if all(off.values()):
         added = {
-            "+ Random Scaling": config.random_scaling is not None,
-            "+ Subset Selection": config.r != "all",
+            "+ Random Scaling": adapter.get("random_scaling") is not None,
+            "+ Subset Selection": adapter.get("r") != "all",
         }
         return " ".join(name for name, is_on in added.items() if is_on) or "Pure Sharing"
     return " ".join(["MoS", *(f"-{switch}" for switch, is_off in off.items() if is_off)])
@@ -61,16 +78,32 @@ def _vanilla_label(adapter: Mapping[str, Any], chat: bool) -> str:
     return "Vanilla (chat)" if chat else "Vanilla (no-chat)"
 
 
-METHODS: dict[str, Method] = {
-    "mos": Method(MosConfig, _mos_label),
-    "lora": Method(LoraConfig, "LoRA"),
-    "prolora": Method(ProloraConfig, "PRoLoRA"),
-    "tied_lora": Method(TiedLoraConfig, "Tied LoRA"),
-    "vera": Method(VeraConfig, "VeRA"),
-    "miss": Method(MissConfig, _miss_label),
-    "none": Method(None, _vanilla_label),
-    "full": Method(None, "Full fine-tuning"),
+MOS_VARIANTS = {
+    "MoS -sp": "#e8743b",
+    "MoS -vs": "#f29b6c",
+    "MoS -pd": "#f8c3a3",
+    "Pure Sharing": "#475569",
+    "+ Random Scaling": "#7b8794",
+    "+ Subset Selection": "#b0b8c1",
 }
+
+# The colours are told apart by the colour-blind too (Okabe and Ito's palette).
+METHODS: dict[str, Method] = {
+    "mos": Method("mos.adapters.mos:MosConfig", _mos_label, "#d55e00", MOS_VARIANTS),
+    "lora": Method("peft:LoraConfig", "LoRA", "#0072b2"),
+    "prolora": Method("mos.adapters.prolora:ProloraConfig", "PRoLoRA", "#009e73"),
+    "tied_lora": Method("mos.adapters.tied_lora:TiedLoraConfig", "Tied LoRA", "#e69f00"),
+    "vera": Method("peft:VeraConfig", "VeRA", "#cc79a7"),
+    "miss": Method("peft:MissConfig", _miss_label, "#56b4e9"),
+    "none": Method(None, _vanilla_label, "#9ca3af"),
+    "full": Method(None, "Full fine-tuning", "#111827"),
+}
+
+
+def register_all() -> None:
+    """Make every method known to PEFT, for `get_peft_model` and `PeftModel.from_pretrained`."""
+    for method in METHODS.values():
+        _ = method.config_cls
 
 
 def peft_config(adapter: Mapping[str, Any]) -> PeftConfig | None:
@@ -82,7 +115,7 @@ def peft_config(adapter: Mapping[str, Any]) -> PeftConfig | None:
     """
     options = _options(adapter)
     method = options.pop("method")
-    config_cls = METHODS[method].config
+    config_cls = METHODS[method].config_cls
     check_options(options, config_cls, method)
     if config_cls is None:
         return None
@@ -102,6 +135,8 @@ def attach(model: nn.Module, adapter: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: as `peft_config`; or the adapter does not fit the model's layers.
     """
+    from peft import get_peft_model
+
     config = peft_config(adapter)
     method = adapter["method"]
     if config is not None:
@@ -123,8 +158,9 @@ def row_label(adapter: Mapping[str, Any], chat: bool = True) -> str:
     Args:
         chat: whether evaluation prompts use the chat template; tells the two Vanilla rows apart.
     """
-    label = METHODS[_options(adapter)["method"]].label
-    return label if isinstance(label, str) else label(adapter, chat)
+    options = _options(adapter)
+    label = METHODS[options["method"]].label
+    return label if isinstance(label, str) else label(options, chat)
 
 
 def rank(adapter: Mapping[str, Any], n_blocks: int | None = None) -> int | None:
@@ -134,11 +170,13 @@ def rank(adapter: Mapping[str, Any], n_blocks: int | None = None) -> int | None:
         n_blocks: blocks of the model, which pure sharing (`r: all`) takes its rank from; None
             without it.
     """
-    config: Any = peft_config(adapter)
-    r = getattr(config, "r", None)
-    if r == "all":
+    options = _options(adapter)
+    if "r" in options and options["r"] != "all":
+        return options["r"]
+    config: Any = peft_config(options)
+    if getattr(config, "r", None) == "all":
         return None if n_blocks is None else config.rank(n_blocks)
-    return r
+    return getattr(config, "r", None)
 
 
 def _options(adapter: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import singledispatch
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -10,45 +10,51 @@ from peft.tuners.miss.layer import MissLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.tuners.vera.layer import VeraLayer
 
+from mos.adapters.linear import FactoredLinear
 from mos.errors import UserError
 
+Factors = tuple[torch.Tensor, torch.Tensor, float]
 
-def lora_factors(
-    layer: BaseTunerLayer, adapter_name: str
-) -> tuple[torch.Tensor, torch.Tensor, float]:
+
+@singledispatch
+def lora_factors(layer: BaseTunerLayer, adapter_name: str) -> Factors:
     """`A (r, in_features)`, `B (out_features, r)` and the scaling of one adapter of a layer.
+
+    A layer class of PEFT's says here how its update is such a product; ours have a method for it.
 
     Raises:
         UserError: the update is not linear in its input, or not a product of such factors.
     """
-    if hasattr(layer, "lora_factors"):
-        A, B, scaling = layer.lora_factors(adapter_name)
-        return A.detach(), B.detach(), scaling
-    read = {LoraLayer: _lora, VeraLayer: _vera, MissLayer: _miss}
-    for kind, factors in read.items():
-        if isinstance(layer, kind):
-            A, B, scaling = factors(layer, adapter_name)
-            return A.detach(), B.detach(), scaling
     raise _no_lora_form(type(layer).__name__)
 
 
-def _lora(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-    if layer.lora_variant.get(name) is not None or layer.lora_bias.get(name):
+@lora_factors.register
+def _(layer: FactoredLinear, adapter_name: str) -> Factors:
+    return layer.lora_factors(adapter_name)
+
+
+@lora_factors.register
+def _(layer: LoraLayer, adapter_name: str) -> Factors:
+    if layer.lora_variant.get(adapter_name) is not None or layer.lora_bias.get(adapter_name):
         raise _no_lora_form("this variant of LoRA")
-    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+    return A, B, layer.scaling[adapter_name]
 
 
-def _vera(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-    d, b = layer.vera_lambda_d[name], layer.vera_lambda_b[name]  # (r), (out_features)
-    A = layer.vera_A[name][:, : layer.in_features].to(d)
-    B = layer.vera_B[name][: layer.out_features].to(d)
+@lora_factors.register
+def _(layer: VeraLayer, adapter_name: str) -> Factors:
+    d = layer.vera_lambda_d[adapter_name]  # (r)
+    b = layer.vera_lambda_b[adapter_name]  # (out_features)
+    A = layer.vera_A[adapter_name][:, : layer.in_features].to(d)
+    B = layer.vera_B[adapter_name][: layer.out_features].to(d)
     return d[:, None] * A, b[:, None] * B, 1.0
 
 
-def _miss(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+@lora_factors.register
+def _(layer: MissLayer, adapter_name: str) -> Factors:
     if layer.miss_fn == "bat":
         raise _no_lora_form("MiSS with init_weights=bat, which multiplies the base weight,")
-    block = layer.miss_block[name]  # (r, out_features), or (r, mini_r) to be repeated
+    block = layer.miss_block[adapter_name]  # (r, out_features), or (r, mini_r) to be repeated
     r = block.shape[0]
     repeats = layer.out_features // block.shape[1]
     # input feature j reads row j mod r

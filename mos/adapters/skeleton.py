@@ -6,33 +6,33 @@ PEFT's methods that takes the `config.json` of the base model.
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from mos.adapters.tuner import FactoredTuner
 from mos.errors import UserError
-
-PREFIX = "base_model.model."
-Shapes = dict[str, tuple[int, int]]  # path of a linear layer -> (in_features, out_features)
 
 
 def skeleton(adapter_dir: Path, config: Any) -> nn.Module:
     """A module with the linear layers that the adapter in `adapter_dir` is for.
 
     Raises:
-        UserError: PEFT's method, and no `config.json` of the base model at the path in its config.
+        UserError: the file does not tell the shapes, and there is no `config.json` of the base
+            model at the path in its config.
     """
-    read = {"MOS": _mos_shapes, "PROLORA": _prolora_shapes, "TIED_LORA": _tied_lora_shapes}
-    if config.peft_type not in read:
+    shapes = None
+    tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    if issubclass(tuner_cls, FactoredTuner):
+        with safe_open(adapter_dir / "adapter_model.safetensors", framework="pt") as file:
+            shapes = tuner_cls.saved_shapes(file)
+    if shapes is None:
         return _from_base_config(config)
-    with safe_open(adapter_dir / "adapter_model.safetensors", framework="pt") as file:
-        shapes = read[config.peft_type](file, list(file.keys()))
     root = nn.Module()
     for path, (in_features, out_features) in shapes.items():
         parent: nn.Module = root
@@ -65,56 +65,3 @@ def _without_memory(model: nn.Module) -> nn.Module:
             zeros = torch.zeros(()).expand(parameter.shape)
             setattr(module, name, nn.Parameter(zeros, requires_grad=False))
     return model
-
-
-def _paths(keys: list[str], suffix: str) -> list[str]:
-    """Modules that have a tensor of this name, blocks in the order of their numbers."""
-    found = (key.removeprefix(PREFIX).removesuffix(suffix) for key in keys if key.endswith(suffix))
-    return sorted(
-        found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p)]
-    )
-
-
-def _prolora_shapes(file: safe_open, keys: list[str]) -> Shapes:
-    suffix = ".prolora_features"
-    return {p: tuple(file.get_tensor(PREFIX + p + suffix).tolist()) for p in _paths(keys, suffix)}
-
-
-def _mos_shapes(file: safe_open, keys: list[str]) -> Shapes:
-    groups: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for key in keys:
-        if match := re.fullmatch(r"base_model\.mos_groups\.(.+)_(\d+)x(\d+)\.pool_A", key):
-            groups[match[1]].append((int(match[2]), int(match[3])))
-    shapes = {}
-    for path in _paths(keys, ".mos_index_A"):
-        kind = path.rpartition(".")[2]
-        if len(groups[kind]) != 1:
-            raise UserError(
-                f"{path}: layers named '{kind}' differ in shape ({groups[kind]}), and the file "
-                "does not say which this is. Export from the loaded model."
-            )
-        shapes[path] = groups[kind][0]
-    return shapes
-
-
-def _tied_lora_shapes(file: safe_open, keys: list[str]) -> Shapes:
-    blocks: dict[str, list[str]] = defaultdict(list)  # path of a block -> paths of its targets
-    for path in _paths(keys, ".tied_lora_u"):
-        blocks[path.rpartition(".")[0]].append(path)
-    groups = [
-        key.removeprefix("base_model.tied_lora_A.")
-        for key in keys
-        if key.startswith("base_model.tied_lora_A.")
-    ]
-    shapes: Shapes = {}
-    for block, paths in blocks.items():
-        for group in groups:
-            # named by TiedLoraModel: q_proj+k_proj+v_proj:64+32+32x64
-            names, _, sizes = group.rpartition(":")
-            outs, _, in_features = sizes.rpartition("x")
-            for name, out_features in zip(names.split("+"), outs.split("+"), strict=True):
-                path = f"{block}.{name}" if block else name
-                u = f"{PREFIX}{path}.tied_lora_u"
-                if path in paths and file.get_slice(u).get_shape() == [int(out_features)]:
-                    shapes.setdefault(path, (int(in_features), int(out_features)))
-    return shapes

@@ -5,6 +5,7 @@ A method with tensors that many layers read has its tuner keep them in `shared.S
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from peft.utils import (
     resolve_quantization_backend,
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -34,6 +36,9 @@ from mos.adapters.linear import BASE_ROWS, FactoredLinear
 from mos.adapters.options import check_file_keys
 from mos.adapters.quantized import keep_4bit_weights_unpacked
 from mos.errors import did_you_mean
+
+SAVED_PREFIX = "base_model.model."  # of the base model's modules in an adapter file
+Shapes = dict[str, tuple[int, int]]  # path of a linear layer -> (in_features, out_features)
 
 
 @dataclass
@@ -84,6 +89,16 @@ class FactoredTuner(BaseTuner):
 
     tuner_layer_cls: type[FactoredLinear]
     default_targets: ClassVar[str | tuple[str, ...]] = "all-linear"
+
+    @classmethod
+    def saved_shapes(cls, file: safe_open) -> Shapes | None:
+        """Path -> (in_features, out_features) of each layer that an adapter file is for, so that it
+        can be exported without its base model; None where the file does not tell.
+
+        Args:
+            file: an open `adapter_model.safetensors`.
+        """
+        return None
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> PeftConfig:
         if peft_config.target_modules is None:
@@ -224,6 +239,16 @@ class FactoredTuner(BaseTuner):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def saved_paths(file: safe_open, suffix: str) -> list[str]:
+    """Modules with a tensor of this name in an adapter file, blocks in the order of their
+    numbers."""
+    keys = (key.removeprefix(SAVED_PREFIX) for key in file.keys())  # noqa: SIM118
+    paths = (key.removesuffix(suffix) for key in keys if key.endswith(suffix))
+    return sorted(
+        paths, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p)]
+    )
 
 
 def _insert_adapter_names(module, args, kwargs, adapter_names):

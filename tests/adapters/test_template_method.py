@@ -29,8 +29,9 @@ def page():
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(code, str(PAGE), "exec"), module.__dict__)
     [config] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    [line] = re.findall(r'"dilora": (Method\(.*\)),', text)
-    adapters.METHODS["dilora"] = eval(line, {"Method": adapters.Method, **module.__dict__})
+    adapters.METHODS["dilora"] = adapters.Method(
+        f"{module.__name__}:DiloraConfig", "DiLoRA", "#000000"
+    )
     yield module, yaml.safe_load(config)
     del adapters.METHODS["dilora"]
 

@@ -6,9 +6,8 @@ Importing this package registers it; a file saved with it can only be loaded aft
 from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.layer import MosLinear
 from mos.adapters.mos.model import MosModel
-from mos.adapters.mos.routing import RoutingTable, routing_table
 from mos.adapters.registration import register
 
 register("mos", MosConfig, MosModel)
 
-__all__ = ["MosConfig", "MosLinear", "MosModel", "RoutingTable", "routing_table"]
+__all__ = ["MosConfig", "MosLinear", "MosModel"]

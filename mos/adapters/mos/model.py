@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from peft.utils.constants import DUMMY_MODEL_CONFIG
 from peft.utils.integrations import init_empty_weights
+from safetensors import safe_open
 from torch import nn
 
 from mos.adapters.linear import features
@@ -19,7 +22,8 @@ from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.layer import MosLinear
 from mos.adapters.mos.pools import SharedPools
 from mos.adapters.mos.routing import GroupKey, Place, check_bounds, check_index, draw
-from mos.adapters.tuner import FactoredTuner
+from mos.adapters.tuner import FactoredTuner, Shapes, saved_paths
+from mos.errors import UserError
 
 
 class Groups(nn.Module):
@@ -57,6 +61,23 @@ class MosModel(FactoredTuner):
     tuner_layer_cls = MosLinear
 
     mos_groups: Groups
+
+    @classmethod
+    def saved_shapes(cls, file: safe_open) -> Shapes:
+        groups: dict[str, list[tuple[int, int]]] = defaultdict(list)  # type of layer -> shapes
+        for key in file.keys():  # noqa: SIM118
+            if match := re.fullmatch(r"base_model\.mos_groups\.(.+)_(\d+)x(\d+)\.pool_A", key):
+                groups[match[1]].append((int(match[2]), int(match[3])))
+        shapes = {}
+        for path in saved_paths(file, ".mos_index_A"):
+            kind = path.rpartition(".")[2]
+            if len(groups[kind]) != 1:
+                raise UserError(
+                    f"{path}: layers named '{kind}' differ in shape ({groups[kind]}), and the file "
+                    "does not say which this is. Export from the loaded model."
+                )
+            shapes[path] = groups[kind][0]
+        return shapes
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         self.mos_groups = Groups()

@@ -9,15 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from mos.adapters.mos.config import MosConfig
-
-if TYPE_CHECKING:
-    from mos.adapters.mos.layer import MosLinear
 
 
 @dataclass(frozen=True)
@@ -148,78 +143,3 @@ def storage_dtype(n_shards: int) -> torch.dtype:
         if n_shards - 1 <= torch.iinfo(dtype).max:
             return dtype
     return torch.int64
-
-
-@dataclass(frozen=True)
-class RoutingTable:
-    """What every layer of an adapter reads. Printing it shows how much the layers share.
-
-    Attributes:
-        layers: module name -> its layer, in the order of the model.
-        adapter_name: the adapter.
-    """
-
-    layers: dict[str, MosLinear]
-    adapter_name: str
-
-    def shards(self, name: str) -> tuple[set[int], set[int]]:
-        """The shards of pool_A and of pool_B that the layer `name` reads."""
-        layer = self.layers[name]
-        return (
-            set(layer.mos_index_A[self.adapter_name].tolist()),
-            set(layer.mos_index_B[self.adapter_name].tolist()),
-        )
-
-    def shared(self, name: str) -> dict[str, tuple[list[int], list[int]]]:
-        """The other layers of the same pools, each with the shards of A and of B in common."""
-        shards_A, shards_B = self.shards(name)
-        common = {}
-        for other in self.layers:
-            if other != name and self._group(other) == self._group(name):
-                other_A, other_B = self.shards(other)
-                common[other] = (sorted(shards_A & other_A), sorted(shards_B & other_B))
-        return common
-
-    def private(self, name: str) -> tuple[list[int], list[int]]:
-        """The shards of A and of B that no other layer reads, whether by rule or by chance."""
-        shards_A, shards_B = self.shards(name)
-        for common_A, common_B in self.shared(name).values():
-            shards_A = shards_A - set(common_A)
-            shards_B = shards_B - set(common_B)
-        return sorted(shards_A), sorted(shards_B)
-
-    def __str__(self) -> str:
-        lines = ["layer | pools | reads A, B | read by it alone A, B | shares most with (A, B)"]
-        for name in self.layers:
-            shards, private, shared = self.shards(name), self.private(name), self.shared(name)
-            most = max(shared, key=lambda other: sum(map(len, shared[other])), default=None)
-            partner = "-" if most is None else f"{most} ({_sizes(shared[most])})"
-            lines.append(
-                f"{name} | {self._group(name)} | {_sizes(shards)} | {_sizes(private)} | {partner}"
-            )
-        return "\n".join(lines)
-
-    def _group(self, name: str) -> str:
-        return self.layers[name].group.key.name
-
-
-def _sizes(pair: tuple) -> str:
-    return ", ".join(str(len(part)) for part in pair)
-
-
-def routing_table(model: nn.Module, adapter_name: str = "default") -> RoutingTable:
-    """Show which shards the layers of a MoS model read and share.
-
-    Raises:
-        ValueError: the model has no such MoS adapter.
-    """
-    from mos.adapters.mos.layer import MosLinear
-
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, MosLinear) and adapter_name in module.mos_index_A
-    }
-    if not layers:
-        raise ValueError(f"The model has no MoS adapter named {adapter_name!r}.")
-    return RoutingTable(layers, adapter_name)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import torch
 from peft import PeftConfig
+from safetensors import safe_open
 from torch import nn
 
 from mos.adapters.prolora.layer import ProloraLinear
-from mos.adapters.tuner import FactoredTuner
+from mos.adapters.tuner import SAVED_PREFIX, FactoredTuner, Shapes, saved_paths
 
 
 class ProloraModel(FactoredTuner):
@@ -13,6 +14,14 @@ class ProloraModel(FactoredTuner):
 
     prefix = "prolora_"
     tuner_layer_cls = ProloraLinear
+
+    @classmethod
+    def saved_shapes(cls, file: safe_open) -> Shapes:
+        name = ".prolora_features"
+        return {
+            path: tuple(file.get_tensor(SAVED_PREFIX + path + name).tolist())
+            for path in saved_paths(file, name)
+        }
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

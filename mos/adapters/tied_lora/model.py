@@ -4,12 +4,13 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from mos.adapters.linear import features
 from mos.adapters.tied_lora.config import TiedLoraConfig
 from mos.adapters.tied_lora.layer import Place, TiedLoraLinear, TiedTensors, reset_shared
-from mos.adapters.tuner import FactoredTuner
+from mos.adapters.tuner import SAVED_PREFIX, FactoredTuner, Shapes, saved_paths
 
 
 class TiedLoraModel(FactoredTuner):
@@ -24,6 +25,26 @@ class TiedLoraModel(FactoredTuner):
     prefix = "tied_lora_"
     tuner_layer_cls = TiedLoraLinear
     default_targets = ("q_proj", "k_proj", "v_proj")
+
+    @classmethod
+    def saved_shapes(cls, file: safe_open) -> Shapes:
+        blocks: dict[str, list[str]] = defaultdict(list)  # path of a block -> paths of its targets
+        for path in saved_paths(file, ".tied_lora_u"):
+            blocks[path.rpartition(".")[0]].append(path)
+        prefix = "base_model.tied_lora_A."
+        groups = [k.removeprefix(prefix) for k in file.keys() if k.startswith(prefix)]  # noqa: SIM118
+        shapes: Shapes = {}
+        for block, paths in blocks.items():
+            for group in groups:
+                # named by `plan`: q_proj+k_proj+v_proj:64+32+32x64
+                names, _, sizes = group.rpartition(":")
+                outs, _, in_features = sizes.rpartition("x")
+                for name, out_features in zip(names.split("+"), outs.split("+"), strict=True):
+                    path = f"{block}.{name}" if block else name
+                    u = f"{SAVED_PREFIX}{path}.tied_lora_u"
+                    if path in paths and file.get_slice(u).get_shape() == [int(out_features)]:
+                        shapes.setdefault(path, (int(in_features), int(out_features)))
+        return shapes
 
     def inject_adapter(
         self,
