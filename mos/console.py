@@ -16,8 +16,16 @@ from rich.tree import Tree
 
 from mos.errors import UserError
 
-# Of the processes of a distributed run, the first one speaks.
-console = Console(soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+
+def is_main_process() -> bool:
+    """Whether this is the first process of a distributed run, which speaks and writes; or alone.
+
+    `accelerate launch` and torchrun set RANK.
+    """
+    return os.environ.get("RANK", "0") == "0"
+
+
+console = Console(soft_wrap=True, quiet=not is_main_process())
 errors = Console(stderr=True, soft_wrap=True)
 
 # Without a handler, logging would print the messages that were just printed.

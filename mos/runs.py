@@ -11,6 +11,7 @@ that is at work from one that was killed.
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
@@ -22,16 +23,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from mos.errors import UserError
+from mos.console import is_main_process
+from mos.errors import DataError, MissingFileError, UserError
 from mos.files import write_atomically
 
 SCHEMA = 1
+STATUSES = ("new", "running", "interrupted", "trained", "evaluated", "failed")
+
+# A folder with one of these files, or with the name of a seed, is a run's.
+MARKERS = frozenset({"results.json", "status.json", "manifest.json", "config.yaml"})
+SEED_FOLDER = re.compile(r"seed-?\d+$")
 SET_ASIDE = re.compile(r"\.old-\d{8}-\d{6}$")
+
+
+class State(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        status: one of `STATUSES`.
+        reason: why it failed or stopped, what is left to do, or "".
+    """
+
+    status: str
+    reason: str = ""
 
 
 class Run:
@@ -78,18 +97,24 @@ class Run:
         return _read_json(self.path / "results.json")
 
     @property
-    def status(self) -> str:
-        """new, running, trained, evaluated, failed, or interrupted.
+    def state(self) -> State:
+        """What status.json says, checked against the lock: a killed process wrote nothing.
 
-        What the file says is checked against the lock: a process that was killed wrote nothing.
+        Raises:
+            UserError: status.json is damaged.
         """
-        recorded = _read_json(self.path / "status.json").get("status", "new")
-        return "interrupted" if recorded == "running" and not self.busy else recorded
+        file = self.path / "status.json"
+        recorded = _read_json(file)
+        state = State(recorded.get("status", "new"), recorded.get("reason", ""))
+        if state.status not in STATUSES or not isinstance(state.reason, str):
+            raise UserError(f"{file} names no known status ({state.status!r}): was it edited?")
+        if state.status == "running" and not self.busy:
+            return State("interrupted", "its process ended without a word")
+        return state
 
     @property
-    def reason(self) -> str:
-        """Why the run failed or stopped, or ""."""
-        return _read_json(self.path / "status.json").get("reason", "")
+    def status(self) -> str:
+        return self.state.status
 
     @property
     def trained(self) -> bool:
@@ -103,16 +128,16 @@ class Run:
 
     @property
     def busy(self) -> bool:
-        """Whether a process works on this run now."""
-        if self._lock.is_locked:
-            return True
-        if not self.path.is_dir():
+        """Whether a process works on this run now. Nothing is written to find out."""
+        lock = self.path / ".lock"
+        if not lock.is_file():
             return False
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                return False
-        except Timeout:
-            return True
+        with lock.open("rb") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     @contextmanager
     def claimed(self, wait: bool = False) -> Iterator[bool]:
@@ -123,7 +148,8 @@ class Run:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=-1 if wait else 0)
+            # Who looks whether a run is busy holds its lock for an instant.
+            self._lock.acquire(timeout=-1 if wait else 0.5)
         except Timeout:
             yield False
             return
@@ -194,43 +220,100 @@ class Run:
         return kept
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        self._write(name, json.dumps(content, indent=2) + "\n")
+        self._write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        # Of the processes of a distributed run, the first one keeps the books.
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_main_process():
             write_atomically(self.path / name, text)
 
 
-def find_runs(patterns: str | Iterable[str]) -> list[Run]:
-    """Runs at or below folders and globs, in order of their paths.
+def find_runs(where: str | Path | Iterable[str | Path]) -> list[Run]:
+    """Runs at any depth at or below folders and globs, each once, in order of their paths.
+
+    Folders that `overwrite=true` set aside and folders inside of a run are none.
 
     Raises:
-        UserError: a pattern under which there is no run.
+        MissingFileError: a path that is not there, a glob that matches nothing, no run below one.
     """
-    runs: dict[Path, Run] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    found: set[Path] = set()
+    for pattern in [where] if isinstance(where, str | Path) else where:
+        place = Path(pattern).expanduser()
         # Path.glob takes no absolute patterns.
-        folders = [Path(p) for p in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-        found = {
-            file.parent
-            for folder in folders
-            if folder.is_dir()
-            for file in folder.rglob("config.yaml")
-        }
-        found = {f for f in found if not re.search(r"\.old-\d{8}-\d{6}$", f.name)}
-        if not found:
-            raise UserError(f"runs={pattern}: no run there (a run is a folder with a config.yaml).")
-        runs.update((folder, Run(folder)) for folder in found)
-    return [runs[folder] for folder in sorted(runs)]
+        globbed = glob.glob(str(place), recursive=True)  # noqa: PTH207
+        matches = [place] if place.exists() else [Path(match) for match in globbed]
+        if not matches:
+            raise MissingFileError(
+                f"runs={pattern}: no such folder. Give a folder that holds runs, a glob or a list."
+            )
+        below: set[Path] = set()
+        for match in matches:
+            if match.is_dir() and (match == place or not _set_aside(match)):
+                below.update(_walk(match))
+            elif match.name == "results.json":
+                below.add(match.parent)
+        if not below:
+            raise MissingFileError(
+                f"runs={pattern}: no run folder below it (none has results.json, status.json or"
+                " config.yaml). Train something first, or give the folder that mos.train wrote to."
+            )
+        found |= below
+    return [Run(folder) for folder in sorted(found) if found.isdisjoint(folder.parents)]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _set_aside(folder: Path) -> bool:
+    return any(SET_ASIDE.search(part) for part in folder.parts)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        with os.scandir(folder) as listing:
+            entries = list(listing)
+    except PermissionError:
+        yield folder  # its reader says why it cannot be used
+        return
+    if SEED_FOLDER.search(folder.name) or any(entry.name in MARKERS for entry in entries):
+        yield folder
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or SET_ASIDE.search(entry.name) or not entry.is_dir():
+            continue
+        if entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
+            continue  # a circle
+        yield from _walk(Path(entry.path))
+
+
+def read_losses(file: Path) -> list[dict[str, Any]]:
+    """The lines of a loss.jsonl; [] where there is none.
+
+    A last line that a kill cut short, which has no line end, is left out.
+
+    Raises:
+        DataError: another line that is no JSON object.
+    """
+    if not file.is_file():
+        return []
+    lines = []
+    for number, text in enumerate(file.read_text("utf-8", errors="replace").split("\n")[:-1], 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise DataError(file, number, "no line of a loss log (was it edited?).")
+        lines.append(line)
+    return lines
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a file of a run; {} where there is none."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, not an object")
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise UserError(
-            f"{path} is damaged ({error}): was it edited? Restore it, or set overwrite=true."
+            f"{file} is damaged ({error}): was it edited? Restore it, or set overwrite=true."
         ) from error
+    return content

@@ -23,6 +23,7 @@ from mos.console import (
     config_tree,
     console,
     fail,
+    is_main_process,
     logged_to,
     quiet_libraries,
     results_table,
@@ -57,7 +58,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
 
     # Torch and its companions take seconds to import, which a finished run need not wait for.
     from mos.preflight import check_adapter_fits, choose_device, missing
-    from mos.training.distributed import agreed, is_main_process
+    from mos.training.distributed import agreed
     from mos.training.fit import fit
 
     config = validate(cfg)

@@ -11,9 +11,9 @@ import time
 import pytest
 
 from mos.config import compose_config, validate
-from mos.errors import UserError
+from mos.errors import DataError, MissingFileError, UserError
 from mos.identity import open_run
-from mos.runs import Run, find_runs
+from mos.runs import Run, find_runs, read_losses
 
 
 def run_for(tmp_path, *overrides: str) -> Run:
@@ -120,9 +120,10 @@ def test_an_unwritable_output_folder_is_named(tmp_path):
         pass
 
 
-def test_a_damaged_status_is_named_not_guessed(tmp_path):
-    (tmp_path / "status.json").write_text('{"status": "eval')
-    with pytest.raises(UserError, match=r"status\.json is damaged"):
+@pytest.mark.parametrize("content", ['{"status": "eval', "[]", '{"status": 7}', "[" * 100_000])
+def test_a_damaged_status_is_named_not_guessed(tmp_path, content):
+    (tmp_path / "status.json").write_text(content)
+    with pytest.raises(UserError, match=r"status\.json"):
         _ = Run(tmp_path).status
 
 
@@ -130,8 +131,33 @@ def test_find_runs_at_any_depth_without_those_set_aside(tmp_path):
     for name in ("a/x-1/seed0", "a/x-1/seed1", "b/y-2/seed0", "a/x-1/seed0.old-20260101-000000"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text("seed: 0\n")
-    found = [str(r.path.relative_to(tmp_path)) for r in find_runs(str(tmp_path))]
-    assert found == ["a/x-1/seed0", "a/x-1/seed1", "b/y-2/seed0"]
-    assert len(find_runs(f"{tmp_path}/*/x-1/*")) == 2
-    with pytest.raises(UserError, match="no run there"):
-        find_runs(str(tmp_path / "nothing"))
+    (tmp_path / "b/y-2/seed0/wandb/files").mkdir(parents=True)
+    (tmp_path / "b/y-2/seed0/wandb/files/config.yaml").write_text("{}\n")
+    (tmp_path / "b/circle").symlink_to(tmp_path)
+
+    def found(*where: str) -> list[str]:
+        return [str(run.path.relative_to(tmp_path)) for run in find_runs(where)]
+
+    assert found(str(tmp_path)) == ["a/x-1/seed0", "a/x-1/seed1", "b/y-2/seed0"]
+    assert found(f"{tmp_path}/a/**", f"{tmp_path}/b/y*/**") == found(str(tmp_path))
+    assert found(f"{tmp_path}/*/x-1/*") == ["a/x-1/seed0", "a/x-1/seed1"]
+    with pytest.raises(MissingFileError, match="no such folder"):
+        found(str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingFileError, match="no run folder below"):
+        found(str(tmp_path), str(tmp_path / "empty"))
+
+
+def test_a_run_below_a_name_with_brackets_is_found(tmp_path):
+    (tmp_path / "[v1]" / "seed0").mkdir(parents=True)
+    assert [run.path.name for run in find_runs(tmp_path / "[v1]" / "seed0")] == ["seed0"]
+
+
+def test_losses_are_read_up_to_a_line_that_a_kill_cut(tmp_path):
+    file = tmp_path / "loss.jsonl"
+    assert read_losses(file) == []
+    file.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
+    assert read_losses(file) == [{"step": 1, "loss": 2.5}]
+    file.write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n')
+    with pytest.raises(DataError, match=r"loss\.jsonl:1"):
+        read_losses(file)

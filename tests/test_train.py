@@ -117,7 +117,7 @@ def test_a_broken_line_of_data_is_named(tmp_path, paths):
     with pytest.raises(UserError, match=r"rows\.jsonl:2"):
         train(compose_config(job))
     (run,) = [r for r in find_runs(paths[0].partition("=")[2]) if r.status == "failed"]
-    assert "rows.jsonl:2" in run.reason
+    assert "rows.jsonl:2" in run.state.reason
     assert not run.results
 
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerState
 
 from mos.console import console
+from mos.runs import read_losses
 
 
 class LossLog(TrainerCallback):
@@ -64,14 +65,6 @@ class LossLog(TrainerCallback):
     def seconds(self) -> float:
         """Training time so far, earlier sessions of the same run included."""
         return self.seconds_before + time.monotonic() - self.started
-
-
-def read_losses(path: Path) -> list[dict[str, Any]]:
-    """The lines of a loss.jsonl; a last line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
 
 
 class ProgressLine(TrainerCallback):

@@ -18,11 +18,6 @@ LAUNCHER_VARIABLES = (
 )
 
 
-def is_main_process() -> bool:
-    """Whether this is the first process of `accelerate launch` or torchrun, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def process_state(device: str) -> PartialState:
     """This process among the others; joins them on the first call.
 

@@ -24,8 +24,7 @@ from mos.identity import model_identity
 from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer
 from mos.preflight import choose_device
-from mos.runs import Run
-from mos.training.callbacks import read_losses
+from mos.runs import Run, read_losses
 from mos.training.checkpoints import newest_valid, step_of
 from mos.training.distributed import process_state
 from mos.training.trainer import CrashSafeTrainer, build_trainer

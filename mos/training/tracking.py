@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mos.console import is_main_process
 from mos.runs import Run
 
 
@@ -20,10 +21,9 @@ def tracked(config: Mapping[str, Any], run: Run, group: str | None) -> Iterator[
         group: name of the sweep, or None.
     """
     logging = config["logging"]
-    main_process = int(os.environ.get("RANK", "0")) == 0
     if "tensorboard" in logging["report_to"]:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "tensorboard")
-    if "wandb" not in logging["report_to"] or not main_process:
+    if "wandb" not in logging["report_to"] or not is_main_process():
         yield
         return
     import wandb
