@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from mos.console import say
+
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+SEAL = ".seal"  # no .json: it is no part of a model
 
 
 def hash_json(value: Any) -> str:
@@ -29,16 +34,21 @@ def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
     paths = [Path(file) for file in files]
     seen = hash_json([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths])
     memo = Path(cache_dir) / "fingerprints" / seen
-    if memo.is_file():
-        return memo.read_text()
+    if memo.is_file() and re.fullmatch(r"[0-9a-f]{64}", known := memo.read_text("latin-1")):
+        return known
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(f"{path.name}\0{content}\n".encode())
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(memo, digest.hexdigest())
+        digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
+    with suppress(OSError):  # a cache that cannot be written is of use all the same
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(memo, digest.hexdigest())
     return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def source_hash(source: str | Path, cache_dir: str | Path) -> str | None:
@@ -58,22 +68,59 @@ def fingerprint(path: str | Path, cache_dir: str | Path) -> str:
 def build_once(target: Path, build: Callable[[Path], object]) -> Path:
     """The folder `target`, made by the first process that asks for it, whole or not at all.
 
-    It is built under a lock in a folder beside and renamed into place.
+    It is built under a lock in a folder beside and renamed into place, with the hashes of its files
+    in `.seal`. A folder whose files are no longer those that were written is built again, and a
+    line says so.
     """
-    if target.is_dir():
+    if target.is_dir() and damage(target) is None:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            scratch = target.with_name(f"{target.name}.partial")
-            shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
-            scratch.mkdir()
-            try:
-                build(scratch)
-                scratch.rename(target)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        if target.is_dir():
+            if (fault := damage(target)) is None:
+                return target
+            say(f"{target}: {fault}; it is made again")
+        scratch = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
+        scratch.mkdir()
+        try:
+            build(scratch)
+            seal(scratch)
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def seal(folder: Path) -> None:
+    """Write `.seal`: size, time of change and sha256 of every file below `folder`."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        stat = path.stat()
+        name = str(path.relative_to(folder))
+        files[name] = [stat.st_size, stat.st_mtime_ns, hash_file(path)]
+    write_atomically(folder / SEAL, json.dumps(files, indent=2))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a sealed folder; None if they are those that were sealed.
+
+    A file is read only if its size or time of change is not the seal's.
+    """
+    try:
+        files = json.loads((folder / SEAL).read_text("utf-8"))
+        for name, (size, changed, sha256) in files.items():
+            stat = (folder / name).stat()
+            if (stat.st_size, stat.st_mtime_ns) == (size, changed):
+                continue
+            if stat.st_size != size or hash_file(folder / name) != sha256:
+                return f"{name} is damaged"
+    except OSError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return f"{SEAL} is damaged"
+    return None
 
 
 def write_atomically(path: str | Path, text: str) -> None:
