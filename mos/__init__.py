@@ -1,16 +1,19 @@
 """MoS, Mixture of Shards (arXiv 2410.00938), as PEFT methods and an instruction-tuning harness.
 
-Importing this package registers the methods with PEFT, so that `get_peft_model`,
-`PeftModel.from_pretrained` and `AutoPeftModel` know them. PEFT takes seconds to import, which those
-who only read results need not pay: if it is not there yet, it is told as soon as it is imported.
+Importing this package registers its methods with PEFT, so that `get_peft_model`,
+`PeftModel.from_pretrained` and `AutoPeftModel` know them, whatever else was imported before.
+
+Registering imports torch and PEFT, which takes seconds. The commands of this package
+(`mos summarize`, `python -m mos.train`, ...) are the exception: they start without it, because some
+of them need neither, and register when they first load a model (mos/modeling.py).
 """
 
 import importlib
-import importlib.abc
-import importlib.util
 import logging
 import pkgutil
 import sys
+import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,26 +35,20 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _AfterPeft(importlib.abc.MetaPathFinder):
-    """Register the methods of `mos.adapters` right after whoever imports PEFT."""
+def _command_is_starting() -> bool:
+    """Whether Python is about to run `python -m mos[.module]` or the console script `mos`.
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname != "peft":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("peft")
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: Any) -> None:
-                execute(module)
-                importlib.import_module("mos.adapters").register_all()
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+    What was asked for stands in `sys.orig_argv` where `sys.argv` begins. While Python looks up the
+    module of `python -m`, `sys.argv[0]` is "-m". A process that a command has started (by
+    multiprocessing) may have that command's `sys.argv`, but never its `sys.orig_argv`.
+    """
+    program = sys.argv[0] if sys.argv else ""
+    asked_for = "".join(sys.orig_argv[-len(sys.argv) :][:1])
+    if program == "-m":
+        return asked_for.removeprefix("-m").split(".")[0] == __name__
+    script = Path(sysconfig.get_path("scripts"), __name__)
+    return program == asked_for and script.is_file() and script.samefile(program)
 
 
-if "peft" in sys.modules:
+if not _command_is_starting():
     importlib.import_module("mos.adapters").register_all()
-else:
-    sys.meta_path.insert(0, _AfterPeft())

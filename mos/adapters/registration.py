@@ -7,6 +7,7 @@ the public `register_peft_method`.
 
 from __future__ import annotations
 
+from aenum import extend_enum
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
@@ -30,7 +31,7 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
     """
     value = name.upper()
     if value not in PeftType.__members__:
-        _extend_enum(value)
+        extend_enum(PeftType, value, value)
     peft_type = PeftType(value)
     present = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
     if present is None:
@@ -48,14 +49,3 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
             f"{config_cls.__module__}.{config_cls.__qualname__} cannot be registered. "
             "Use a PEFT version without it."
         )
-
-
-def _extend_enum(value: str) -> None:
-    # PeftType is a str enum that cannot be subclassed; its members pickle by value, so a member
-    # added here is the same object in every process that imports the method.
-    member = str.__new__(PeftType, value)
-    member._name_ = member._value_ = value
-    setattr(PeftType, value, member)
-    PeftType._member_names_.append(value)
-    PeftType._member_map_[value] = member
-    PeftType._value2member_map_[value] = member
