@@ -5,7 +5,7 @@ Importing this package registers its methods with PEFT, so that `get_peft_model`
 
 Registering imports torch and PEFT, which takes seconds. The commands of this package
 (`mos summarize`, `python -m mos.train`, ...) are the exception: they start without it, because some
-of them need neither, and register when they first load a model (mos/modeling.py).
+of them need neither; there the modules that need a method register it.
 """
 
 import importlib

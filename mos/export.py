@@ -22,6 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from mos.adapters import register_all
 from mos.adapters.factors import lora_factors
 from mos.adapters.skeleton import skeleton
 from mos.adapters.tuner import FactoredConfig
@@ -39,6 +40,10 @@ MORE_THAN_FACTORS = (
     ("use_dora", False),
 )
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
+
+
+# Adapters are read from folders here, which may be of any method.
+register_all()
 
 
 def to_lora(
