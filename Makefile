@@ -23,8 +23,9 @@ test-slow: setup  ## tests that take minutes
 test-gpu: setup  ## tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu
 
-lint: setup  ## ruff (lint and format) and mypy
+lint: setup  ## ruff (lint and format), mypy, and who may import whom
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --quiet
 
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
