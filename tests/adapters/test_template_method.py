@@ -1,54 +1,77 @@
-"""The method of docs/add_a_method.md, run from the page itself, does what every method does."""
+"""docs/add_a_method.md, followed to the letter, adds a method that does what every method does."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import shutil
 import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from peft import PeftModel
+from safetensors.torch import load_file
 
-from mos import adapters
+import mos.adapters
+import mos.config
+from mos.adapters import METHODS, Method, rank, row_label
+from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.export import merge, to_lora
+from mos.plan import plan
+from mos.runs import find_runs
+from mos.train import train
 from tests.adapters.tiny import adapted, gradients, logits, tiny_llama
+from tests.tiny_job import TINY
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_method.md"
-
-
-@pytest.fixture(scope="module")
-def page():
-    """The code of the page as one module, and its config file."""
-    text = PAGE.read_text("utf-8")
-    module = types.ModuleType("mos_docs_dilora")
-    sys.modules[module.__name__] = module  # dataclasses and pickles look their module up
-    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(compile(code, str(PAGE), "exec"), module.__dict__)
-    [config] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    adapters.METHODS["dilora"] = adapters.Method(
-        f"{module.__name__}:DiloraConfig", "DiLoRA", "#000000"
-    )
-    yield module, yaml.safe_load(config)
-    del adapters.METHODS["dilora"]
+REPO = Path(__file__).resolve().parents[2]
+JOB = [*TINY, "adapter=dilora", "adapter.r=2"]
 
 
-def test_registry_knows_it(page):
-    _, config = page
-    assert adapters.row_label(config) == "DiLoRA"
-    assert adapters.rank(config) == 8
-    model = adapters.attach(tiny_llama(), {**config, "r": 2}).eval()
-    assert torch.equal(logits(model), logits(tiny_llama()))
+@pytest.fixture(scope="module", autouse=True)
+def method(tmp_path_factory):
+    """The page's files in a copy of the two folders that it names, and its line in METHODS."""
+    text = (REPO / "docs" / "add_a_method.md").read_text("utf-8")
+    files = dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE))
+    assert len(files) == text.count("```") // 2  # every block says its file
+    line = files.pop("mos/adapters/__init__.py")
+    root = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(REPO / "configs", root / "configs")
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content, "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mos.config, "CONFIG_DIR", root / "configs")
+        path = [*mos.adapters.__path__, str(root / "mos" / "adapters")]
+        patch.setattr(mos.adapters, "__path__", path)
+        for name, added in eval(f"{{{line}}}", {"Method": Method}).items():
+            patch.setitem(METHODS, name, added)
+        yield importlib.import_module("mos.adapters.dilora")
+    for name in [name for name in sys.modules if name.startswith("mos.adapters.dilora")]:
+        del sys.modules[name]
+
+
+def test_a_job_validates_plans_trains_and_is_named(tmp_path):
+    paths = [f"paths.output_dir={tmp_path}/outputs", f"paths.cache_dir={tmp_path}/cache"]
+    cfg = compose_config([*JOB, *paths, "eval.defer=true"])
+    assert validate(cfg)["adapter"]["dilora_alpha"] == 16
     with pytest.raises(UserError, match="Did you mean 'dilora_alpha'"):
-        adapters.peft_config({**config, "dilora_alhpa": 1})
+        validate(compose_config([*JOB, "+adapter.dilora_alhpa=1"]))
+    train(cfg)
+    (run,) = find_runs(f"{tmp_path}/outputs")
+    assert run.status == "trained"
+    assert run.path.parent.name.startswith("dilora-r2-")
+    tensors = load_file(run.adapter_dir / "adapter_model.safetensors")
+    assert sum(t.numel() for t in tensors.values()) == plan(cfg)["trainable_parameters"]
+    assert any(t.any() for name, t in tensors.items() if "dilora_B" in name)  # two steps
+    assert row_label(cfg.adapter) == "DiLoRA"
+    assert rank(cfg.adapter) == 2
+    assert METHODS["dilora"].colour == "#117733"
 
 
-def test_its_update_is_what_the_page_says(page):
-    module, _ = page
-    model = adapted(module.DiloraConfig(r=3, dilora_alpha=6)).double()
+def test_its_update_is_what_the_page_says(method):
+    model = adapted(method.DiloraConfig(r=3, dilora_alpha=6)).double()
     layer = model.base_model.model.model.layers[1].mlp.up_proj
     x = torch.randn(4, layer.in_features, dtype=torch.float64)
     A, d, B = (getattr(layer, f"dilora_{name}")["default"] for name in "AdB")
@@ -57,10 +80,9 @@ def test_its_update_is_what_the_page_says(page):
     assert all(g.any() for g in gradients(model).values())
 
 
-def test_it_saves_loads_merges_and_exports(page, tmp_path):
-    module, _ = page
+def test_it_saves_loads_merges_and_exports(method, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "base")
-    model = adapted(module.DiloraConfig(r=3))
+    model = adapted(method.DiloraConfig(r=3))
     expected = logits(model)
     model.save_pretrained(tmp_path / "adapter")
     assert torch.equal(
