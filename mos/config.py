@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -16,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mos.errors import UserError, did_you_mean, unknown
+from mos.places import CONFIG_DIR
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 CORPORA = ("super_ni", "flan_v2", "cot", "code_alpaca", "messages")
 
 # Set by the program, so that a run folder, its resumption and its logs agree.

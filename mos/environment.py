@@ -9,10 +9,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from mos.places import IN_CHECKOUT, PACKAGE
+
 PACKAGES = (
+    "mos-tuning",
     "torch",
     "transformers",
     "peft",
@@ -55,15 +57,9 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    if not IN_CHECKOUT:  # the package may be installed inside of someone else's repository
+        return None
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

