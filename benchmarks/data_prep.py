@@ -6,7 +6,7 @@
 Both start from the same converted rows, loaded, and end with ids and labels in an Arrow file, in
 one process with one thread. The plain one does what the reference does: `Dataset.map` over single
 examples, one encoding for the text and one or two for every message that is masked, tensors, then
-a filter on the labels. Ours includes studying the tokenizer and filling the cache of pieces anew.
+a filter on the labels. Ours includes filling its dictionary of pieces anew.
 Rounds alternate; the ratio is the median of the rounds' ratios. The ids and labels are compared row
 by row first.
 """

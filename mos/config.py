@@ -56,7 +56,6 @@ class Data:
     max_rows: int | None
     on_bad_row: str
     label_mask: str
-    packing: bool
     chat_tokens: bool
 
 

@@ -63,6 +63,7 @@ def _run(config: Mapping[str, Any], slug: str) -> Run:
 def training_identity(config: Mapping[str, Any], model_id: str) -> dict[str, Any]:
     """What shapes the trained adapter, the data by content."""
     data = {
+        "packing": False,  # a setting of earlier versions, whose runs keep their ids
         **config["data"],
         "source": source_hash(config["data"]["source"], config["paths"]["cache_dir"]),
     }

@@ -130,7 +130,7 @@ def encode_messages(
         UserError: no messages, or an unknown role.
     """
     rendered = render_training(messages, eos_of(tokenizer), label_mask)
-    row = encode_by_prefixes(rendered, tokenizer, max_seq_length)
+    (row,) = encode_by_prefixes([rendered], tokenizer, max_seq_length)
     return Encoded(
         input_ids=row.input_ids.tolist(),
         attention_mask=[1] * len(row.input_ids),
@@ -180,24 +180,29 @@ def truncated_row(ids: np.ndarray, masked: Sequence[tuple[int, int]], limit: int
 
 
 def encode_by_prefixes(
-    rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
-) -> EncodedRow:
-    """Encode the text, and every prefix at which a span starts or ends, to count its tokens."""
+    rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
+) -> list[EncodedRow]:
+    """Encode texts, and every prefix at which a span starts or ends, to count its tokens."""
 
-    def encode(text: str) -> list[int]:
-        return tokenizer(text, truncation=True, max_length=max_seq_length)["input_ids"]
+    def encode(texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return tokenizer(texts, truncation=True, max_length=max_seq_length)["input_ids"]
 
-    text = rendered.text.strip()
-    ids = np.array(encode(text), dtype=np.int32)
-    masked = [
-        (len(encode(rendered.text[:start])) if start else 0, len(encode(rendered.text[:end])))
-        for start, end in rendered.spans
-    ]
-    row = truncated_row(ids, masked, len(ids))
-    if len(ids) < max_seq_length:
-        return row
-    full = tokenizer(text, verbose=False)["input_ids"]
-    return replace(row, full_length=len(full))
+    texts = [each.text.strip() for each in rendered]
+    places = [{p for span in each.spans for p in span if p} for each in rendered]
+    prefixes = [each.text[:p] for each, ps in zip(rendered, places, strict=True) for p in ps]
+    counts = map(len, encode(prefixes))
+    rows = []
+    for each, text, ps, ids in zip(rendered, texts, places, encode(texts), strict=True):
+        known = {0: 0} | {p: next(counts) for p in ps}
+        masked = [(known[start], known[end]) for start, end in each.spans]
+        row = truncated_row(np.array(ids, dtype=np.int32), masked, len(ids))
+        if len(ids) >= max_seq_length:
+            whole = tokenizer(text, verbose=False)["input_ids"]
+            row = replace(row, full_length=len(whole))
+        rows.append(row)
+    return rows
 
 
 def _role(message: Message) -> str:

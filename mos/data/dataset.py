@@ -26,7 +26,6 @@ from mos.data.chat import IGNORE_INDEX, LabelMask
 from mos.data.collator import Collator
 from mos.data.corpora import corpus_rows, no_rows, source_files
 from mos.data.encoder import ChatEncoder
-from mos.data.packing import PACKED_SCHEMA, pack, packed_batches
 from mos.data.rows import Example, OnBadRow, Report
 from mos.data.statistics import Statistics
 from mos.data.verify import sha256_of
@@ -54,13 +53,11 @@ class TrainingData:
     """What a trainer needs of a corpus.
 
     Attributes:
-        train: columns input_ids, attention_mask, labels, length; packed rows have position_ids
-            in place of attention_mask.
-        eval: the same columns, never packed; None for `eval_size=0`.
+        train: columns input_ids, attention_mask, labels, length.
+        eval: the same columns; None for `eval_size=0`.
         collator: rows -> padded batch.
         fingerprint: hash of files, tokenizer, options and code.
-        statistics: see `Statistics`, plus `train_rows`, `eval_rows` and, if packed,
-            `packed_rows` and `packing_efficiency`.
+        statistics: see `Statistics`, plus `train_rows` and `eval_rows`.
     """
 
     train: Dataset
@@ -82,7 +79,6 @@ def load_training_data(
     max_rows: int | None = None,
     on_bad_row: OnBadRow = "error",
     label_mask: LabelMask = "reference",
-    packing: bool = False,
     chat_tokens: bool = False,
 ) -> TrainingData:
     """Convert, encode, cache and split a corpus (protocol sections 7, 8).
@@ -98,7 +94,6 @@ def load_training_data(
         max_rows: a random subset of the converted rows, in their order; None for all.
         on_bad_row: "error" raises the first bad row, "skip" counts and reports them.
         label_mask: "reference" or "clean", see `mos.data.chat.render_training`.
-        packing: pack training rows, see `mos.data.packing`.
         chat_tokens: chat markers as vocabulary, see `mos.data.tokenizer.add_chat_tokens`.
 
     Raises:
@@ -140,15 +135,9 @@ def load_training_data(
     rows = Dataset.from_file(str(entry / ROWS))
     for_training, for_eval = split_indices(len(rows), eval_size, seed)
     statistics |= {"train_rows": len(for_training), "eval_rows": len(for_eval)}
-    identity |= {"eval_size": eval_size, "packing": packing}
+    identity |= {"eval_size": eval_size}
     fingerprint = hash_json(identity)[:24]
-    if packing:
-        train = _packed(rows, for_training, folder / f"{fingerprint}-packed", max_seq_length)
-        filled = int(train.data["length"].to_numpy().sum())
-        statistics["packed_rows"] = len(train)
-        statistics["packing_efficiency"] = round(filled / (len(train) * max_seq_length), 4)
-    else:
-        train = rows.select(for_training, keep_in_memory=True)
+    train = rows.select(for_training, keep_in_memory=True)
     held_out = rows.select(for_eval, keep_in_memory=True) if eval_size else None
     assert tokenizer.pad_token_id is not None
     return TrainingData(train, held_out, Collator(tokenizer.pad_token_id), fingerprint, statistics)
@@ -232,17 +221,6 @@ def split_indices(count: int, eval_size: int, seed: int) -> tuple[np.ndarray, np
         )
     order = np.random.default_rng(seed).permutation(count)
     return order[eval_size:], order[:eval_size]
-
-
-def _packed(rows: Dataset, train: np.ndarray, target: Path, capacity: int) -> Dataset:
-    def build(folder: Path) -> None:
-        table = rows.data.table
-        lengths = table["length"].to_numpy()[train]
-        groups = [train[group].tolist() for group in pack(lengths, capacity)]
-        batches = packed_batches(table.select(["input_ids", "labels"]), groups)
-        write_arrow(folder / ROWS, PACKED_SCHEMA, batches)
-
-    return Dataset.from_file(str(build_once(target, build) / ROWS))
 
 
 def _nothing_left(

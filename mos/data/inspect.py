@@ -153,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-rows", type=int)
     parser.add_argument("--on-bad-row", choices=["error", "skip"], default="error")
     parser.add_argument("--label-mask", choices=["reference", "clean"], default="reference")
-    parser.add_argument("--packing", action="store_true")
     parser.add_argument("--examples", type=int, default=2, help="how many to render")
     options = parser.parse_args(arguments)
     if options.source and not options.corpus:
@@ -179,7 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 max_rows=options.max_rows,
                 on_bad_row=options.on_bad_row,
                 label_mask=options.label_mask,
-                packing=options.packing,
             )
             show(corpus, data, tokenizer, options.examples)
             statistics[corpus] = data.statistics

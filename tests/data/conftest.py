@@ -16,7 +16,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mos.data.prefix_stability import GPT2, LLAMA3, QWEN2
+from mos.data.encoder import GPT2, LLAMA3, QWEN2, SMOLLM2
 
 TEXT = [
     "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))",
@@ -63,10 +63,17 @@ def _wrap(core: Tokenizer, bos: bool) -> PreTrainedTokenizerFast:
 
 
 def byte_level(pattern: str, bos: bool) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained here, with the pre-tokenizer of GPT-2, LLaMA-3 or Qwen2."""
+    """Byte-level BPE, trained here, with the pre-tokenizer of one of the kinds."""
     core = Tokenizer(models.BPE())
     if pattern == GPT2:
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    elif pattern == SMOLLM2:
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
     else:
         from tokenizers import Regex
 
@@ -153,6 +160,7 @@ def tokenizers_by_kind(smollm2_tokenizer, tiny_tokenizer):
         "smollm2": smollm2_tokenizer,
         "bytes": tiny_tokenizer,
         "gpt2": byte_level(GPT2, bos=False),
+        "digits": byte_level(SMOLLM2, bos=True),
         "llama3": byte_level(LLAMA3, bos=True),
         "qwen2": byte_level(QWEN2, bos=False),
         "llama2": sentencepiece_like(bos=True),

@@ -7,23 +7,13 @@ import random
 import numpy as np
 import pytest
 
+from mos.data import encoder as module
 from mos.data.chat import encode_messages, render_chat, render_training
 from mos.data.encoder import ChatEncoder
-from mos.data.piece_cache import piece_cache
-from mos.data.prefix_stability import splits_after_line_feed
 from mos.errors import UserError
 
-KINDS = [
-    "smollm2",
-    "bytes",
-    "gpt2",
-    "llama3",
-    "qwen2",
-    "llama2",
-    "llama2-first",
-    "llama2-always",
-    "unknown",
-]
+BY_PIECES = ["smollm2", "bytes", "gpt2", "digits", "llama3", "qwen2"]
+KINDS = [*BY_PIECES, "llama2", "llama2-first", "llama2-always", "unknown"]
 FRAGMENTS = [
     *"a1 .,:;!?'\"/\\#{}()[]<>|=+-*~^&%$@_",
     *(
@@ -101,34 +91,18 @@ def test_fast_encoding_equals_prefix_encoding(tokenizers_by_kind, kind, label_ma
             assert fast.labels.tolist() == slow["labels"], messages
             assert fast.supervised == sum(label != -100 for label in slow["labels"])
             assert fast.full_length >= len(fast.input_ids)
-    assert (encoder.slow_rows == len(rows)) == (kind == "unknown")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_which_tokenizers_take_the_fast_path(tokenizers_by_kind, kind):
-    assert splits_after_line_feed(tokenizers_by_kind[kind]) == (kind != "unknown")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_which_tokenizers_are_remembered_piece_by_piece(tokenizers_by_kind, kind):
-    tokenizer = tokenizers_by_kind[kind]
-    cache = piece_cache(tokenizer)
-    assert (cache is None) == (kind == "unknown")
-    if cache is not None:
-        text = "def f(x):\n    return  x</s> one</s>\n\n 12345 \t isn't"
-        ids = np.frombuffer(cache.encode(text), dtype=np.int32)
-        assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def test_plain_single_turns_never_take_the_slow_path(tokenizers_by_kind):
+def test_plain_single_turns_are_encoded_by_pieces(tokenizers_by_kind, kind, monkeypatch):
     rows = [
-        [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": str(i)}]
+        [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": str(i)}]
         for i in range(10)
     ]
-    for kind in KINDS[:-1]:
-        encoder = ChatEncoder(tokenizers_by_kind[kind], 512)
-        encoder.encode_batch(rows)
-        assert encoder.slow_rows == 0, kind
+    left = []
+    monkeypatch.setattr(module, "encode_by_prefixes", lambda rows, *_: left.extend(rows) or rows)
+    ChatEncoder(tokenizers_by_kind[kind], 512).encode_batch(rows)
+    assert len(left) == (0 if kind in BY_PIECES else 10)
 
 
 def test_reference_mask_trains_on_line_feed_and_headers_the_clean_one_does_not(tiny_tokenizer):

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -265,22 +264,6 @@ def test_two_processes_build_once_and_read_the_same(load, tmp_path, monkeypatch)
         assert process.exitcode == 0
     assert first == second
     assert len(log.read_text().splitlines()) == 1
-
-
-def test_packed_training_rows(load, tiny_tokenizer):
-    plain, packed = load(), load(packing=True)
-    assert packed.fingerprint != plain.fingerprint
-    assert packed.eval["input_ids"][:] == plain.eval["input_ids"][:]
-    assert max(packed.train["length"]) <= 512
-    assert packed.statistics["packed_rows"] == len(packed.train) < len(plain.train)
-    rows = []
-    for row in packed.train:
-        starts = np.flatnonzero(np.array(row["position_ids"]) == 0).tolist()
-        for start, end in zip(starts, [*starts[1:], None], strict=True):
-            rows.append((row["input_ids"][start:end], row["labels"][start:end]))
-    assert sorted(rows) == sorted((row["input_ids"], row["labels"]) for row in plain.train)
-    batch = packed.collator([packed.train[i] for i in range(2)])
-    assert set(batch) == {"input_ids", "labels", "position_ids", "use_cache"}
 
 
 def test_chat_tokens_shorten_the_rows(tiny_tokenizer, tmp_path):
