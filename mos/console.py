@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +52,27 @@ def show_traceback() -> None:
     errors.print_exception()
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def signals_interrupt() -> None:
+    """Let each signal that ends programs do what Ctrl-C does: raise KeyboardInterrupt.
+
+    Schedulers send SIGTERM, a closed terminal SIGHUP (unless `nohup` ignores it). A job in the
+    background of a script starts with SIGINT ignored, and is heard again.
+    """
+    for number in STOP_SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+def override(key: str, value: object) -> str:
+    """A Hydra override that gives `value` to `key` as it is, whatever characters it has."""
+    text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value))  # elsewhere Hydra leaves backslashes alone
+    text = text.replace("'", "\\'").replace("${", "\\${")
+    return f"{key}='{text}'"
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the program on a UserError: its message without a traceback, exit status 2."""
@@ -86,7 +109,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for benchmark, metrics in results["metrics"].items():
         stderr = metrics.get("stderr", {})
         for name, value in metrics.items():
-            if name in ("stderr", "n", "partial"):
+            if name in ("stderr", "n") or not isinstance(value, int | float):
                 continue
             error = stderr.get(name) if isinstance(stderr, Mapping) else stderr
             table.add_row(
@@ -109,6 +132,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 def logged_to(file: Path) -> Iterator[None]:
     """Send all logging and warnings to `file`, and keep libraries off the terminal."""
     handler = logging.FileHandler(file, encoding="utf-8")
+    handler.handleError = lambda record: None  # on a full disk: each record would be a traceback
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

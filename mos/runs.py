@@ -109,7 +109,7 @@ class Run:
         if state.status not in STATUSES or not isinstance(state.reason, str):
             raise UserError(f"{file} names no known status ({state.status!r}): was it edited?")
         if state.status == "running" and not self.busy:
-            return State("interrupted", "its process ended without a word")
+            return State("interrupted", state.reason or "its process ended without a word")
         return state
 
     @property
@@ -123,8 +123,10 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to do: evaluated, with the results that say so."""
-        return self.status == "evaluated" and bool(self.results)
+        """Whether there is nothing left to do, and results say so."""
+        status = self.status
+        asks_for_no_more = status == "trained" and not self.config["eval"]["benchmarks"]
+        return (status == "evaluated" or asks_for_no_more) and bool(self.results)
 
     @property
     def busy(self) -> bool:

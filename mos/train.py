@@ -8,11 +8,11 @@ The run folder says how far a run is (mos/runs.py); the same command continues i
 from __future__ import annotations
 
 import gc
-import signal
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import hydra
@@ -25,10 +25,12 @@ from mos.console import (
     fail,
     is_main_process,
     logged_to,
+    override,
     quiet_libraries,
     results_table,
     say,
     show_traceback,
+    signals_interrupt,
 )
 from mos.errors import UserError
 from mos.identity import finished_run, open_run
@@ -53,7 +55,6 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     config = check_structure(cfg)
     say(f"scale={config['scale']['name']}: {config['scale']['note']}")
     if not (config["overwrite"] or config["dry_run"]) and (run := finished_run(config)):
-        say(f"complete: {run.path} (overwrite=true starts anew)")
         return report(run)
 
     # Torch and its companions take seconds to import, which a finished run need not wait for.
@@ -77,31 +78,33 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
             fit(config, run)
         return None
     with run.claimed() as ours:
-        if not ours:
-            agreed(False, device)
-            say(f"{run.path} is at work in another process: skipped")
-            record_member("at work elsewhere", run.path)
-            return None
-        if config["overwrite"] and (kept := run.set_aside()):
+        if ours and config["overwrite"] and (kept := run.set_aside()):
             say(f"the earlier run is kept at {kept}")
-        if run.complete:
-            agreed(False, device)
-            say(f"complete: {run.path} (overwrite=true starts anew)")
-        else:
+        if ours and not run.complete:
             with outcome_recorded(run):
                 if agreed(not run.trained, device):
                     train_adapter(config, run)
                 evaluate_apart(config, run)
+        else:
+            agreed(False, device)
+        if not ours:
+            say(f"{run.path} is at work in another process: skipped")
+            record_member("at work elsewhere", run.path)
+            return None
         return report(run)
 
 
 def report(run: Run) -> dict[str, Any] | None:
-    """Show a run's results, if it has any, and return them."""
-    record_member(run.status, run.path)
-    if run.results:
-        console.print(results_table(run.results))
-        say(f"results: {run.path / 'results.json'}")
-    return run.results or None
+    """Show what a run has come to; returns its results if they are complete."""
+    status, reason = run.state
+    record_member(status, run.path, reason)
+    if results := run.results:
+        console.print(results_table(results))
+    if run.complete:
+        say(f"complete: {run.path / 'results.json'} (overwrite=true starts anew)")
+        return results
+    say(f"{status}: {run.path}" + (f" ({reason})" if reason else ""))
+    return None
 
 
 def train_adapter(config: Mapping[str, Any], run: Run) -> None:
@@ -109,10 +112,9 @@ def train_adapter(config: Mapping[str, Any], run: Run) -> None:
     from mos.training.fit import fit
 
     quiet_libraries()
-    say(f"run: {run.path}")
-    console.print(config_tree(config, "config"))
     run.set_status("running")
     run.write_config(config)
+    say(f"run: {run.path} (its whole config is in config.yaml)")
     sweep = sweep_dir()
     with tracked(config, run, group=sweep.name if sweep else None):
         fit(config, run)
@@ -124,12 +126,24 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
     """Evaluate in a process of its own: vLLM takes all of the memory, and may die with it."""
     from mos.training.distributed import plain_environment
 
-    cache = f"paths.cache_dir='{config['paths']['cache_dir']}'"
-    command = [sys.executable, "-m", "mos.evaluate", f"runs='{run.path}'", cache]
-    if config["eval"]["defer"] or not config["eval"]["benchmarks"]:
-        say(f"trained; evaluate with: python {' '.join(command[1:])}")
+    if not config["eval"]["benchmarks"]:
         return
-    if code := subprocess.run(command, env=plain_environment()).returncode:
+    overrides = [
+        override("runs", run.path),
+        override("paths.cache_dir", config["paths"]["cache_dir"]),
+    ]
+    if config["eval"]["defer"]:
+        command = shlex.join(["python", "-m", "mos.evaluate", *overrides])
+        run.set_status("trained", f"to be evaluated: {command}")
+        return
+    command = [sys.executable, "-m", "mos.evaluate", *overrides]
+    with subprocess.Popen(command, env=plain_environment()) as evaluation:
+        try:
+            code = evaluation.wait()
+        except BaseException:
+            evaluation.terminate()  # it keeps what it has, and ends its engine
+            raise
+    if code:
         raise UserError(
             f"the evaluation stopped (exit status {code}); the trained adapter is kept in"
             f" {run.adapter_dir}. The same command continues from there."
@@ -138,16 +152,29 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
 
 @contextmanager
 def outcome_recorded(run: Run) -> Iterator[None]:
-    """Write status.json and train.log, whatever ends the run."""
+    """Write train.log, and status.json where the body ends otherwise than by its end.
+
+    Raises:
+        UserError: in place of an OSError of the run folder (a full disk, a folder that is gone).
+    """
     with logged_to(run.path / "train.log"):
         try:
             yield
-        except KeyboardInterrupt:
-            run.set_status("interrupted", "stopped by a signal")
-            say(f"interrupted: {run.path} is kept; the same command continues it")
+        except KeyboardInterrupt as stop:
+            reason = str(stop) or "stopped by a signal"
+            run.set_status("interrupted", reason)
+            say(f"interrupted: {run.path} is kept ({reason}); the same command continues it")
             raise
         except BaseException as error:
-            run.set_status("failed", f"{type(error).__name__}: {error}")
+            known = isinstance(error, UserError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            with suppress(OSError):
+                run.set_status("failed", reason)
+            if isinstance(error, OSError) and not known:
+                raise UserError(
+                    f"{error.filename or run.path} cannot be written ({error.strerror}). What was"
+                    " finished is kept; the same command continues from there."
+                ) from error
             raise
 
 
@@ -167,9 +194,7 @@ def print_plan(config: Mapping[str, Any], run: Run) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def main(cfg: DictConfig) -> None:
     """The command line around `train`: messages instead of tracebacks, exit codes, sweeps."""
-    # A job in the background of a script starts with SIGINT ignored; schedulers send SIGTERM.
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
+    signals_interrupt()
     try:
         train(cfg)
     except KeyboardInterrupt:

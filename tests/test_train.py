@@ -44,7 +44,9 @@ def test_a_run_ends_in_results_of_schema_1(results, paths):
     file = run.adapter_dir / "adapter_model.safetensors"
     assert results["method"]["adapter_bytes"] == file.stat().st_size
     assert results["train"]["steps"] == 2
-    assert set(results["metrics"]) == {"mmlu", "tydiqa"}
+    assert set(results["metrics"]) == {"heldout", "mmlu", "tydiqa"}
+    assert results["metrics"]["heldout"]["loss"] == results["train"]["eval_loss"]
+    assert results["metrics"]["heldout"]["n"] == 8
     assert results["metrics"]["mmlu"]["n"] == 4
     assert "4" in results["metrics"]["mmlu"]["partial"]
     assert {"f1", "exact_match"} <= set(results["metrics"]["tydiqa"])

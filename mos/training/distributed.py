@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -33,6 +34,16 @@ def agreed(decision: bool, device: str) -> bool:
     box = [decision]
     broadcast_object_list(box)
     return box[0]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process. All must call this, after `process_state`."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return flag
+    flags = torch.tensor(int(flag), device=state.device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return bool(flags)
 
 
 def plain_environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from mos.adapters import attach, rank, row_label
-from mos.console import say
+from mos.console import is_main_process, say
 from mos.data.dataset import TrainingData, load_training_data
 from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
@@ -25,9 +26,11 @@ from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer
 from mos.preflight import choose_device
 from mos.runs import Run, read_losses
-from mos.training.checkpoints import newest_valid, step_of
+from mos.training.checkpoints import newest_valid
 from mos.training.distributed import process_state
-from mos.training.trainer import CrashSafeTrainer, build_trainer
+from mos.training.heldout import write_heldout
+from mos.training.stopping import StopOnSignal
+from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
 
 
 def fit(config: Mapping[str, Any], run: Run) -> None:
@@ -39,6 +42,7 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         UserError: unusable data, weights or settings, before the model is loaded.
     """
     device = choose_device(config)
+    arguments = training_arguments(config, run, device)
     model_dir = resolve_model(
         config["model"]["path"], config["paths"]["cache_dir"], config["model"]["revision"]
     )
@@ -64,12 +68,17 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     model: Any = load_model(config, model_dir, tokenizer, state.device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device}")
-    trainer = build_trainer(model, tokenizer, data, config, run, device)
+    stop = StopOnSignal(run)
+    trainer = build_trainer(model, tokenizer, data, arguments, run, stop)
     with state.main_process_first():
         checkpoint = newest_valid(run.checkpoint_dir)
-    train = run_trainer(trainer, run, checkpoint)
+    with stop.listening():
+        train = run_trainer(trainer, run, checkpoint)
     save_adapter(trainer, run.adapter_dir)
     record(config, run, trainable, train, n_blocks=model.config.num_hidden_layers)
+    if trainer.heldout is not None and is_main_process():
+        heldout = write_heldout(run.path, data.eval, trainer.heldout, config["data"])
+        run.write_results({"heldout": heldout})
 
 
 def load_data(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> TrainingData:
@@ -100,27 +109,31 @@ def load_model(
 
 
 def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) -> dict[str, Any]:
-    """Train to the end and return the `train` entry of results.json."""
-    if checkpoint is not None:
+    """Train to the end, from a checkpoint if there is one, and measure the held-out loss.
+
+    Returns:
+        The `train` entry of results.json.
+    """
+    if checkpoint is None:
+        trainer.train()
+    else:
         say(f"continuing from {checkpoint.name}")
         trainer.args.eval_on_start = False
-    if checkpoint is not None and step_of(checkpoint) == trainer.args.max_steps:
-        trainer.restore(checkpoint)  # killed before the adapter was written
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.finished(checkpoint):  # killed before the adapter was written
+            trainer.restore(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint))
     seconds = trainer.loss_log.seconds()
-    log = run.path / "loss.jsonl"
-    evaluated = {line["step"] for line in read_losses(log) if "eval_loss" in line}
-    if trainer.eval_dataset is not None and trainer.state.global_step not in evaluated:
-        trainer.evaluate()
-    lines = read_losses(log)
-    losses = [line["loss"] for line in lines if "loss" in line]
+    step = trainer.state.global_step
+    if trainer.eval_dataset is not None and (not trainer.heldout or trainer.heldout.step != step):
+        trainer.predict(trainer.eval_dataset)
+    lines = read_losses(run.path / "loss.jsonl")
+    logged = [(0, 0.0)] + [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    total = sum(loss * (at - since) for (since, _), (at, loss) in pairwise(logged))
     return {
-        "steps": trainer.state.global_step,
-        "train_loss": sum(losses) / len(losses),
-        "eval_loss": next(
-            (line["eval_loss"] for line in reversed(lines) if "eval_loss" in line), None
-        ),
+        "steps": step,
+        "train_loss": total / logged[-1][0],
+        "eval_loss": trainer.heldout.loss if trainer.heldout else None,
         "seconds": seconds,
         "tokens_per_second": trainer.state.num_input_tokens_seen / seconds,
         "peak_memory_bytes": peak_memory_bytes(),

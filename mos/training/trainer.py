@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -16,15 +19,17 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
 from mos.runs import Run
-from mos.training.callbacks import LossLog, ProgressLine
 from mos.training.checkpoints import seal
+from mos.training.heldout import HeldOut, example_losses
+from mos.training.progress import LossLog, ProgressLine
+from mos.training.stopping import StopOnSignal, check_finite
 
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -49,28 +54,67 @@ class EpochSeededSampler(LengthGroupedSampler):
 
 
 class CrashSafeTrainer(Trainer):
-    """Seals its checkpoints, repeats its batches, and refuses an optimizer state that changed.
+    """A Trainer whose runs survive kills, repeat to the bit, and stop when they diverge.
 
     Attributes:
-        lengths: tokens of each training example.
         loss_log: what writes loss.jsonl.
+        heldout: the last evaluation, example by example; None before the first.
     """
 
-    lengths: list[int]
     loss_log: LossLog
+    heldout: HeldOut | None = None
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        self.step_loss = super().training_step(model, inputs, num_items_in_batch)
+        return self.step_loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        step = self.state.global_step + 1
+        check_finite("loss", float(self.step_loss), step, self.args)
+        if self.accelerator.scaler is None:  # a float16 scaler skips such steps itself
+            check_finite("gradient norm", float(norm), step, self.args)
+        return norm
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The losses of single examples take the places of logits and labels."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return None, *example_losses(model, inputs)
+
+    def keep_heldout(self, evaluated: EvalPrediction) -> dict[str, float]:
+        """`compute_metrics` of this trainer: what becomes `eval_loss`."""
+        in_order = np.argsort(self.eval_order)
+        nll, tokens = evaluated.predictions[in_order], evaluated.label_ids[in_order]
+        self.heldout = HeldOut(self.state.global_step, nll.tolist(), tokens.tolist())
+        check_finite("held-out loss", self.heldout.loss, self.state.global_step, self.args)
+        return {"loss": self.heldout.loss}
+
+    @cached_property
+    def eval_order(self) -> list[int]:
+        """Held-out examples, the longest first: batches have little padding."""
+        lengths = self.eval_dataset["length"][:]
+        return sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return self.eval_order
 
     def _get_train_sampler(self, train_dataset=None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         # Grouped by what one step takes over all processes, so that their number changes nothing.
         step = self.args.gradient_accumulation_steps * self.args.world_size
         return EpochSeededSampler(
             self.args.train_batch_size * step,
-            lengths=self.lengths,
-            dataset=dataset,
+            lengths=self.train_dataset["length"][:],
+            dataset=self.train_dataset,
             seed=self.args.seed,
         )
+
+    def finished(self, checkpoint: Path) -> bool:
+        """Whether the training that left a checkpoint was at its end."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        return state.global_step >= state.max_steps
 
     def restore(self, checkpoint: Path) -> None:
         """Take over a finished training: `train` would do one more step."""
@@ -79,6 +123,10 @@ class CrashSafeTrainer(Trainer):
         self.loss_log.take_up(self.state)
 
     def _save_checkpoint(self, model, trial) -> None:
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                largest = float(weight.detach().abs().max())
+                check_finite(f"largest of {name}", largest, self.state.global_step, self.args)
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -145,6 +193,7 @@ def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> Trai
             save_strategy="steps",
             disable_tqdm=True,
             log_level="error",
+            logging_nan_inf_filter=False,  # hides what the trainer stops at
             include_num_input_tokens_seen="non_padding",
             ddp_find_unused_parameters=False,
         )
@@ -156,14 +205,20 @@ def build_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: TrainingData,
-    config: Mapping[str, Any],
+    arguments: TrainingArguments,
     run: Run,
-    device: str,
+    stop: StopOnSignal,
 ) -> CrashSafeTrainer:
     """A Trainer over prepared data that logs to, and keeps its checkpoints in, the run folder."""
-    arguments = training_arguments(config, run, device)
     if data.eval is None:
         arguments.eval_strategy = IntervalStrategy.NO
+        arguments.eval_on_start = False
+    batch = (
+        arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    )
+    loss_log = LossLog(
+        run.path / "loss.jsonl", lambda step: examples_seen(step, len(data.train), batch)
+    )
     trainer = CrashSafeTrainer(
         model=model,
         args=arguments,
@@ -171,18 +226,11 @@ def build_trainer(
         eval_dataset=data.eval,
         data_collator=data.collator,
         processing_class=tokenizer,
+        callbacks=[loss_log, ProgressLine(), stop],
     )
-    trainer.lengths = data.train["length"][:]
+    trainer.loss_log = loss_log
+    trainer.compute_metrics = trainer.keep_heldout
     trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    batch = (
-        arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
-    )
-    trainer.loss_log = LossLog(
-        run.path / "loss.jsonl", lambda step: examples_seen(step, len(data.train), batch)
-    )
-    trainer.add_callback(trainer.loss_log)
-    trainer.add_callback(ProgressLine())
     return trainer
 
 

@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import TrainerCallback
 
 from mos.config import compose_config
 from mos.runs import Run, find_runs
 from mos.train import train
+from mos.training import fit
+from mos.training.checkpoints import newest_valid
 
 # 32 training examples in batches of 4: an epoch has 8 steps, so 12 steps cross into the second.
 JOB = [
@@ -101,6 +104,30 @@ def check(where: str, step: int, tmp_path: Path, cache: Path, whole: Run, *overr
 
 def test_killed_between_checkpoints_in_the_second_epoch(tmp_path, cache, whole):
     check("after_step", 11, tmp_path, cache, whole)
+
+
+def test_a_signal_leaves_a_checkpoint_of_the_step_at_work(tmp_path, cache, whole, monkeypatch):
+    class Signal(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    build = fit.build_trainer
+
+    def build_with_signal(*args):
+        trainer = build(*args)
+        trainer.add_callback(Signal())
+        return trainer
+
+    overrides = job(tmp_path, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "build_trainer", build_with_signal)
+        with pytest.raises(KeyboardInterrupt):
+            train(compose_config(overrides))
+    (run,) = find_runs(tmp_path)
+    assert run.state == ("interrupted", "stopped by SIGTERM; step 5 of 12 is kept")
+    assert newest_valid(run.checkpoint_dir).name == "checkpoint-5"
+    assert what_was_learnt(finish(overrides)) == what_was_learnt(whole)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -43,7 +44,9 @@ class LossLog(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         known = {
-            k: logs[k] for k in ("loss", "eval_loss", "grad_norm", "learning_rate") if k in logs
+            name: logs[name]
+            for name in ("loss", "eval_loss", "grad_norm", "learning_rate")
+            if name in logs and math.isfinite(logs[name])  # a float16 scaler meets infinite norms
         }
         if not state.is_world_process_zero or not ({"loss", "eval_loss"} & known.keys()):
             return
@@ -54,7 +57,7 @@ class LossLog(TrainerCallback):
             "seconds": round(self.seconds(), 3),
         }
         with self.path.open("a") as handle:
-            handle.write(json.dumps(line) + "\n")
+            handle.write(json.dumps(line, allow_nan=False) + "\n")
 
     def on_save(self, args, state, control, **kwargs) -> None:
         # The checkpoint must not know steps that the log has lost.

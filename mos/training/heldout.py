@@ -1,0 +1,120 @@
+"""The loss of every held-out example: its mean is logged as eval_loss, all of it is kept.
+
+`eval/heldout` has the form of a benchmark's result, so that tables, paired statistics and claims
+can use it: `records.jsonl` with a line an example, `metrics.json` with the mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mos.data.chat import IGNORE_INDEX
+from mos.files import hash_json, write_atomically
+
+NAME = "heldout"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The losses of held-out examples, in the order of the data set.
+
+    Attributes:
+        step: optimizer steps of the weights that were measured.
+        nll: sum of the negative log-likelihoods of an example's trained tokens, in nats.
+        tokens: number of these tokens.
+    """
+
+    step: int
+    nll: list[float]
+    tokens: list[int]
+
+    @property
+    def loss(self) -> float:
+        """Nats per trained token, over all examples."""
+        return sum(self.nll) / sum(self.tokens)
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of `loss`, a ratio of two sums over examples; None for a single one."""
+        n = len(self.nll)
+        if n < 2:
+            return None
+        residuals = [x - self.loss * t for x, t in zip(self.nll, self.tokens, strict=True)]
+        return math.sqrt(sum(r * r for r in residuals) * n / (n - 1)) / sum(self.tokens)
+
+
+def example_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What a causal language model loses on each row of a padded batch.
+
+    Args:
+        batch: input_ids, attention_mask and labels, each (rows, length).
+
+    Returns:
+        Sums of negative log-likelihoods, float32 (rows,), and numbers of trained tokens (rows,).
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**inputs).logits[:, :-1]  # (rows, length - 1, vocabulary)
+    labels = batch["labels"][:, 1:]  # (rows, length - 1)
+    trained = labels != IGNORE_INDEX
+    nll = cross_entropy(logits[trained].float(), labels[trained], reduction="none")  # (trained,)
+    sums = torch.zeros(len(labels), device=nll.device)
+    return sums.index_add(0, trained.nonzero()[:, 0], nll), trained.sum(dim=1)
+
+
+def write_heldout(
+    run_dir: Path, rows: Dataset, losses: HeldOut, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write `eval/heldout/` of a run, and return its entry in results.json.
+
+    Args:
+        rows: the held-out examples as they were encoded.
+        options: the `data` config group, recorded.
+    """
+    ids = _row_ids(rows)
+    records = "".join(
+        json.dumps({"id": name, "scores": {"nll": nll, "tokens": tokens}}, allow_nan=False) + "\n"
+        for name, nll, tokens in zip(ids, losses.nll, losses.tokens, strict=True)
+    )
+    shown = {"loss": losses.loss}
+    result = {
+        "schema": 1,
+        "benchmark": NAME,
+        "prompts_sha256": hash_json(ids),
+        "partial": "",
+        "options": dict(options),
+        "n": len(ids),
+        "metrics": shown,
+        "stderr": {"loss": losses.stderr},
+        "lower_is_better": ["loss"],
+        "step": losses.step,
+        "tokens": sum(losses.tokens),
+        "records_sha256": hashlib.sha256(records.encode()).hexdigest(),
+    }
+    folder = run_dir / "eval" / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "records.jsonl", records)
+    write_atomically(folder / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return {**shown, "stderr": losses.stderr, "n": len(ids), "lower_is_better": ["loss"]}
+
+
+def _row_ids(rows: Dataset) -> list[str]:
+    """A row's id is a hash of its tokens and labels, numbered where the same row occurs again."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for row in rows:
+        name = hash_json([row["input_ids"], row["labels"]])[:16]
+        seen[name] += 1
+        ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return ids

@@ -1,0 +1,94 @@
+"""Ends of a training other than its last step: a signal, a removed folder, divergence."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mos.console import STOP_SIGNALS, say
+from mos.errors import UserError
+from mos.runs import Run
+from mos.training.distributed import any_process
+
+
+class Diverged(UserError):
+    """A loss, a gradient norm or a weight is not finite any more."""
+
+
+def check_finite(what: str, value: float, step: int, args: TrainingArguments) -> None:
+    """
+    Raises:
+        Diverged: `value` is nan or infinite.
+    """
+    if not math.isfinite(value):
+        raise Diverged(
+            f"training diverged at step {step}: the {what} is {value}. Checkpoints from before are"
+            f" kept. Lower trainer.learning_rate (now {args.learning_rate:g}), or bound the"
+            f" gradients with trainer.max_grad_norm (now {args.max_grad_norm:g}; 0 is no bound)."
+        )
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGINT, SIGTERM and SIGHUP end the training after the step at work, with a checkpoint of it.
+
+    A second signal ends it at once. Schedulers send SIGTERM, and SIGKILL some seconds later.
+
+    Args:
+        run: its status tells of a signal before the checkpoint is written, in case the process is
+            killed meanwhile.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.received = run, ""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the body trains.
+
+        Raises:
+            KeyboardInterrupt: the body ended because of a signal; its text says after which step.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._receive)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.received:
+            raise KeyboardInterrupt(self.run.state.reason)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        if self.received:
+            raise KeyboardInterrupt(f"stopped at once by {name}; steps since the last checkpoint")
+        self.received = name
+        self.run.set_status("running", f"got {name}; a checkpoint of the step at work is due")
+        say(f"{name}: stopping after this step, with a checkpoint; a second signal stops at once")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and not self.run.path.is_dir():
+            raise UserError(f"{self.run.path} was removed while its training was at work.")
+        if any_process(bool(self.received)):
+            self.received = self.received or "a signal to another process"
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.received:
+            step = f"step {state.global_step} of {state.max_steps}"
+            self.run.set_status("running", f"stopped by {self.received}; {step} is kept")

@@ -1,0 +1,103 @@
+"""Trainings that cannot end well: each says why, and keeps what was good."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from mos.config import compose_config
+from mos.errors import UserError
+from mos.runs import find_runs
+from mos.train import train
+from mos.training import fit
+from mos.training.checkpoints import newest_valid, step_of
+from mos.training.stopping import Diverged
+
+
+@pytest.fixture
+def job(tmp_path):
+    rows = [{"prompt": f"Say {n}", "completion": f"It is {n}."} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "eval=[base]",
+        "model=tiny_random",
+        "adapter=lora",
+        "adapter.r=8",
+        "device=cpu",
+        "trainer.optim=adamw_torch",
+        "trainer.max_steps=6",
+        "trainer.save_steps=1",
+        "trainer.logging_steps=1",
+        "data=messages",
+        "data.eval_size=4",
+        f"data.source={tmp_path}/rows.jsonl",
+        f"paths.output_dir={tmp_path}/outputs",
+        f"paths.cache_dir={tmp_path}/cache",
+    ]
+
+
+def at_step(monkeypatch, step: int, act, when: str = "on_step_begin") -> None:
+    """Let `act(model)` happen after `step` optimizer steps, at an event of the trainer."""
+
+    class Actor(TrainerCallback):
+        def on_event(self, args, state, control, model=None, **kwargs):
+            if state.global_step == step:
+                act(model)
+
+    setattr(Actor, when, Actor.on_event)
+
+    build = fit.build_trainer
+
+    def build_with_actor(*args):
+        trainer = build(*args)
+        trainer.add_callback(Actor())
+        return trainer
+
+    monkeypatch.setattr(fit, "build_trainer", build_with_actor)
+
+
+def spoil(model) -> None:
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(torch.nan)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    tmp_path, job, monkeypatch
+):
+    at_step(monkeypatch, 3, spoil)
+    with pytest.raises(Diverged, match=r"step 4: the loss is nan.*trainer\.learning_rate"):
+        train(compose_config(job))
+    (run,) = find_runs(tmp_path)
+    assert run.status == "failed"
+    assert "step 4" in run.state.reason
+    assert step_of(newest_valid(run.checkpoint_dir)) == 3
+    assert not run.adapter_dir.exists()
+    assert not run.results
+    json.loads((run.path / "loss.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
+
+
+def test_weights_that_the_last_step_spoilt_are_not_saved(tmp_path, job, monkeypatch):
+    at_step(monkeypatch, 6, spoil, when="on_step_end")
+    with pytest.raises(Diverged, match="step 6: the largest of"):
+        train(compose_config([*job, "data.eval_size=0"]))
+    (run,) = find_runs(tmp_path)
+    assert step_of(newest_valid(run.checkpoint_dir)) == 5
+    assert not run.adapter_dir.exists()
+
+
+def test_a_folder_that_is_removed_meanwhile_is_one_message(tmp_path, job, monkeypatch):
+    at_step(monkeypatch, 2, lambda model: shutil.rmtree(tmp_path / "outputs"))
+    with pytest.raises(UserError, match="removed while"):
+        train(compose_config(job))
+
+
+def test_without_held_out_rows_nothing_is_measured(tmp_path, job):
+    train(compose_config([*job, "data.eval_size=0"]))
+    (run,) = find_runs(tmp_path)
+    assert run.status == "trained"
+    assert run.manifest["train"]["eval_loss"] is None
+    assert not (run.path / "eval").exists()
