@@ -248,7 +248,7 @@ def _write(
     score = benchmark.score(outputs)
     timing["scoring_seconds"] = round(time.perf_counter() - started, 3)
     lines = [
-        json.dumps(record | _about(completion))
+        json.dumps(record | _about(completion), allow_nan=False)
         for record, completion in zip(score.records, completions, strict=True)
     ]
     records = "".join(f"{line}\n" for line in lines)
@@ -270,7 +270,7 @@ def _write(
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / METRICS).unlink(missing_ok=True)
     write_atomically(out_dir / RECORDS, records)
-    write_atomically(out_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
+    write_atomically(out_dir / METRICS, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     return metrics
 
 

@@ -146,6 +146,22 @@ def logged_to(file: Path) -> Iterator[None]:
         handler.close()
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no loading reports of transformers, in between."""
+    from transformers.utils import logging as library
+
+    shown, level = library.is_progress_bar_enabled(), library.get_verbosity()
+    library.disable_progress_bar()
+    library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if shown:
+            library.enable_progress_bar()
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' progress bars and advice off the terminal; train.log has the warnings."""
     import datasets

@@ -29,7 +29,8 @@ from mos.adapters.tuner import FactoredConfig
 from mos.config import CONFIG_DIR
 from mos.console import exit_on_user_error, say
 from mos.errors import MissingFileError, UserError, unknown
-from mos.model_sources import check_model_folder, resolve_model
+from mos.model_check import check_model_folder
+from mos.model_sources import resolve_model
 from mos.modeling import copy_tokenizer, dequantized_base, grow_vocabulary
 
 # What an adapter may hold besides its factors, and the value that says that it does not.
@@ -142,12 +143,9 @@ def merge(
     """
     base_dir = check_model_folder(Path(base_dir))
     config = _adapter_config(Path(adapter_dir))
-    base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or "auto")
-    if getattr(base, "is_quantized", False):
-        raise UserError(
-            f"{base_dir} has quantised weights, and a merged model must not: merge into the "
-            "dequantised base (mos.modeling.dequantized_base; quantization= on the command line)."
-        )
+    base = AutoModelForCausalLM.from_pretrained(
+        base_dir, dtype=dtype or "auto", trust_remote_code=False
+    )
     rows = getattr(config, "trainable_token_indices", None) or {}
     learned = [i for ids in rows.values() for i in ids]
     grow_vocabulary(base, max(learned, default=-1) + 1)

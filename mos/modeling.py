@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -23,6 +22,7 @@ from transformers import (
 
 from mos.errors import UserError
 from mos.files import build_once, fingerprint, hash_json
+from mos.model_check import load_config
 
 
 def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrainedTokenizerBase:
@@ -35,7 +35,13 @@ def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrained
         path: folder from `resolve_model`.
         pad_token: an existing token; None keeps the model's own or takes the unknown token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file makes the tokenizer classes raise
+        raise UserError(
+            f"The tokenizer in {path} cannot be loaded without running code that comes with it, or"
+            f" is damaged: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from error
     if pad_token is None:
         pad_token = tokenizer.pad_token if tokenizer.pad_token != tokenizer.eos_token else None
         pad_token = pad_token or tokenizer.unk_token
@@ -46,6 +52,14 @@ def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrained
             " '<|finetune_right_pad_id|>')."
         )
     tokenizer.pad_token = pad_token
+    if (Path(path) / "config.json").is_file():
+        rows = load_config(path).get_text_config().vocab_size
+        token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if last >= rows:
+            raise UserError(
+                f"The tokenizer in {path} has tokens beyond the {rows} rows of the model's"
+                f" embedding ({token!r} is id {last}): do they belong together?"
+            )
     return tokenizer
 
 
@@ -57,11 +71,11 @@ def skeleton(model: Mapping[str, Any]) -> PreTrainedModel | None:
     if model["architecture"] is not None:
         config = LlamaConfig(**model["architecture"])
     elif (Path(model["path"]).expanduser() / "config.json").is_file():
-        config = AutoConfig.from_pretrained(Path(model["path"]).expanduser())
+        config = load_config(Path(model["path"]).expanduser())
     else:
         return None
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def quantization_config(quantization: Mapping[str, Any]) -> BitsAndBytesConfig | None:
@@ -99,6 +113,7 @@ def load_base(
         quantization_config=quantization_config(quantization),
         dtype=getattr(torch, quantization["compute_dtype"]),
         device_map={"": torch.device(device)},
+        trust_remote_code=False,
     )
     model.config.use_cache = False
     keep_4bit_weights_unpacked(model)
@@ -148,7 +163,9 @@ def dequantized_base(
 
     def build(folder: Path) -> Path:
         quantized = load_base(path, quantization, "cuda" if torch.cuda.is_available() else "cpu")
-        plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+        plain = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.bfloat16, trust_remote_code=False
+        )
         with torch.no_grad():
             for name, module in quantized.named_modules():
                 if (weight := dequantize_weight(module)) is not None:

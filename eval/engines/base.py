@@ -102,6 +102,24 @@ class EngineError(UserError):
     """An engine that cannot start, or that died; what it had finished is not lost."""
 
 
+class NotFiniteError(UserError):
+    """Logits that are NaN or infinite: a model that diverged, or weights that are damaged.
+
+    NaN stays in the engine's keys and values, and would come up in other models' answers: an engine
+    that raised this is to be closed.
+
+    Args:
+        model_dir: the weights that answered.
+    """
+
+    def __init__(self, model_dir: Path) -> None:
+        super().__init__(
+            f"The model gives logits that are not finite (weights: {model_dir}), so its answers"
+            " mean nothing and none is kept. Did training diverge? Look at the run's losses; if the"
+            " weights are whole, eval.dtype=bfloat16 or float32 has more range than float16."
+        )
+
+
 class Engine(ABC):
     """Answers requests; a context manager.
 
@@ -117,7 +135,9 @@ class Engine(ABC):
     ) -> None:
         self.model_dir = Path(model_dir)
         self.settings = settings
-        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_dir)
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(
+            model_dir, trust_remote_code=False
+        )
         self._choice_ids: dict[tuple[str, ...], list[int]] = {}
 
     @property

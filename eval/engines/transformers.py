@@ -12,18 +12,19 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from eval.benchmark import Completion, Decoding
 from eval.engines.base import (
     Engine,
     EngineError,
     EngineSettings,
+    NotFiniteError,
     Prompt,
     choose,
     is_out_of_memory,
     request_seed,
 )
+from mos.console import quiet_transformers
 from mos.errors import UserError
 
 
@@ -41,18 +42,14 @@ class TransformersEngine(Engine):
         self._model = self._load(self.model_dir)
 
     def _load(self, model_dir: Path) -> PreTrainedModel:
-        shown = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                model_dir, dtype=getattr(torch, self.settings.dtype)
-            )
+            with quiet_transformers():
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    model_dir, dtype=getattr(torch, self.settings.dtype), trust_remote_code=False
+                )
             model.to(self.settings.device).eval()
         except (RuntimeError, MemoryError) as error:
             raise self._died(error) from error
-        finally:
-            if shown:
-                transformers_logging.enable_progress_bar()
         model.set_output_embeddings(Float32Head(model.get_output_embeddings()))
         return model
 
@@ -162,7 +159,7 @@ class TransformersEngine(Engine):
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None = None
     ) -> torch.Tensor:
-        """Logits (batch, vocabulary) at the last position."""
+        """Logits (batch, vocabulary) at the last position; an error if they are not finite."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self._model(
             input_ids=ids,
@@ -172,7 +169,10 @@ class TransformersEngine(Engine):
             use_cache=cache is not None,
             logits_to_keep=1,
         )
-        return output.logits[:, -1]
+        logits = output.logits[:, -1]
+        if not torch.isfinite(logits.amax(-1)).all():
+            raise NotFiniteError(self.model_dir)
+        return logits
 
     def _died(self, error: BaseException) -> BaseException:
         if not is_out_of_memory(error):

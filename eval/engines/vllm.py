@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from eval.engines.base import (
     Engine,
     EngineError,
     EngineSettings,
+    NotFiniteError,
     Prompt,
     check_lora_fits,
     choose,
@@ -67,6 +69,7 @@ class VllmEngine(Engine):
             "enable_prefix_caching": True,
             "seed": settings.seed,
             "use_tqdm_on_load": False,
+            "trust_remote_code": False,
         }
         if on_cpu:
             options["kv_cache_memory_bytes"] = self._kv_cache_bytes()
@@ -101,7 +104,7 @@ class VllmEngine(Engine):
         """Room for eight of the longest requests, at least 1 GiB and at most 4, unless set."""
         if self.settings.kv_cache_gib is not None:
             return self.settings.kv_cache_gib << 30
-        config = AutoConfig.from_pretrained(self.model_dir)
+        config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=False)
         head_dim = getattr(config, "head_dim", None)
         head_dim = head_dim or config.hidden_size // config.num_attention_heads
         per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
@@ -147,7 +150,7 @@ class VllmEngine(Engine):
                         (i, self._completion(prompts[i], output))
                         for i, output in zip(positions, finished, strict=True)
                     ]
-        except (GeneratorExit, KeyboardInterrupt):
+        except (GeneratorExit, KeyboardInterrupt, NotFiniteError):
             engine.abort_request(pending, internal=True)
             raise
 
@@ -195,6 +198,7 @@ class VllmEngine(Engine):
             max_tokens=decoding.max_tokens,
             stop=list(decoding.stop) or None,
             seed=request_seed(self.settings.seed, prompt.request) if sampled else None,
+            logprobs=0,  # of the sampled tokens: NaN where a logit is not finite
         )
 
     def _completion(self, prompt: Prompt, output: Any) -> Completion:
@@ -202,14 +206,20 @@ class VllmEngine(Engine):
         if choices:
             returned = output.outputs[0].logprobs[0]
             logprobs = [returned[i].logprob for i in self.choice_ids(choices)]
+            self._check_finite(logprobs)
             return choose(choices, logprobs, len(prompt.ids))
         outputs = sorted(output.outputs, key=lambda o: o.index)
+        self._check_finite([o.cumulative_logprob for o in outputs])
         return Completion(
             texts=tuple(o.text for o in outputs),
             finish_reasons=tuple(o.finish_reason for o in outputs),
             prompt_tokens=len(prompt.ids),
             output_tokens=tuple(len(o.token_ids) for o in outputs),
         )
+
+    def _check_finite(self, logprobs: Sequence[float]) -> None:
+        if not all(map(math.isfinite, logprobs)):
+            raise NotFiniteError(self.model_dir)
 
     def _failed(self, what: str, error: BaseException) -> EngineError:
         settings = self.settings

@@ -21,6 +21,7 @@ from eval.benchmark import Decoding, Request
 from eval.engines import (
     EngineError,
     EngineSettings,
+    NotFiniteError,
     PromptTooLongError,
     engine_settings,
     open_engine,
@@ -209,6 +210,25 @@ def test_the_head_is_computed_in_float32(tiny_model_dir):
     assert (logprobs.to(torch.bfloat16).float() != logprobs).any(1).all()
 
 
+def diverged(model_dir: Path, folder: Path) -> Path:
+    """The same model with one weight that is infinite."""
+    shutil.copytree(model_dir, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("inf")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("decoding", [Decoding(choices=CHOICES), Decoding(max_tokens=4)])
+def test_logits_that_are_not_finite_are_an_error(tiny_model_dir, tmp_path, decoding):
+    infinite = diverged(tiny_model_dir, tmp_path / "infinite")
+    with (
+        open_engine("transformers", infinite) as engine,
+        pytest.raises(NotFiniteError, match=r"not finite \(weights: .*infinite\)"),
+    ):
+        answer(engine, requests(decoding))
+
+
 def test_out_of_memory_says_what_to_lower(engine, monkeypatch):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -303,8 +323,12 @@ def assert_agree(found: list[dict], model: Path, adapter: Path | None = None) ->
 @pytest.mark.timeout(600)
 def test_vllm_agrees_with_transformers_and_exchanges_weights(tiny_model_dir, tmp_path):
     other = shifted(tiny_model_dir, tmp_path / "other", seed=1)
+    infinite = diverged(tiny_model_dir, tmp_path / "infinite")
     steps = ["none", "sampled", f"weights={other}", f"weights={tiny_model_dir}", "sampled"]
-    base, drawn, exchanged, again, drawn_again = probe(tmp_path, 0, tiny_model_dir, *steps)
+    steps.append(f"weights={infinite}")
+    found = probe(tmp_path, 0, tiny_model_dir, *steps)
+    base, drawn, exchanged, again, drawn_again, failed = found
+    assert "not finite" in failed
     assert drawn == drawn_again
     assert len({text for completion in drawn for text in completion["texts"]}) > 24
     assert base == again

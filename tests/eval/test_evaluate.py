@@ -284,7 +284,7 @@ def test_untrained_runs_are_passed_over(make_run, evaluate, capsys):
     [
         (["benchmarks=[mmul]"], "Did you mean 'mmlu'"),
         (["benchmarks=[mmlu]", "+eval.benchmarks.mmlu.tasks=[anatomi]"], "Did you mean 'anatomy'"),
-        (["runs=/nowhere/*"], "no run there"),
+        (["runs=/nowhere/*"], "no such folder"),
         (["adapter=mos"], "nothing trained to evaluate"),
         (["eval=base"], "no benchmark is chosen"),
         (["benchmarks=[mmlu]", "eval.engine=onnx"], "expected one of auto, vllm, transformers"),
