@@ -9,14 +9,18 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, create_model
 
 from eval.benchmark import Benchmark, Completion, Decoding, Metric, Request, Score
 from eval.files import require
 from eval.selection import Selection
 from mos.errors import UserError, unknown
+from mos.schema import Strict, check
 
 __all__ = [
     "BENCHMARKS",
@@ -26,8 +30,8 @@ __all__ = [
     "Metric",
     "Request",
     "Score",
-    "benchmark_options",
     "build_benchmark",
+    "options_model",
 ]
 
 # In the order in which tables show them.
@@ -64,13 +68,7 @@ def build_benchmark(
         UserError: an unknown benchmark, option or task, or a wrong value.
         MissingFileError, DataError: benchmark files that are missing or malformed.
     """
-    defaults = benchmark_options(name)
-    benchmark_class: Any = BENCHMARKS[name]  # each has its own keyword arguments
-    hints = get_type_hints(benchmark_class.__init__)
-    for option, value in options.items():
-        if option not in defaults:
-            raise unknown(f"option of {name}:", option, defaults)
-        _check_value(f"{name}.{option}", value, hints[option])
+    check(options, options_model(name), f"{name}.")
     if isinstance(tasks, str):
         raise UserError(f"tasks={tasks!r}: expected a list of names, [{tasks}].")
     selection = Selection(
@@ -79,6 +77,7 @@ def build_benchmark(
         shard=None if shard is None else tuple(shard),
     )
     folder = require(Path(data_dir), f"the folder of {name}")
+    benchmark_class: Any = BENCHMARKS[name]  # each has its own keyword arguments
     benchmark = benchmark_class(folder, tokenizer, selection, **options)
     twice = [i for i, n in Counter(r.id for r in benchmark.requests).items() if n > 1]
     if twice:
@@ -86,22 +85,19 @@ def build_benchmark(
     return benchmark
 
 
-def benchmark_options(name: str) -> dict[str, Any]:
-    """The options of a benchmark with their defaults, without those common to all."""
+@cache
+def options_model(name: str) -> type[BaseModel]:
+    """The options of a benchmark as a pydantic model: the keyword-only arguments of its class.
+
+    Raises:
+        UserError: an unknown benchmark.
+    """
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
-    parameters = inspect.signature(BENCHMARKS[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def _check_value(key: str, value: Any, hint: Any) -> None:
-    if get_origin(hint) is Literal:
-        valid, expected = value in get_args(hint), " or ".join(map(repr, get_args(hint)))
-    elif hint is bool:
-        valid, expected = isinstance(value, bool), "true or false"
-    else:
-        number = isinstance(value, int if hint is int else int | float)
-        valid = number and not isinstance(value, bool) and value >= 0
-        expected = "a whole number, 0 or more" if hint is int else "a number, 0 or more"
-    if not valid:
-        raise UserError(f"{key}={value!r}: expected {expected}.")
+    hints = get_type_hints(BENCHMARKS[name].__init__, include_extras=True)
+    fields: Any = {
+        p.name: (hints[p.name], p.default)
+        for p in inspect.signature(BENCHMARKS[name]).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    return create_model(name, __base__=Strict, **fields)

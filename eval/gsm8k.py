@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt
+
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.fewshot import read_lm_eval_task
 from eval.files import read_jsonl, require
@@ -59,7 +61,7 @@ class GSM8K(Benchmark):
         selection: Selection | None = None,
         *,
         chat: bool = True,
-        shots: int = 8,
+        shots: NonNegativeInt = 8,
         cot: bool = True,
     ) -> None:
         selection = selection or Selection()

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import NonNegativeFloat, PositiveInt
+
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import read_jsonl, require
 from eval.prompts import chat_prompt
@@ -54,12 +56,10 @@ class HumanEval(Benchmark):
         selection: Selection | None = None,
         *,
         chat: bool = True,
-        samples: int = 20,
-        temperature: float = 0.1,
+        samples: PositiveInt = 20,
+        temperature: NonNegativeFloat = 0.1,
         allow_code_execution: bool = False,
     ) -> None:
-        if samples < 1:
-            raise UserError(f"humaneval.samples={samples}: expected at least 1.")
         self.samples, self.allow_code_execution = samples, allow_code_execution
         selection = selection or Selection()
         self.problems, self.partial = selection.apply(

@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import NonNegativeInt
+
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import require
 from eval.prompts import chat_prompt, may_exceed
@@ -91,7 +93,7 @@ class MMLU(Benchmark):
         selection: Selection | None = None,
         *,
         chat: bool = True,
-        shots: int = 0,
+        shots: NonNegativeInt = 0,
         answer_cue: Literal["authors", "open_instruct"] = "authors",
     ) -> None:
         self.tokenizer, self.chat, self.cue = tokenizer, chat, ANSWER_CUES[answer_cue]

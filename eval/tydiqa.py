@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt
+
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import check_fields, read_json, require
 from eval.prompts import chat_prompt, may_exceed
@@ -134,9 +136,9 @@ class TyDiQA(Benchmark):
         selection: Selection | None = None,
         *,
         chat: bool = True,
-        shots: int = 1,
+        shots: NonNegativeInt = 1,
         context: bool = True,
-        max_context_tokens: int = 512,
+        max_context_tokens: NonNegativeInt = 512,
     ) -> None:
         selection = selection or Selection()
         dev = read_questions(require(data_dir / DEV, "the questions of TyDiQA"))

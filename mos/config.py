@@ -1,36 +1,90 @@
 """The shape of a job's configuration, and its validation before anything heavy is loaded.
 
-Hydra composes configs/; `validate` checks the result against the dataclasses below, the adapter
-against its PEFT config, the trainer against transformers, and the combinations against each other.
+Hydra composes configs/. `validate` holds the result against the models below, the adapter against
+the fields of its PEFT config, the trainer against transformers.TrainingArguments, and each
+benchmark against the keyword arguments of its class. It imports neither torch nor PEFT, so that a
+wrong value is named at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, Literal
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    create_model,
+    model_validator,
+)
 
-from mos.errors import UserError, did_you_mean, unknown
+from eval import options_model
+from mos.adapters import METHODS, check_adapter
+from mos.errors import UserError, unknown
 from mos.places import CONFIG_DIR
+from mos.schema import Strict, check, dataclass_model
 
-CORPORA = ("super_ni", "flan_v2", "cot", "code_alpaca", "messages")
+CONTINUES = (
+    "the same command continues a run from its newest checkpoint; overwrite=true starts anew"
+)
+# Fields of TrainingArguments that the program sets or that have no effect: what to do instead.
+OVERRULED = {
+    "output_dir": "set paths.output_dir",
+    "seed": "set seed",
+    "data_seed": "set seed",
+    "use_cpu": "set device",
+    "report_to": "set logging.report_to",
+    "run_name": "it is the id of the run",
+    "project": "set logging.wandb_project",
+    "save_strategy": "set trainer.save_steps",
+    "save_only_model": "set trainer.save_total_limit; without its state a run cannot be continued",
+    "logging_strategy": "set trainer.logging_steps",
+    "resume_from_checkpoint": CONTINUES,
+    "ignore_data_skip": CONTINUES,
+    "do_train": "mos.train trains",
+    "do_eval": "set data.eval_size",
+    "do_predict": "mos.evaluate runs the benchmarks",
+    "disable_tqdm": "mos.train has a progress line of its own",
+    "log_level": "the run's train.log holds all messages",
+    "include_num_input_tokens_seen": "results.json has the tokens per second",
+    "ddp_find_unused_parameters": "every trained parameter is used in every step",
+    "length_column_name": "lengths are counted by the program",
+    "auto_find_batch_size": "set trainer.per_device_train_batch_size",
+    "logging_nan_inf_filter": "a loss that is not finite stops the run",
+    "push_to_hub": "push the folder adapter/ of the run",
+}
 
-# Set by the program, so that a run folder, its resumption and its logs agree.
-OWN_TRAINING_ARGUMENTS = ("output_dir", "seed", "data_seed", "use_cpu", "report_to", "run_name")
+
+def _corpus(name: str) -> str:
+    from mos.data.corpora import CORPORA
+
+    if name not in CORPORA:
+        raise unknown("corpus", name, CORPORA)
+    return name
 
 
-@dataclass
-class Scale:
+def _project(name: str) -> str:
+    if found := set(name) & set("/\\#?%:"):
+        raise ValueError(f"Weights & Biases takes no {' '.join(sorted(found))} in '{name}'.")
+    return name
+
+
+class Scale(Strict):
     name: str
     note: str
 
 
-@dataclass
-class Model:
+class Model(Strict):
     name: str
     path: str
     revision: str | None
@@ -38,64 +92,112 @@ class Model:
     architecture: dict[str, Any] | None
 
 
-@dataclass
-class Quantization:
-    bits: int | None
-    quant_type: str
+class Quantization(Strict):
+    bits: Literal[4, 8, None]
+    quant_type: Literal["nf4", "fp4"]
     double_quant: bool
-    compute_dtype: str
+    compute_dtype: Literal["bfloat16", "float16", "float32"]
 
 
-@dataclass
-class Data:
-    corpus: str
+class Data(Strict):
+    corpus: Annotated[str, AfterValidator(_corpus)]
     source: str
-    max_seq_length: int
-    eval_size: int
-    seed: int
-    max_rows: int | None
-    on_bad_row: str
-    label_mask: str
+    max_seq_length: PositiveInt
+    eval_size: NonNegativeInt
+    seed: NonNegativeInt
+    max_rows: PositiveInt | None
+    on_bad_row: Literal["error", "skip"]
+    label_mask: Literal["reference", "clean"]
     chat_tokens: bool
 
 
-@dataclass
-class Evaluation:
-    engine: str
-    weights: str
+class Trainer(Strict):
+    """Ranges of the fields of TrainingArguments; the others are added from their source."""
+
+    max_steps: Annotated[int, Field(ge=-1)]
+    num_train_epochs: PositiveFloat | None = None
+    per_device_train_batch_size: PositiveInt
+    per_device_eval_batch_size: PositiveInt = 1
+    gradient_accumulation_steps: PositiveInt = 1
+    learning_rate: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeFloat = 0.0
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    eval_steps: PositiveInt | None = None
+    save_steps: PositiveInt
+    save_total_limit: PositiveInt | None = None
+    logging_steps: PositiveInt
+    dataloader_num_workers: NonNegativeInt = 0
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
+
+    @model_validator(mode="after")
+    def _cadence(self) -> Trainer:
+        if self.save_steps % self.logging_steps:
+            raise ValueError(
+                f"trainer.save_steps={self.save_steps} is not a multiple of"
+                f" trainer.logging_steps={self.logging_steps}: a resumed run would log other"
+                " losses than a whole one."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _length(self) -> Trainer:
+        if self.max_steps == 0 or (self.max_steps == -1 and self.num_train_epochs is None):
+            raise ValueError(
+                f"trainer.max_steps={self.max_steps}: expected a positive whole number, or -1 with"
+                " trainer.num_train_epochs=."
+            )
+        if self.max_steps > 0 and self.num_train_epochs is not None:
+            raise ValueError(
+                f"trainer.num_train_epochs={self.num_train_epochs:g} has no effect beside"
+                f" trainer.max_steps={self.max_steps}: add trainer.max_steps=-1 to train by epochs."
+            )
+        return self
+
+
+class Benchmark(Strict):
+    """What is common to all benchmarks; the others are the keyword arguments of its class."""
+
+    data_dir: str
+    tasks: list[str] | None = None
+    limit: PositiveInt | None = None
+    shard: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)] | None = None
+
+
+class Evaluation(Strict):
+    engine: Literal["auto", "vllm", "transformers"]
+    weights: Literal["auto", "adapter", "merged", "original"]
     chat: bool
-    limit: int | None
+    limit: PositiveInt | None
     defer: bool
     allow_code_execution: bool
-    dtype: str
-    max_model_len: int | None
-    gpu_memory_utilization: float
-    batch_size: int
-    benchmarks: dict[str, Any] = field(default_factory=dict)
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    max_model_len: PositiveInt | None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
+    batch_size: PositiveInt
+    benchmarks: dict[str, dict[str, Any]]
 
 
-@dataclass
-class Logging:
-    report_to: list[str]
-    wandb_project: str
+class Logging(Strict):
+    report_to: list[Literal["wandb", "tensorboard"]]
+    wandb_project: Annotated[str, AfterValidator(_project)]
     wandb_entity: str | None
-    wandb_mode: str
+    wandb_mode: Literal["auto", "online", "offline"]
 
 
-@dataclass
-class Paths:
+class Paths(Strict):
     data_dir: str
     output_dir: str
     cache_dir: str
 
 
-@dataclass
-class TrainConfig:
+class TrainConfig(Strict):
     """Everything that `python -m mos.train` reads; the YAML files document each key."""
 
     experiment: str
-    seed: int
-    device: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    device: Literal["auto", "cuda", "cpu"]
     dry_run: bool
     overwrite: bool
     scale: Scale
@@ -109,26 +211,28 @@ class TrainConfig:
     paths: Paths
 
 
-CHOICES = {
-    "device": ("auto", "cuda", "cpu"),
-    "quantization.bits": (4, 8, None),
-    "quantization.quant_type": ("nf4", "fp4"),
-    "quantization.compute_dtype": ("bfloat16", "float16", "float32"),
-    "data.corpus": CORPORA,
-    "data.on_bad_row": ("error", "skip"),
-    "data.label_mask": ("reference", "clean"),
-    "eval.engine": ("auto", "vllm", "transformers"),
-    "eval.weights": ("auto", "adapter", "merged", "original"),
-    "eval.dtype": ("auto", "bfloat16", "float16", "float32"),
-    "logging.wandb_mode": ("auto", "online", "offline"),
-}
-POSITIVE = ("data.max_seq_length", "data.max_rows", "eval.limit", "eval.batch_size")
-
-
 def compose_config(overrides: Iterable[str] = (), name: str = "train") -> DictConfig:
     """Compose configs/<name>.yaml with command-line overrides, for notebooks, plans and tests."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+    hydra = GlobalHydra.instance()
+    outer, hydra.hydra = hydra.hydra, None  # of a command that is running
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose(name, overrides=list(overrides))
+    finally:
+        hydra.hydra = outer
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed config as plain containers.
+
+    Raises:
+        UserError: a value that is still to be given (`???`), or refers to a key that is not there.
+    """
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the config"
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:
@@ -137,61 +241,31 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: naming the key, what was found, what was expected.
     """
-    config = check_structure(cfg)
-    for key, choices in CHOICES.items():
-        require_choice(key, _get(config, key), choices)
-    for key in POSITIVE:
-        if (value := _get(config, key)) is not None and value < 1:
-            raise UserError(f"{key}={value}: expected a positive number, or null where it may be.")
-    _check_adapter(config)
+    config = resolved(cfg)
+    check(config, TrainConfig)
+    _check_adapter(config["adapter"], config["data"]["chat_tokens"])
     _check_trainer(config["trainer"])
-    _check_benchmarks(config["eval"])
-    _check_logging(config["logging"])
+    for name, options in config["eval"]["benchmarks"].items():
+        check(options, benchmark_model(name), f"eval.benchmarks.{name}.")
     return config
 
 
-def check_structure(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve `cfg` and hold its keys and types against `TrainConfig`."""
-    try:
-        resolved = OmegaConf.create(
-            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        )
-        typed = OmegaConf.merge(OmegaConf.structured(TrainConfig), resolved)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "the config"
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-    return OmegaConf.to_container(typed, resolve=True)  # type: ignore[return-value]
+def trainer_model() -> type[BaseModel]:
+    """The fields of transformers.TrainingArguments that a config may set."""
+    return dataclass_model("transformers:TrainingArguments", Trainer)
 
 
-def require_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raise a UserError that lists the choices, unless `value` is one of them."""
-    choices = list(choices)
-    if value not in choices:
-        names = ", ".join("null" if c is None else str(c) for c in choices)
-        raise UserError(f"{key}={value}: expected one of {names}.{did_you_mean(value, choices)}")
+@cache
+def benchmark_model(name: str) -> type[BaseModel]:
+    """What a config may say of a benchmark."""
+    return create_model(name, __base__=(Benchmark, options_model(name)))
 
 
-def training_argument_names() -> set[str]:
-    """Fields of transformers.TrainingArguments that a config may set."""
-    from transformers import TrainingArguments
-
-    return {f.name for f in fields(TrainingArguments) if f.init} - set(OWN_TRAINING_ARGUMENTS)
-
-
-def _get(config: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = config
-    for key in dotted.split("."):
-        value = value[key]
-    return value
-
-
-def _check_adapter(config: Mapping[str, Any]) -> None:
-    from mos.adapters import peft_config
-
-    adapter = config["adapter"]
-    peft = peft_config(adapter)
-    learns_rows = adapter["method"] == "full" or hasattr(peft, "trainable_token_indices")
-    if config["data"]["chat_tokens"] and not learns_rows:
+def _check_adapter(adapter: Mapping[str, Any], chat_tokens: bool) -> None:
+    check_adapter(adapter)
+    options = METHODS[adapter["method"]].options.model_fields
+    learns_rows = adapter["method"] == "full" or "trainable_token_indices" in options
+    if chat_tokens and not learns_rows:
         raise UserError(
             f"data.chat_tokens=true: method '{adapter['method']}' cannot learn the embeddings of"
             " new tokens. Keep the markers plain text, as the paper does, or choose mos, lora,"
@@ -199,54 +273,11 @@ def _check_adapter(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    names = training_argument_names()
+def _check_trainer(trainer: dict[str, Any]) -> None:
+    if trainer.get("num_train_epochs") is None:
+        # A config without the key is the same run as before there was one.
+        trainer.pop("num_train_epochs", None)
     for key in trainer:
-        if key in OWN_TRAINING_ARGUMENTS:
-            raise UserError(
-                f"trainer.{key} is set by the program; see seed, device, logging, paths."
-            )
-        if key not in names:
-            raise UserError(
-                f"trainer.{key} is not a field of transformers.TrainingArguments."
-                f"{did_you_mean(key, names)}"
-            )
-    for key in ("max_steps", "per_device_train_batch_size", "save_steps", "logging_steps"):
-        value = trainer.get(key)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"trainer.{key}={value}: expected a positive whole number.")
-    if trainer["save_steps"] % trainer["logging_steps"]:
-        raise UserError(
-            f"trainer.save_steps={trainer['save_steps']} is not a multiple of"
-            f" trainer.logging_steps={trainer['logging_steps']}: a resumed run would log other"
-            " losses than a whole one."
-        )
-
-
-def _check_benchmarks(evaluation: Mapping[str, Any]) -> None:
-    from eval import BENCHMARKS, benchmark_options
-
-    for name, options in evaluation["benchmarks"].items():
-        known = {"data_dir", "tasks", "limit", "shard", *benchmark_options(name)}
-        for key in options:
-            if key not in known:
-                raise unknown("option", f"eval.benchmarks.{name}.{key}", known)
-    runs_code = [name for name in evaluation["benchmarks"] if BENCHMARKS[name].runs_code]
-    if runs_code and not evaluation["allow_code_execution"]:
-        raise UserError(
-            f"{runs_code[0]} runs programs that the model wrote. They run in a sandbox, but it is"
-            " your machine: allow it with eval.allow_code_execution=true, or train only with"
-            " eval=[base]."
-        )
-
-
-def _check_logging(logging: Mapping[str, Any]) -> None:
-    from importlib.util import find_spec
-
-    for tracker in logging["report_to"]:
-        require_choice("logging.report_to", tracker, ("wandb", "tensorboard"))
-        if find_spec(tracker) is None:
-            raise UserError(
-                f"logging.report_to={tracker}: the package is not installed;"
-                " pip install 'mos-tuning[logging]'."
-            )
+        if key in OVERRULED:
+            raise UserError(f"trainer.{key} is set by the program: {OVERRULED[key]}.")
+    check(trainer, trainer_model(), "trainer.")

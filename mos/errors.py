@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# More names than this are not listed.
+LISTED = 40
+
 
 class UserError(ValueError):
     """What the user asked for or supplied is wrong. Entry points print it without a traceback."""
@@ -48,5 +51,7 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> UserError:
     """The error for a name (or dotted key, which ends in it) that is not among those known."""
     known = sorted(known)
     among = f"Known: {', '.join(known)}." if known else "There are none."
+    if len(known) > LISTED:
+        among = ""
     hint = did_you_mean(str(name).rpartition(".")[2], known)
-    return UserError(f"Unknown {what} '{name}'.{hint} {among}")
+    return UserError(f"Unknown {what} '{name}'.{hint} {among}".rstrip())

@@ -172,14 +172,17 @@ def optimizer_bytes(anatomy: Anatomy, optim: str) -> int:
     return math.ceil(anatomy.trainable * OPTIMIZER_BYTES.get(kind, OPTIMIZER_BYTES["adamw"]))
 
 
-def training_flops(config: Mapping[str, Any], anatomy: Anatomy) -> float:
+def training_flops(config: Mapping[str, Any], anatomy: Anatomy) -> float | None:
     """Floating-point operations of all steps on full-length batches (so an upper bound).
 
+    None where steps are counted in epochs, whose length is known once the data is read.
     2 a weight and token forward, 2 for the gradient of the input, 2 more for that of the weight
     where it is trained, 2 more forward with checkpointing; attention likewise on length x width.
     """
     trainer, data = config["trainer"], config["data"]
     length = data["max_seq_length"]
+    if trainer["max_steps"] < 0:
+        return None
     tokens = (
         trainer["max_steps"]
         * trainer["per_device_train_batch_size"]

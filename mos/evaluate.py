@@ -8,7 +8,6 @@ evaluation that was stopped continues where it was.
 
 from __future__ import annotations
 
-import copy
 import signal
 import sys
 from collections.abc import Collection, Iterable, Mapping
@@ -16,28 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Column, Table
 
 from eval import BENCHMARKS
-from mos.config import CONFIG_DIR, validate
-from mos.console import console, exit_on_user_error, fail, quiet_libraries, say
+from mos.config import CONFIG_DIR, compose_config, resolved, validate
+from mos.console import console, exit_on_user_error, fail, override, quiet_libraries, say
 from mos.errors import MissingFileError, UserError, unknown
 from mos.evaluation.jobs import Subject, build_benchmarks, evaluate_subjects, merge_subject_shards
-from mos.preflight import choose_device
+from mos.preflight import check_consent, choose_device
 from mos.runs import find_runs
 
 __all__ = ["build_benchmarks", "evaluate"]
 
 
-def evaluate(cfg: DictConfig, explicit: Collection[str] = ()) -> list[Subject]:
+OWN = "own"  # in configs/eval/own.yaml: as the run was configured
+
+
+def evaluate(cfg: DictConfig) -> list[Subject]:
     """Evaluate what a composed config names, and write the results into the runs.
 
     Args:
         cfg: configs/evaluate.yaml composed with overrides, e.g. by `mos.config.compose_config`.
-        explicit: keys below `eval` that were given on purpose: they beat what a run's own config
-            says of its evaluation.
 
     Returns:
         The models with their results.
@@ -46,22 +45,23 @@ def evaluate(cfg: DictConfig, explicit: Collection[str] = ()) -> list[Subject]:
         UserError: a wrong config, missing files, an adapter that does not fit its model, an engine
             that died. What was finished is kept.
     """
-    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    options = resolved(cfg)
     runs, adapters = options.pop("runs"), options.pop("adapters")
     names, merge = options.pop("benchmarks"), options.pop("merge_shards")
-    given = copy.deepcopy(options["eval"])
-    if names is not None:
-        given["benchmarks"] = options["eval"]["benchmarks"] = {
-            name: _benchmark(name, options) for name in names
-        }
-    elif runs:
-        options["eval"]["benchmarks"] = {}
+    given = {key: value for key, value in options["eval"].items() if value != OWN}
+    default = _default(names or list(given["benchmarks"]), options["paths"]["data_dir"])
+    chosen = names or given["benchmarks"] or ({} if runs else default["benchmarks"])
+    complete = {
+        name: {**default["benchmarks"][name], **given["benchmarks"].get(name, {})}
+        for name in chosen
+    }
+    options["eval"] = {**default, **given, "benchmarks": complete}
     config = validate(OmegaConf.create(options))
     choose_device(config)
 
     subjects: list[Subject] = []
     if runs:
-        subjects += _runs(runs, config, given, names, explicit)
+        subjects += _runs(runs, config, given, names)
     if adapters:
         subjects += [_adapter(Path(folder), config) for folder in _as_list(adapters)]
     if not runs and not adapters:
@@ -72,6 +72,7 @@ def evaluate(cfg: DictConfig, explicit: Collection[str] = ()) -> list[Subject]:
             raise UserError(
                 f"{subject.name}: no benchmark is chosen; name some, benchmarks=[mmlu]."
             )
+        check_consent(subject.config["eval"])
     if config["dry_run"]:
         for subject in subjects:
             say(f"{subject.name}: {', '.join(subject.config['eval']['benchmarks'])}")
@@ -89,13 +90,13 @@ def evaluate(cfg: DictConfig, explicit: Collection[str] = ()) -> list[Subject]:
     return subjects
 
 
-def _benchmark(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a benchmark: configs/eval/<name>.yaml under what the config says of it."""
-    if name not in BENCHMARKS:
-        raise unknown("benchmark", name, BENCHMARKS)
-    file = OmegaConf.load(CONFIG_DIR / "eval" / f"{name}.yaml")
-    defaults = OmegaConf.create({"paths": options["paths"], "eval": file}).eval.benchmarks[name]
-    return {**defaults, **options["eval"]["benchmarks"].get(name, {})}
+def _default(names: Iterable[str], data_dir: str) -> dict[str, Any]:
+    """configs/eval for some benchmarks, or for those that mos.train evaluates by default."""
+    for name in names:
+        if name not in BENCHMARKS:
+            raise unknown("benchmark", name, BENCHMARKS)
+    group = [f"eval=[{','.join(['base', *names])}]"] if names else []
+    return resolved(compose_config([*group, override("paths.data_dir", data_dir)]))["eval"]
 
 
 def _runs(
@@ -103,9 +104,11 @@ def _runs(
     config: Mapping[str, Any],
     given: Mapping[str, Any],
     names: Collection[str] | None,
-    explicit: Collection[str],
 ) -> list[Subject]:
-    """Trained runs, each with its own model and, unless said otherwise, its own evaluation."""
+    """Trained runs, each with its own model and, unless said otherwise, its own evaluation.
+
+    What may harm the caller's machine comes from the caller alone: consent, paths, the device.
+    """
     subjects = []
     for run in find_runs(_as_list(patterns)):
         if "method" not in run.manifest:
@@ -113,11 +116,25 @@ def _runs(
             continue
         own = run.config
         bare = own["adapter"]["method"] == "none"
-        evaluation = _evaluation(own["eval"], given, names, explicit)
+        evaluation = {
+            **config["eval"],
+            **own["eval"],
+            "allow_code_execution": config["eval"]["allow_code_execution"],
+            **given,
+            "benchmarks": {
+                name: {
+                    **config["eval"]["benchmarks"].get(name, {}),
+                    **own["eval"]["benchmarks"].get(name, {}),
+                    **given["benchmarks"].get(name, {}),
+                }
+                for name in names or own["eval"]["benchmarks"]
+            },
+        }
+        here = {"device": config["device"], "paths": config["paths"], "eval": evaluation}
         subjects.append(
             Subject(
                 name=str(run.path),
-                config={**own, "device": config["device"], "eval": evaluation},
+                config={**own, **here},
                 out_dir=run.path,
                 adapter_dir=None if bare else run.adapter_dir,
                 run=run,
@@ -126,28 +143,6 @@ def _runs(
     if not subjects:
         raise UserError(f"runs={patterns}: no run there is trained. Train first: mos.train.")
     return subjects
-
-
-def _evaluation(
-    own: Mapping[str, Any],
-    given: Mapping[str, Any],
-    names: Collection[str] | None,
-    explicit: Collection[str],
-) -> dict[str, Any]:
-    """A run's `eval` group, with other benchmarks if named, under what was given on purpose."""
-    evaluation = {**given, **copy.deepcopy(dict(own))}
-    evaluation["benchmarks"] = {
-        name: {**given["benchmarks"].get(name, {}), **own["benchmarks"].get(name, {})}
-        for name in names or own["benchmarks"]
-    }
-    for key in explicit:
-        target, source = evaluation, given
-        *path, last = key.split(".")[1:]
-        for part in path:
-            target, source = target.get(part, {}), source.get(part, {})
-        if last in source:
-            target[last] = source[last]
-    return evaluation
 
 
 def _adapter(folder: Path, config: Mapping[str, Any]) -> Subject:
@@ -186,12 +181,6 @@ def _bare(config: Mapping[str, Any]) -> Subject:
     return Subject(f"{config['model']['name']}, no adapter", dict(config), run.path, run=run)
 
 
-def given_keys(overrides: Iterable[str]) -> list[str]:
-    """The keys below `eval` that command-line overrides set."""
-    keys = (override.partition("=")[0].lstrip("+") for override in overrides)
-    return [key for key in keys if key.startswith("eval.")]
-
-
 def _table(subjects: Iterable[Subject]) -> Table:
     """A line a model and benchmark."""
     table = Table(Column("model", overflow="fold"), "benchmark", "metric", "score", "± s.e.", "n")
@@ -224,7 +213,7 @@ def main(cfg: DictConfig) -> None:
         signal.signal(stop, signal.default_int_handler)
     try:
         with exit_on_user_error():
-            evaluate(cfg, given_keys(HydraConfig.get().overrides.task))
+            evaluate(cfg)
     except KeyboardInterrupt:
         fail("interrupted; what was finished is kept, and the same command continues it")
         sys.exit(130)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from mos.activations import activations
 from mos.adapters import row_label
-from mos.config import CONFIG_DIR, check_structure, compose_config
+from mos.config import CONFIG_DIR, compose_config, validate
 from mos.console import console, exit_on_user_error, say
 from mos.errors import UserError
 from mos.estimate import (
@@ -67,7 +67,7 @@ def plan(cfg: DictConfig | Mapping[str, Any], users: int = USERS) -> dict[str, A
     Raises:
         UserError: a wrong config, unknown shapes, an adapter that does not fit them.
     """
-    config = check_structure(cfg) if isinstance(cfg, DictConfig) else cfg
+    config = validate(cfg) if isinstance(cfg, DictConfig) else cfg
     adapter = config["adapter"]
     method = adapter["method"]
     if method == "full" and config["quantization"]["bits"] is not None:
@@ -79,6 +79,7 @@ def plan(cfg: DictConfig | Mapping[str, Any], users: int = USERS) -> dict[str, A
     disk = _disk(config, anatomy)
     rate = device["flops_per_second"]
     lora = anatomy.lora_parameters
+    flops = training_flops(config, anatomy) if anatomy.trainable else 0.0
     return {
         "label": row_label(adapter, config["eval"]["chat"]),
         "rank": anatomy.rank,
@@ -97,7 +98,7 @@ def plan(cfg: DictConfig | Mapping[str, Any], users: int = USERS) -> dict[str, A
         "fits": peak <= device["memory_bytes"],
         "disk_bytes": sum(disk.values()),
         "disk": disk,
-        "seconds": rate and (training_flops(config, anatomy) / rate if anatomy.trainable else 0.0),
+        "seconds": None if rate is None or flops is None else flops / rate,
         "serving": serving(anatomy, method, users),
         "assumptions": _assumptions(config, device),
     }

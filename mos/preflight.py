@@ -1,15 +1,18 @@
-"""What a job needs of the machine, checked before anything is loaded: device, data, weights."""
+"""What a job needs of the machine and its user, checked before anything is loaded.
+
+Consent, packages, device, data, weights; what takes long to find out comes last.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval import BENCHMARKS
 from mos.errors import UserError
-from mos.model_sources import SMOLLM2, TINY
-from mos.modeling import skeleton
 
 
 def choose_device(config: Mapping[str, Any]) -> str:
@@ -30,24 +33,61 @@ def choose_device(config: Mapping[str, Any]) -> str:
     return "cuda" if available and config["device"] != "cpu" else "cpu"
 
 
-def check_adapter_fits(config: Mapping[str, Any]) -> None:
-    """Put the adapter onto the model's shapes, without weights.
+def check_shapes(config: Mapping[str, Any]) -> None:
+    """Put the adapter onto the model's shapes, without weights, and hold lengths against them.
 
     Raises:
-        UserError: widths that do not divide, too few shards, target modules that are not there.
+        UserError: widths that do not divide, too few shards, target modules that are not there;
+            examples longer than the model's context.
     """
     from mos.adapters import attach
+    from mos.modeling import skeleton
 
-    model = skeleton(config["model"])
+    model, method = skeleton(config["model"]), config["adapter"]["method"]
+    if model is None or method == "none":
+        return
+    length = config["data"]["max_seq_length"]
+    context = getattr(model.config, "max_position_embeddings", length)
+    if length > context:
+        raise UserError(
+            f"data.max_seq_length={length}: {config['model']['name']} has a context of {context}"
+            " tokens."
+        )
     # Quantised weights cannot be told from plain ones on the meta device, and `full` needs to know.
-    if model is not None and config["adapter"]["method"] not in ("none", "full"):
+    if method != "full":
         attach(model, config["adapter"])
+
+
+def check_consent(evaluation: Mapping[str, Any]) -> None:
+    """Programs that a model wrote are only run when the caller says so.
+
+    Args:
+        evaluation: the `eval` config group.
+
+    Raises:
+        UserError: a benchmark runs code and `allow_code_execution` is off.
+    """
+    for name in evaluation["benchmarks"]:
+        if BENCHMARKS[name].runs_code and not evaluation["allow_code_execution"]:
+            raise UserError(
+                f"{name} runs programs that the model wrote. They run in a sandbox, but it is your"
+                " machine: allow it with eval.allow_code_execution=true, or leave the benchmark"
+                " out."
+            )
 
 
 def missing(config: Mapping[str, Any]) -> list[str]:
     """What stands between a valid config and a run on this machine; each entry says what to do."""
     problems = []
-    for check in (choose_device, _check_model, _check_training_data, _check_benchmark_data):
+    checks = (
+        lambda config: check_consent(config["eval"]),
+        _check_trackers,
+        _check_benchmark_data,
+        _check_training_data,
+        _check_model,
+        choose_device,
+    )
+    for check in checks:
         try:
             check(config)
         except UserError as error:
@@ -55,7 +95,18 @@ def missing(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _check_trackers(config: Mapping[str, Any]) -> None:
+    for tracker in config["logging"]["report_to"]:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(
+                f"logging.report_to={tracker}: the package is not installed;"
+                " pip install 'mos-tuning[logging]'."
+            )
+
+
 def _check_model(config: Mapping[str, Any]) -> None:
+    from mos.model_sources import SMOLLM2, TINY
+
     path = config["model"]["path"]
     if path == TINY:
         return

@@ -18,7 +18,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from mos.config import CONFIG_DIR, check_structure, validate
+from mos.config import CONFIG_DIR, validate
 from mos.console import (
     config_tree,
     console,
@@ -52,25 +52,24 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: a wrong config, missing data or weights, a device that is not there.
     """
-    config = check_structure(cfg)
+    config = validate(cfg)
     say(f"scale={config['scale']['name']}: {config['scale']['note']}")
     if not (config["overwrite"] or config["dry_run"]) and (run := finished_run(config)):
         return report(run)
 
     # Torch and its companions take seconds to import, which a finished run need not wait for.
-    from mos.preflight import check_adapter_fits, choose_device, missing
+    from mos.preflight import check_shapes, choose_device, missing
     from mos.training.distributed import agreed
     from mos.training.fit import fit
 
-    config = validate(cfg)
     run = open_run(config)
     if config["dry_run"]:
         print_plan(config, run)
         return None
     if config["overwrite"] or not run.complete:
-        check_adapter_fits(config)
         if problems := missing(config):
             raise UserError("\n".join(problems))
+        check_shapes(config)
 
     device = choose_device(config)
     if not is_main_process():
@@ -131,6 +130,7 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
     overrides = [
         override("runs", run.path),
         override("paths.cache_dir", config["paths"]["cache_dir"]),
+        f"eval.allow_code_execution={str(config['eval']['allow_code_execution']).lower()}",
     ]
     if config["eval"]["defer"]:
         command = shlex.join(["python", "-m", "mos.evaluate", *overrides])

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from itertools import product
 
 import pytest
-from transformers import LlamaConfig
+from transformers import LlamaConfig, TrainingArguments
 
-from mos.config import CONFIG_DIR, TrainConfig, compose_config, training_argument_names, validate
+from mos.config import (
+    CONFIG_DIR,
+    OVERRULED,
+    compose_config,
+    trainer_model,
+    validate,
+)
 from mos.errors import UserError
-from mos.preflight import check_adapter_fits
+from mos.preflight import check_consent, check_shapes
 
 
 def options(group: str) -> list[str]:
@@ -20,11 +28,7 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize(("experiment", "scale"), product(options("experiment"), options("scale")))
 def test_every_experiment_validates_at_every_scale(experiment, scale):
-    config = validate(
-        compose_config(
-            [f"+experiment={experiment}", f"scale={scale}", "eval.allow_code_execution=true"]
-        )
-    )
+    config = validate(compose_config([f"+experiment={experiment}", f"scale={scale}"]))
     assert config["experiment"] == experiment
     assert config["scale"]["name"] == scale
     assert config["eval"]["benchmarks"]
@@ -100,32 +104,55 @@ def test_architectures_are_llama_shapes(model):
     assert set(architecture) <= {f.name for f in fields(LlamaConfig)}
 
 
-def test_trainer_keys_are_training_arguments():
-    for option in options("trainer"):
-        assert set(compose_config([f"trainer={option}"]).trainer) <= training_argument_names()
+def test_the_trainer_s_keys_are_those_of_transformers():
+    """They are read from its source; a release that is written otherwise shows here."""
+    names = {f.name for f in fields(TrainingArguments) if f.init}
+    assert set(trainer_model().model_fields) == names
+    assert set(OVERRULED) < names
 
 
-def test_schema_and_config_have_the_same_keys():
-    assert set(compose_config()) == {f.name for f in fields(TrainConfig)}
+def test_evaluate_knows_the_keys_of_eval():
+    assert set(compose_config(name="evaluate").eval) == set(compose_config().eval)
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["+data.max_length=3"], "max_length"),
-        (["data.max_seq_length=many"], "max_seq_length"),
-        (["data.max_seq_length=0"], "positive"),
+        (["+data.max_length=3", "+sed=1"], "'data.max_length'. Did you mean 'max_seq_length'"),
+        (["+data.max_length=3", "+sed=1"], "'sed'. Did you mean 'seed'"),
+        (["data.max_seq_length=many"], 'data.max_seq_length="many": expected a valid integer'),
+        (["data.max_seq_length=0"], "data.max_seq_length=0: expected greater than 0"),
+        (["data.max_seq_length=1.0"], "data.max_seq_length"),
         (["data.on_bad_row=skp"], "Did you mean 'skip'"),
-        (["quantization.bits=3"], "4, 8, null"),
-        (["adapter.private_rank=9"], "private_rank"),
-        (["+adapter.shard_per_vector=2"], "shards_per_vector"),
-        (["+trainer.max_step=3"], "Did you mean 'max_steps'"),
-        (["+trainer.output_dir=x"], "set by the program"),
-        (["trainer.save_steps=15", "trainer.logging_steps=2"], "multiple"),
-        (["eval=[base,humaneval]"], "allow_code_execution"),
-        (["+eval.benchmarks.mmlu.shot=1"], "Did you mean 'shots'"),
-        (["logging.report_to=[wandbb]"], "Did you mean 'wandb'"),
+        (["data.corpus=cto"], "Did you mean 'cot'"),
+        (["quantization.bits=3"], "quantization.bits=3: expected 4, 8 or null"),
+        (["seed=-1"], "seed=-1"),
         (["device=gpu"], "cuda"),
+        (["model=custom"], "model.path"),
+        (["+adapter.shard_per_vector=2"], "shards_per_vector"),
+        (["adapter.r=0"], "adapter.r: the rank must be at least 1"),
+        (["adapter.r=four"], "adapter.r=\"four\": expected a valid integer or 'all'"),
+        (["+trainer.max_step=3"], "Did you mean 'max_steps'"),
+        (["+trainer.output_dir=x"], "set by the program: set paths.output_dir"),
+        (["+trainer.save_strategy=no"], "set trainer.save_steps"),
+        (["+trainer.resume_from_checkpoint=x"], "the same command continues"),
+        (["trainer.optim=adamw_trch"], "Did you mean 'adamw_torch'"),
+        (["trainer.lr_scheduler_type=linea"], "Did you mean 'linear'"),
+        (["trainer.learning_rate=-1"], "trainer.learning_rate=-1: expected greater than"),
+        (["trainer.learning_rate=abc"], "expected a valid number"),
+        (["trainer.max_grad_norm=-1"], "trainer.max_grad_norm=-1"),
+        (["trainer.weight_decay=-1"], "trainer.weight_decay=-1"),
+        (["trainer.eval_steps=-1"], "trainer.eval_steps=-1"),
+        (["trainer.gradient_accumulation_steps=0"], "trainer.gradient_accumulation_steps=0"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0: expected a positive"),
+        (["trainer.num_train_epochs=3"], "add trainer.max_steps=-1"),
+        (["trainer.save_steps=15", "trainer.logging_steps=2"], "multiple"),
+        (["eval.engine=vlllm"], "Did you mean 'vllm'"),
+        (["eval.gpu_memory_utilization=2"], "less than or equal to 1"),
+        (["+eval.benchmarks.mmlu.shot=1"], "Did you mean 'shots'"),
+        (["+eval.benchmarks.mmlu.limit=0"], "eval.benchmarks.mmlu.limit=0"),
+        (["logging.report_to=[wandbb]"], "Did you mean 'wandb'"),
+        (["logging.wandb_project=a/b"], "takes no /"),
     ],
 )
 def test_wrong_values_are_named(overrides, expected):
@@ -133,7 +160,39 @@ def test_wrong_values_are_named(overrides, expected):
         validate(compose_config(overrides))
 
 
-def test_an_adapter_that_does_not_fit_the_model_is_refused_before_weights_are_loaded():
-    config = validate(compose_config(["model=tiny_random", "adapter.r=64"]))
-    with pytest.raises(UserError, match="r=64"):
-        check_adapter_fits(config)
+def test_a_wrong_value_waits_for_neither_torch_nor_peft():
+    command = [sys.executable, "-X", "importtime", "-m", "mos.train", "trainer.max_steps=0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "trainer.max_steps=0: expected a positive" in done.stderr
+    imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
+    assert "pydantic" in imported
+    assert not imported & {"torch", "transformers", "peft", "pandas"}
+
+
+def test_the_identity_of_a_run_does_not_know_epochs_that_are_not_asked_for():
+    assert "num_train_epochs" not in validate(compose_config())["trainer"]
+    epochs = ["trainer.num_train_epochs=3", "trainer.max_steps=-1"]
+    assert validate(compose_config(epochs))["trainer"]["num_train_epochs"] == 3
+
+
+def test_programs_of_a_model_need_consent():
+    cfg = compose_config(["eval=[base,humaneval]"])
+    with pytest.raises(UserError, match=r"eval\.allow_code_execution=true"):
+        check_consent(validate(cfg)["eval"])
+    cfg.eval.allow_code_execution = True
+    check_consent(validate(cfg)["eval"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["adapter.r=64"], "r=64"),
+        (["adapter.private_rank=9"], "private_rank"),
+        (["data.max_seq_length=9000"], "context of 8192"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_weights_are_loaded(overrides, expected):
+    config = validate(compose_config(["model=tiny_random", *overrides]))
+    with pytest.raises(UserError, match=expected):
+        check_shapes(config)

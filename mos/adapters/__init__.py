@@ -15,15 +15,36 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, field_validator
 
-from mos.adapters.options import check_options
 from mos.errors import UserError, unknown
+from mos.schema import Strict, check, dataclass_model
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import nn
 
-__all__ = ["METHODS", "Method", "attach", "peft_config", "rank", "register_all", "row_label"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "attach",
+    "check_adapter",
+    "peft_config",
+    "rank",
+    "register_all",
+    "row_label",
+]
+
+
+class Options(Strict):
+    """What holds for the options of all methods."""
+
+    @field_validator("r", check_fields=False)
+    @classmethod
+    def _rank(cls, r: Any) -> Any:
+        if isinstance(r, int) and r < 1:
+            raise ValueError(f"the rank must be at least 1, got {r}.")
+        return r
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,11 @@ class Method:
     def config_cls(self) -> type[PeftConfig] | None:
         """The class at `config`. Importing it registers the method with PEFT."""
         return None if self.config is None else resolve_name(self.config)
+
+    @property
+    def options(self) -> type[BaseModel]:
+        """The fields of its PEFT config, as a pydantic model. Imports neither torch nor PEFT."""
+        return Options if self.config is None else dataclass_model(self.config, Options)
 
     def colour_of(self, label: str) -> str:
         """The colour of the row named `label`."""
@@ -106,6 +132,16 @@ def register_all() -> None:
         _ = method.config_cls
 
 
+def check_adapter(adapter: Mapping[str, Any]) -> None:
+    """Check the keys of an adapter config and their types, which takes no import of PEFT.
+
+    Raises:
+        UserError: the method or a key is unknown, or a value has a wrong type.
+    """
+    options = _options(adapter)
+    check(options, METHODS[options.pop("method")].options, "adapter.")
+
+
 def peft_config(adapter: Mapping[str, Any]) -> PeftConfig | None:
     """The PEFT config that an adapter config describes; None for the methods `none` and `full`.
 
@@ -113,14 +149,12 @@ def peft_config(adapter: Mapping[str, Any]) -> PeftConfig | None:
         UserError: the method or a key is unknown, a value has a wrong type, or the values do not go
             together.
     """
+    check_adapter(adapter)
     options = _options(adapter)
     method = options.pop("method")
     config_cls = METHODS[method].config_cls
-    check_options(options, config_cls, method)
     if config_cls is None:
         return None
-    if isinstance(options.get("r"), int) and options["r"] < 1:
-        raise UserError(f"adapter.r: the rank must be at least 1, got {options['r']}.")
     try:
         return config_cls(**{"task_type": "CAUSAL_LM", **options})
     except ValueError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
 
@@ -33,9 +33,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mos.adapters.linear import BASE_ROWS, FactoredLinear
-from mos.adapters.options import check_file_keys
 from mos.adapters.quantized import keep_4bit_weights_unpacked
-from mos.errors import did_you_mean
+from mos.errors import UserError, did_you_mean
 
 SAVED_PREFIX = "base_model.model."  # of the base model's modules in an adapter file
 Shapes = dict[str, tuple[int, int]]  # path of a linear layer -> (in_features, out_features)
@@ -76,7 +75,13 @@ class FactoredConfig(PeftConfig):
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        check_file_keys(cls, kwargs)
+        # PEFT drops keys that it does not know, with a warning.
+        if newer := sorted(set(kwargs) - {field.name for field in fields(cls)}):
+            raise UserError(
+                f"The adapter's config has keys that this version of {cls.__name__} does not know:"
+                f" {', '.join(newer)}. They may change what the adapter computes. It was saved by a"
+                " newer version of mos or PEFT, or edited: upgrade, or remove the keys."
+            )
         return super().check_kwargs(**kwargs)
 
 

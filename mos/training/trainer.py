@@ -173,7 +173,11 @@ def check_same_state(saved: Mapping[str, Any], loaded: Mapping[str, Any], optim:
 
 
 def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> TrainingArguments:
-    """The `trainer` config group as transformers' arguments."""
+    """The `trainer` config group as transformers' arguments.
+
+    Raises:
+        UserError: values that transformers refuses.
+    """
     options = dict(config["trainer"])
     if device == "cpu":
         # Only read on a GPU; transformers refuses it elsewhere.
@@ -213,12 +217,14 @@ def build_trainer(
     if data.eval is None:
         arguments.eval_strategy = IntervalStrategy.NO
         arguments.eval_on_start = False
+    examples = len(data.train)
     batch = (
         arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     )
-    loss_log = LossLog(
-        run.path / "loss.jsonl", lambda step: examples_seen(step, len(data.train), batch)
-    )
+    if arguments.max_steps < 0:
+        arguments.max_steps = math.ceil(arguments.num_train_epochs * math.ceil(examples / batch))
+    arguments.logging_steps = min(arguments.logging_steps, arguments.max_steps)
+    loss_log = LossLog(run.path / "loss.jsonl", lambda step: examples_seen(step, examples, batch))
     trainer = CrashSafeTrainer(
         model=model,
         args=arguments,

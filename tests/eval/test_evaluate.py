@@ -44,7 +44,6 @@ def base(tiny_model_dir, samples_dir, tmp_path) -> list[str]:
         "quantization=none",
         "eval.engine=transformers",
         "eval.dtype=float32",
-        "eval.limit=4",
         "device=cpu",
         f"paths.data_dir={samples_dir}",
         f"paths.output_dir={tmp_path / 'outputs'}",
@@ -57,7 +56,7 @@ def make_run(base, tiny_model_dir, tmp_path):
     """A folder as training leaves it, with random adapter weights."""
 
     def make(name: str, adapter: dict, *overrides: str) -> Run:
-        cfg = compose_config([*base, "eval=[base,mmlu]", *overrides])
+        cfg = compose_config([*base, "eval=[base,mmlu]", "eval.limit=4", *overrides])
         config = validate(cfg) | {"adapter": adapter}
         run = Run(tmp_path / "outputs" / "made" / name / "seed0")
         run.path.mkdir(parents=True)
@@ -92,8 +91,7 @@ def make_run(base, tiny_model_dir, tmp_path):
 @pytest.fixture
 def evaluate(base):
     def run(*overrides: str):
-        given = mos.evaluate.given_keys(overrides)
-        return mos.evaluate.evaluate(compose_config([*base, *overrides], "evaluate"), given)
+        return mos.evaluate.evaluate(compose_config([*base, *overrides], "evaluate"))
 
     return run
 
@@ -206,21 +204,27 @@ def test_what_is_given_on_purpose_beats_the_run(make_run, evaluate):
     assert run.results["metrics"]["mmlu"]["n"] == 3
 
 
+def test_a_run_does_not_consent_for_the_caller(make_run, evaluate):
+    run = make_run("lora", LORA, "eval=[base,humaneval]", "eval.allow_code_execution=true")
+    with pytest.raises(UserError, match=r"eval\.allow_code_execution=true"):
+        evaluate(f"runs={run.path}")
+
+
 def test_a_bare_model_becomes_a_run(evaluate, starts):
-    (chat,) = evaluate("eval=[base,mmlu]")
-    (plain,) = evaluate("eval=[base,mmlu]", "eval.chat=false")
+    (chat,) = evaluate("eval=[base,mmlu]", "eval.limit=4")
+    (plain,) = evaluate("eval=[base,mmlu]", "eval.limit=4", "eval.chat=false")
     assert chat.run.results["method"]["label"] == "Vanilla (chat)"
     assert plain.run.results["method"]["label"] == "Vanilla (no-chat)"
     assert chat.run.path != plain.run.path
     assert letters(chat.run) != letters(plain.run)
-    evaluate("eval=[base,mmlu]")
+    evaluate("eval=[base,mmlu]", "eval.limit=4")
     assert len(starts) == 2
 
 
 def test_an_adapter_that_belongs_to_no_run(make_run, evaluate, tmp_path):
     run = make_run("lora", LORA)
     evaluate(f"runs={run.path}")
-    (alone,) = evaluate(f"adapters=[{run.adapter_dir}]", "benchmarks=[mmlu]")
+    (alone,) = evaluate(f"adapters=[{run.adapter_dir}]", "benchmarks=[mmlu]", "eval.limit=4")
     assert alone.results["mmlu"]["timing"]["computed"] == 0
     assert alone.out_dir.parent == tmp_path / "outputs" / "adapters"
     assert (alone.out_dir / "eval" / "mmlu" / "records.jsonl").is_file()
@@ -286,8 +290,7 @@ def test_untrained_runs_are_passed_over(make_run, evaluate, capsys):
         (["benchmarks=[mmlu]", "+eval.benchmarks.mmlu.tasks=[anatomi]"], "Did you mean 'anatomy'"),
         (["runs=/nowhere/*"], "no such folder"),
         (["adapter=mos"], "nothing trained to evaluate"),
-        (["eval=base"], "no benchmark is chosen"),
-        (["benchmarks=[mmlu]", "eval.engine=onnx"], "expected one of auto, vllm, transformers"),
+        (["benchmarks=[mmlu]", "eval.engine=onnx"], "expected 'auto', 'vllm' or 'transformers'"),
         (["benchmarks=[mmlu]", "paths.data_dir=/nowhere"], "/nowhere/mmlu"),
         (["benchmarks=[humaneval]"], "allow_code_execution=true"),
         (["benchmarks=[mmlu]", "eval.max_model_len=64"], "longer than the 63 tokens"),

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mos import plan as entry
 from mos.activations import activations
-from mos.config import compose_config
+from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.estimate import count, weights_bytes
 from mos.plan import duration, expand, plan, plan_table, size
@@ -34,7 +34,7 @@ def plan_of(*overrides, **options):
     ],
 )
 def test_llama2_7b_rows(adapter, parameters, lora_rank):
-    anatomy = count(entry.check_structure(compose_config([*SEVEN_B, f"adapter={adapter}"])))
+    anatomy = count(validate(compose_config([*SEVEN_B, f"adapter={adapter}"])))
     assert anatomy.trainable == parameters
     assert anatomy.base == 6_738_415_616
     if lora_rank:
@@ -47,7 +47,7 @@ def test_llama2_7b_rows(adapter, parameters, lora_rank):
 )
 def test_other_models_at_the_budget_of_rank_2(model, parameters):
     overrides = [*SEVEN_B, f"model={model}", "adapter=table2_lora_r2"]
-    assert count(entry.check_structure(compose_config(overrides))).trainable == parameters
+    assert count(validate(compose_config(overrides))).trainable == parameters
 
 
 def test_chat_tokens_bring_their_rows_of_embedding_and_head():
@@ -109,7 +109,7 @@ def test_no_adapter_and_full_fine_tuning():
 
 
 def test_weights_of_each_quantisation():
-    anatomy = count(entry.check_structure(compose_config(["model=tiny_random", "adapter=lora"])))
+    anatomy = count(validate(compose_config(["model=tiny_random", "adapter=lora"])))
     kinds = [
         weights_bytes(anatomy, compose_config([f"quantization={name}"])["quantization"])
         for name in ("none", "int8", "nf4")
@@ -142,7 +142,7 @@ def test_activations_are_those_of_a_real_forward_pass():
         "model=tiny_random", "adapter=lora", "data.max_seq_length=64", "adapter.lora_dropout=0.1",
         "trainer.per_device_train_batch_size=3",
     ]  # fmt: skip
-    config = entry.check_structure(compose_config(overrides))
+    config = validate(compose_config(overrides))
     anatomy = count(config)
     estimate = activations(config, anatomy)
     architecture = config["model"]["architecture"]
@@ -166,7 +166,7 @@ def test_checkpointing_and_batch_size_change_the_memory():
     large = plan_of(*overrides)
     assert large["activation_bytes"] > 60e9
     assert not large["fits"] or not large["device_assumed"]
-    config = entry.check_structure(compose_config([*SEVEN_B, "adapter=table2_lora_r8"]))
+    config = validate(compose_config([*SEVEN_B, "adapter=table2_lora_r8"]))
     anatomy = count(config)
     sixteen = activations(config, anatomy)
     config["trainer"]["per_device_train_batch_size"] = 1
