@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mos.errors import DataError, MissingFileError
+from mos.files import MAX_LINE, bounded_lines, parse_json
 
 PREPARE_HINT = (
     "Fetch the benchmarks with `python scripts/prepare_eval_data.py`, or point paths.data_dir at"
@@ -26,16 +27,18 @@ def require(path: Path, what: str) -> Path:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with universal newlines."""
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(path, None, f"not UTF-8: {error}.") from error
 
 
 def read_json(path: Path) -> Any:
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(path, error.lineno, f"not valid JSON: {error.msg}.") from error
+        return parse_json(text)
+    except ValueError as error:
+        line = getattr(error, "lineno", None)
+        raise DataError(path, line, f"not valid JSON: {error}.") from error
 
 
 def read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -44,21 +47,21 @@ def read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[st
     Blank lines are passed over.
     """
     number = 0
-    with _open_text(path) as lines:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(bounded_lines(file), start=1):
+                if len(line) > MAX_LINE:
+                    raise ValueError(f"a line of more than {MAX_LINE >> 20} MB")
                 if line.strip():
-                    yield number, check_fields(json.loads(line), fields, path, number)
-        except json.JSONDecodeError as error:
-            raise DataError(path, number, f"not valid JSON: {error.msg}.") from error
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+                    yield number, check_fields(parse_json(line), fields, path, number)
+        except DataError:
+            raise
+        except UnicodeDecodeError as error:
+            raise DataError(path, number, f"unreadable: {error}.") from error
+        except ValueError as error:
+            raise DataError(path, number, f"not valid JSON: {error}.") from error
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(path, number + 1, f"unreadable: {error}.") from error
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open("rt", encoding="utf-8")
 
 
 def check_fields(row: Any, fields: Sequence[str], path: Path, line: int | None) -> Any:

@@ -19,7 +19,7 @@ from eval.cache import CompletionStore, unwritable
 from eval.engines import Engine, EngineError
 from mos.console import say
 from mos.errors import UserError
-from mos.files import hash_json, write_atomically
+from mos.files import hash_json, write_atomically, write_json
 
 METRICS, RECORDS = "metrics.json", "records.jsonl"
 
@@ -270,7 +270,7 @@ def _write(
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / METRICS).unlink(missing_ok=True)
     write_atomically(out_dir / RECORDS, records)
-    write_atomically(out_dir / METRICS, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_json(out_dir / METRICS, metrics)
     return metrics
 
 

@@ -6,10 +6,8 @@ python -m mos.export adapter=outputs/.../adapter out=model as=merged quantizatio
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from mos.adapters.tuner import FactoredConfig
 from mos.config import CONFIG_DIR
 from mos.console import exit_on_user_error, say
 from mos.errors import MissingFileError, UserError, unknown
+from mos.files import check_own, replaced
 from mos.model_check import check_model_folder
 from mos.model_sources import resolve_model
 from mos.modeling import copy_tokenizer, dequantized_base, grow_vocabulary
@@ -60,7 +59,8 @@ def to_lora(
 
     Args:
         source: a PEFT model, whose active adapter is taken, or an adapter directory.
-        out_dir: directory to write; one that exists is replaced.
+        out_dir: directory to write: a new or empty one, or one that was exported before and is
+            replaced.
         dtype: of the factors; default as the adapter has them.
         pad_to_vllm_rank: raise the rank to the next one that vLLM reserves room for.
 
@@ -69,9 +69,10 @@ def to_lora(
 
     Raises:
         MissingFileError: no adapter in the directory.
-        UserError: the adapter has no exact LoRA form: it trains whole modules or biases, is not
-            linear, or has a rank beyond vLLM's 512.
+        UserError: `out_dir` holds other files or is the source; the adapter has no exact LoRA form:
+            it trains whole modules or biases, is not linear, or has a rank beyond vLLM's 512.
     """
+    _check_target(out_dir, source)
     model = source if isinstance(source, PeftModel) else _load_without_base(Path(source))
     if len(model.active_adapters) != 1:
         raise UserError(
@@ -112,7 +113,7 @@ def to_lora(
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
-    with _whole(Path(out_dir)) as folder:
+    with replaced(out_dir) as folder:
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         lora.save_pretrained(str(folder))
     return Path(out_dir)
@@ -131,7 +132,8 @@ def merge(
             quantised base (`mos.modeling.dequantized_base`) for the function that was trained.
         adapter_dir: an adapter of any method of PEFT's or ours that merges. One that learned new
             tokens brings its tokenizer.
-        out_dir: directory to write; one that exists is replaced.
+        out_dir: directory to write: a new or empty one, or one that was exported before and is
+            replaced.
         dtype: of the weights; default as the base has them. The sum is rounded to it once.
 
     Returns:
@@ -139,8 +141,10 @@ def merge(
 
     Raises:
         MissingFileError: the base or the adapter is not there.
-        UserError: the base is quantised, or the adapter does not fit it.
+        UserError: `out_dir` holds other files, the base is quantised, or the adapter does not fit
+            it.
     """
+    _check_target(out_dir, adapter_dir)
     base_dir = check_model_folder(Path(base_dir))
     config = _adapter_config(Path(adapter_dir))
     base = AutoModelForCausalLM.from_pretrained(
@@ -154,7 +158,7 @@ def merge(
     except ValueError as error:
         raise UserError(f"{adapter_dir} does not fit the base model {base_dir}: {error}") from error
     merged = model.merge_and_unload(safe_merge=True)
-    with _whole(Path(out_dir)) as folder:
+    with replaced(out_dir) as folder:
         merged.save_pretrained(folder)
         copy_tokenizer(Path(adapter_dir) if learned else base_dir, folder)
     return Path(out_dir)
@@ -209,16 +213,10 @@ def _vllm_rank(r: int) -> int:
     )
 
 
-@contextmanager
-def _whole(out_dir: Path) -> Iterator[Path]:
-    """A folder that takes the place of `out_dir` once all is written."""
-    partial = out_dir.with_name(out_dir.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if out_dir.exists():
-        shutil.rmtree(out_dir)
-    partial.rename(out_dir)
+def _check_target(out_dir: str | Path, source: PeftModel | str | Path) -> None:
+    target = check_own(out_dir)
+    if not isinstance(source, PeftModel) and Path(source).expanduser().resolve() == target:
+        raise UserError(f"out={out_dir} is the adapter itself: give another folder.")
 
 
 DEFAULTS = {

@@ -7,17 +7,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock
 
 from mos.console import say
+from mos.errors import UserError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 SEAL = ".seal"  # no .json: it is no part of a model
+MARK = ".written-by-mos"
+MAX_LINE = 16 * 2**20  # bytes
 
 
 def hash_json(value: Any) -> str:
@@ -86,8 +89,7 @@ def build_once(target: Path, build: Callable[[Path], object]) -> Path:
         try:
             build(scratch)
             seal(scratch)
-            shutil.rmtree(target, ignore_errors=True)
-            scratch.rename(target)
+            _put_in_place(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
@@ -100,7 +102,7 @@ def seal(folder: Path) -> None:
         stat = path.stat()
         name = str(path.relative_to(folder))
         files[name] = [stat.st_size, stat.st_mtime_ns, hash_file(path)]
-    write_atomically(folder / SEAL, json.dumps(files, indent=2))
+    write_json(folder / SEAL, files)
 
 
 def damage(folder: Path) -> str | None:
@@ -109,7 +111,7 @@ def damage(folder: Path) -> str | None:
     A file is read only if its size or time of change is not the seal's.
     """
     try:
-        files = json.loads((folder / SEAL).read_text("utf-8"))
+        files = parse_json((folder / SEAL).read_text("utf-8"))
         for name, (size, changed, sha256) in files.items():
             stat = (folder / name).stat()
             if (stat.st_size, stat.st_mtime_ns) == (size, changed):
@@ -118,9 +120,107 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is damaged"
     except OSError as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError):
         return f"{SEAL} is damaged"
     return None
+
+
+@contextmanager
+def replaced(folder: str | Path, key: str = "out") -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of `folder` when the block ends.
+
+    It carries a mark. What is there already is replaced only if it is empty or carries the mark;
+    if the block raises, it is left as it was.
+
+    Args:
+        key: the option that named the folder, for messages.
+
+    Raises:
+        UserError: the folder holds what this program did not write, is the working folder or one
+            above it, is a file, or cannot be written.
+    """
+    target = check_own(folder, key)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(key, folder, error) from error
+    try:
+        yield scratch
+        (scratch / MARK).write_text("mos wrote this folder and may replace it.\n")
+        _put_in_place(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_own(folder: str | Path, key: str = "out") -> Path:
+    """The absolute path of a folder that may be replaced: new, empty, or marked by `replaced`.
+
+    Raises:
+        UserError: as `replaced`.
+    """
+    target = Path(folder).expanduser().resolve()
+    if Path.cwd().is_relative_to(target):
+        raise UserError(f"{key}={folder} is the working folder or above it: give a folder below.")
+    try:
+        if target.exists() and not target.is_dir():
+            raise UserError(f"{key}={folder} is a file: give a folder.")
+        if target.is_dir() and not (target / MARK).is_file() and any(target.iterdir()):
+            raise UserError(
+                f"{key}={folder} holds files that mos did not write there: give a new folder, or"
+                " remove it first."
+            )
+    except OSError as error:
+        raise _unwritable(key, folder, error) from error
+    return target
+
+
+def _unwritable(key: str, folder: str | Path, error: OSError) -> UserError:
+    return UserError(f"{key}={folder} cannot be written ({error.strerror}): give another folder.")
+
+
+def _put_in_place(scratch: Path, target: Path) -> None:
+    """Rename a folder to `target`; what is there goes once it is out of the way."""
+    former = scratch.with_name(f"{scratch.name}.former")
+    shutil.rmtree(former, ignore_errors=True)
+    if target.exists():
+        target.rename(former)
+    scratch.rename(target)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write strict JSON, whole or not at all.
+
+    Raises:
+        ValueError: a number that is not finite, which JSON cannot hold.
+    """
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, with a ValueError for each kind of fault.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, nested too deeply, or a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError:
+        raise ValueError("a number has too many digits") from None
+
+
+def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file in bounded memory: of a line above `MAX_LINE` bytes, one byte more."""
+    while line := file.readline(MAX_LINE + 1):
+        rest = line
+        while len(rest) > MAX_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE + 1)
+        yield line
 
 
 def write_atomically(path: str | Path, text: str) -> None:

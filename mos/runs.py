@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import glob
-import json
 import os
 import re
 import shutil
@@ -30,7 +29,7 @@ from omegaconf import OmegaConf
 
 from mos.console import is_main_process
 from mos.errors import DataError, MissingFileError, UserError
-from mos.files import write_atomically
+from mos.files import parse_json, write_atomically, write_json
 
 SCHEMA = 1
 STATUSES = ("new", "running", "interrupted", "trained", "evaluated", "failed")
@@ -222,11 +221,8 @@ class Run:
         return kept
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        self._write(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-    def _write(self, name: str, text: str) -> None:
         if is_main_process():
-            write_atomically(self.path / name, text)
+            write_json(self.path / name, content)
 
 
 def find_runs(where: str | Path | Iterable[str | Path]) -> list[Run]:
@@ -297,8 +293,8 @@ def read_losses(file: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(file.read_text("utf-8", errors="replace").split("\n")[:-1], 1):
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
+            line = parse_json(text)
+        except ValueError:
             line = None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             raise DataError(file, number, "no line of a loss log (was it edited?).")
@@ -309,12 +305,12 @@ def read_losses(file: Path) -> list[dict[str, Any]]:
 def _read_json(file: Path) -> dict[str, Any]:
     """The object in a file of a run; {} where there is none."""
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = parse_json(file.read_text("utf-8"))
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, not an object")
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise UserError(
             f"{file} is damaged ({error}): was it edited? Restore it, or set overwrite=true."
         ) from error

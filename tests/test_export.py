@@ -106,6 +106,22 @@ def test_rank_beyond_vllms_is_refused(tmp_path):
     assert not (tmp_path / "lora").exists()
 
 
+def test_what_others_wrote_is_never_replaced(tmp_path):
+    model = adapted(CASES["prolora"]())
+    model.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="did not write"):
+        to_lora(model, tmp_path / "notes")
+    with pytest.raises(UserError, match="did not write"):
+        to_lora(tmp_path / "adapter", tmp_path / "adapter")
+    lora = to_lora(model, tmp_path / "lora")
+    with pytest.raises(UserError, match="is the adapter itself"):
+        to_lora(lora, lora)
+    assert to_lora(model, lora) == lora
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
+
+
 def test_tied_lora_becomes_separate_factors(tmp_path):
     tensors = load_file(
         to_lora(adapted(TiedLoraConfig(r=8)), tmp_path / "lora") / "adapter_model.safetensors"

@@ -1,14 +1,26 @@
-"""Folders that are built once are verified by content before they are used."""
+"""Folders that are verified, or replaced only if ours; JSON that is strict and bounded."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from mos.files import SEAL, build_once, hash_files
+from mos.errors import UserError
+from mos.files import (
+    MAX_LINE,
+    SEAL,
+    bounded_lines,
+    build_once,
+    hash_files,
+    parse_json,
+    replaced,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -76,3 +88,64 @@ def test_an_emptied_memo_is_not_a_hash(tmp_path):
     for damaged in (b"", b"\xff\xfe", b"0" * 63):
         memo.write_bytes(damaged)
         assert hash_files([file], tmp_path) == first
+
+
+def test_a_folder_is_replaced_only_if_it_is_new_empty_or_ours(tmp_path):
+    out = tmp_path / "out"
+    for content in ("first", "second"):
+        with replaced(out) as folder:
+            (folder / content).write_text(content)
+        assert sorted(path.name for path in out.iterdir()) == [".written-by-mos", content]
+    with pytest.raises(ZeroDivisionError), replaced(out):
+        1 / 0  # noqa: B018
+    assert (out / "second").is_file()
+    (out / ".written-by-mos").unlink()
+    with pytest.raises(UserError, match="did not write"), replaced(out):
+        pass
+    assert (out / "second").is_file()
+    (out / "second").unlink()
+    with replaced(out) as folder:
+        (folder / "third").write_text("")
+    assert (out / "third").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_places_that_cannot_be_replaced_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    for place, message in {
+        ".": "out=. is the working folder",
+        "..": "out=.. is the working folder or above",
+        "file": "is a file",
+        "file/below": "cannot be written",
+    }.items():
+        with pytest.raises(UserError, match=message), replaced(place):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with replaced("~/out"):
+        pass
+    assert (tmp_path / "out").is_dir()
+
+
+def test_json_is_strict_and_its_faults_are_value_errors(tmp_path):
+    write_json(tmp_path / "a.json", {"loss": 0.5})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 0.5}
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 0.5}
+    for text, message in {
+        "[" * 100_000: "nested too deeply",
+        "9" * 5000: "too many digits",
+        "{": "Expecting",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            parse_json(text)
+
+
+def test_a_long_line_is_cut_and_the_next_is_whole():
+    file = io.BytesIO(b"short\n" + b"x" * (3 * MAX_LINE) + b"\nlast")
+    assert [len(line) for line in bounded_lines(file)] == [6, MAX_LINE + 1, 4]

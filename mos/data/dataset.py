@@ -30,7 +30,7 @@ from mos.data.rows import Example, OnBadRow, Report
 from mos.data.statistics import Statistics
 from mos.data.verify import sha256_of
 from mos.errors import DataError, UserError
-from mos.files import build_once, hash_json
+from mos.files import build_once, hash_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def load_training_data(
         statistics.notes = report.notes
         if statistics.rows == 0:
             raise _nothing_left(corpus, source, report, statistics)
-        (target / STATISTICS).write_text(json.dumps(vars(statistics), indent=1))
+        write_json(target / STATISTICS, vars(statistics))
 
     entry = build_once(folder / hash_json(identity)[:24], build)
     statistics = json.loads((entry / STATISTICS).read_text())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mos.errors import DataError, MissingFileError, UserError
+from mos.files import MAX_LINE, bounded_lines, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def require_content(path: Path) -> None:
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Non-blank lines with their 1-based numbers."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(bounded_lines(file), start=1):
             if line.strip():
                 yield number, line
 
@@ -128,18 +129,21 @@ def sample_jsonl(
     """
     offsets, numbers, position = array("Q"), array("Q"), 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(bounded_lines(file), start=1):
             if line.strip():
                 offsets.append(position)
                 numbers.append(number)
-            position += len(line)
+            position = file.tell()
         if len(offsets) <= k:
             yield from read_jsonl(path, report)
             return
         for index in rng.sample(range(len(offsets)), k=k):
             file.seek(offsets[index])
             try:
-                yield numbers[index], parse_object(file.readline(), path, numbers[index])
+                yield (
+                    numbers[index],
+                    parse_object(next(bounded_lines(file)), path, numbers[index]),
+                )
             except DataError as error:
                 report.bad(error)
 
@@ -148,16 +152,16 @@ def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """One line of a jsonl file.
 
     Raises:
-        DataError: not UTF-8, not JSON, or not an object.
+        DataError: too long, not UTF-8, not JSON, or not an object.
     """
+    if len(line) > MAX_LINE:
+        raise DataError(path, number, f"a line of more than {MAX_LINE >> 20} MB.")
     try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        value = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(path, number, _encoding_reason(line, error), _ENCODING_HINT) from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            path, number, f"broken JSON at column {error.colno}: {error.msg}."
-        ) from None
+    except ValueError as error:
+        raise DataError(path, number, _json_reason(error)) from None
     if not isinstance(value, dict):
         raise DataError(path, number, f"expected a JSON object, found {_kind(value)}.")
     return value
@@ -173,14 +177,12 @@ def read_json(path: Path) -> tuple[Any, str]:
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
-        return json.loads(text), text
+        return parse_json(text), text
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(path, line, _encoding_reason(data, error), _ENCODING_HINT) from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            path, error.lineno, f"broken JSON at column {error.colno}: {error.msg}."
-        ) from None
+    except ValueError as error:
+        raise DataError(path, getattr(error, "lineno", None), _json_reason(error)) from None
 
 
 def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
@@ -248,6 +250,12 @@ def text_field(value: dict[str, Any], name: str, path: Path, line: int | None) -
 
 
 _ENCODING_HINT = "Convert the file to UTF-8, for instance with iconv."
+
+
+def _json_reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON at column {error.colno}: {error.msg}."
+    return f"unusable JSON: {error}."
 
 
 def _encoding_reason(data: bytes, error: UnicodeDecodeError) -> str:

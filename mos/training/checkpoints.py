@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mos.files import write_atomically
+from mos.files import write_json
 
 SEAL = "complete.json"
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def seal(checkpoint: Path) -> None:
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
             hashes[str(file.relative_to(checkpoint))] = _sha256(file)
-    write_atomically(checkpoint / SEAL, json.dumps({"sha256": hashes}, indent=2) + "\n")
+    write_json(checkpoint / SEAL, {"sha256": hashes})
 
 
 def damage(checkpoint: Path) -> str:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Column, Table
 
 from mos.console import console, say
-from mos.files import write_atomically
+from mos.files import write_json
 
 MEMBERS = "members"
 
@@ -41,7 +41,7 @@ def record_member(outcome: str, run_path: str | Path, reason: str = "") -> None:
         "run": str(run_path),
         "reason": reason,
     }
-    write_atomically(folder / MEMBERS / f"{job.num:05}.json", json.dumps(entry, indent=2))
+    write_json(folder / MEMBERS / f"{job.num:05}.json", entry)
 
 
 class SweepSummary(Callback):

@@ -15,6 +15,7 @@ from mos.data.messages import SeenIds
 from mos.data.rows import Report, line_of, read_json_list, sample_jsonl
 from mos.data.templates import WITH_INPUT, WITHOUT_INPUT
 from mos.errors import DataError, MissingFileError, UserError
+from mos.files import MAX_LINE
 
 
 def sha256(text: str) -> str:
@@ -181,6 +182,9 @@ def test_tulu_mixture_in_parquet_gives_the_rows_of_one_corpus(tmp_path):
 BAD_LINES = {
     "broken JSON": (b'{"messages": [', r"own\.jsonl:2: broken JSON at column"),
     "latin-1": ('{"prompt": "é"}'.encode("latin-1"), r"own\.jsonl:2: not UTF-8: byte 0xe9"),
+    "nested": (b"[" * 100_000, r"own\.jsonl:2: unusable JSON: nested too deeply"),
+    "digits": (b"9" * 5000, r"own\.jsonl:2: unusable JSON: a number has too many digits"),
+    "a long line": (b'"' + b"x" * MAX_LINE + b'"', r"own\.jsonl:2: a line of more than 16 MB"),
     "not an object": (b"[1]", r"own\.jsonl:2: expected a JSON object, found a list"),
     "no fields": (b'{"text": "x"}', r"own\.jsonl:2: neither 'messages' nor .*found text"),
     "no messages": (b'{"messages": []}', r"own\.jsonl:2: .*at least one message"),
