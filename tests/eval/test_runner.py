@@ -169,10 +169,15 @@ def kill_within_header(folder: Path) -> None:
 
 def kill_before_file(name: str):
     def work(folder: Path) -> None:
-        write = eval.runner.write_atomically
-        eval.runner.write_atomically = lambda path, text: (
-            kill() if path.name == name else write(path, text)
-        )
+        for function in ("write_atomically", "write_json"):
+            write = getattr(eval.runner, function)
+            setattr(
+                eval.runner,
+                function,
+                lambda path, content, write=write: (
+                    kill() if path.name == name else write(path, content)
+                ),
+            )
         evaluate(folder, FakeEngine())
 
     return work
