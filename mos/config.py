@@ -212,11 +212,12 @@ class TrainConfig(Strict):
 
 
 def compose_config(overrides: Iterable[str] = (), name: str = "train") -> DictConfig:
-    """Compose configs/<name>.yaml with command-line overrides, for notebooks, plans and tests."""
+    """Compose configs/<name>.yaml, or that of configs/<name>/, with command-line overrides."""
+    folder = CONFIG_DIR / name if (CONFIG_DIR / name).is_dir() else CONFIG_DIR
     hydra = GlobalHydra.instance()
     outer, hydra.hydra = hydra.hydra, None  # of a command that is running
     try:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        with initialize_config_dir(str(folder), version_base="1.3"):
             return compose(name, overrides=list(overrides))
     finally:
         hydra.hydra = outer

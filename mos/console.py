@@ -34,6 +34,16 @@ errors = Console(stderr=True, soft_wrap=True)
 logging.getLogger("mos").addHandler(logging.NullHandler())
 
 
+def printable(text: str) -> str:
+    """The text with control characters and line ends written out (`\\x1b`).
+
+    For names that somebody else chose: they must not steer the terminal or start a new line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def say(message: str) -> None:
     """Print one line, and log it."""
     console.print(message, highlight=False, markup=False)

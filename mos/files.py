@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, Any
 from filelock import FileLock
 
 from mos.console import say
-from mos.errors import UserError
+from mos.errors import DataError, UserError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 SEAL = ".seal"  # no .json: it is no part of a model
@@ -232,3 +233,40 @@ def write_atomically(path: str | Path, text: str) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     partial.replace(path)
+
+
+def read_text(file: Path, limit: int = 4_000_000) -> str:
+    """The text of a small file that somebody else may have made.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DataError: it is no regular file (a pipe would be waited for), is larger than `limit` bytes,
+            or is not UTF-8.
+    """
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise DataError(file, None, "not a regular file.")
+    if about.st_size > limit:
+        raise DataError(file, None, f"{about.st_size:,} bytes; expected at most {limit:,}.")
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(file, None, f"not UTF-8 text (byte {error.start}).") from None
+
+
+def read_json(file: Path, limit: int = 4_000_000) -> Any:
+    """The value in a small JSON file, read as `read_text` does.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DataError: as `read_text`; or it is empty, not whole, not JSON, or nested beyond reason.
+    """
+    text = read_text(file, limit)
+    if not text.strip():
+        raise DataError(file, None, "is empty (half-written?).")
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+    except (ValueError, RecursionError) as error:
+        raise DataError(file, None, f"not whole JSON (half-written?): {error}") from None
+    return value

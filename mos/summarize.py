@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import hydra
@@ -12,78 +12,99 @@ from omegaconf import DictConfig, OmegaConf
 
 from mos.config import CONFIG_DIR
 from mos.console import console, exit_on_user_error, say
-from mos.report import build
-from mos.report.grouping import as_list, parse_filter
-from mos.report.reading import read_runs
-from mos.report.tables import sheet_terminal, terminal
+from mos.report.build import Report, build, extra_sheets, write
+from mos.report.formats import terminal
+from mos.report.runs import LEFT_OUT, REFUSED
+from mos.report.sheets import Sheet, measured
+from mos.report.tables import Filled
 
 SHOWN_PROBLEMS = 5
 
 
-def summarize(cfg: DictConfig) -> build.Summary:
+def summarize(cfg: DictConfig) -> Report:
     """Read runs, write tables and the report, print the short of it.
 
     Args:
-        cfg: configs/summarize.yaml composed with overrides.
+        cfg: configs/summarize/summarize.yaml composed with overrides.
 
     Raises:
         UserError: no runs there, an impossible filter or key, a folder that cannot be written.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    sources = as_list(config["runs"])
-    summary = build.assemble(
-        read_runs(sources, config["since"]),
-        **config["select"],
-        where=parse_filter(config["filter"]) if config["filter"] else None,
-        rows=as_list(config["rows"]),
-        columns=as_list(config["columns"]),
-        value=config["value"],
+    del config["select"]  # other names
+    out, plots = config.pop("out"), config.pop("plots")
+    report = build(
+        _names(config.pop("runs")),
+        rows=_names(config.pop("rows")),
+        columns=_names(config.pop("columns")),
+        where=config.pop("filter"),
+        **config,
     )
-    summary.sources = sources
-    build.write(summary, config["out"], config["plots"])
-    _print(summary, config["out"])
-    return summary
+    write(report, out, plots)
+    _print(report, out)
+    return report
 
 
-def _print(summary: build.Summary, out: str) -> None:
-    shown = [terminal(filled) for filled in summary.filled if not filled.empty]
-    if summary.grouped is not None:
-        shown = [sheet_terminal(summary.grouped)]
+def _names(given: str | list[str] | None) -> list[str]:
+    """ "a,b" or a list as a list of names."""
+    items = given.split(",") if isinstance(given, str) else given or []
+    return [str(item).strip() for item in items if str(item).strip()]
+
+
+def _print(report: Report, out: str) -> None:
+    extra = extra_sheets(report)
+    shown = [terminal(_run_rows(f), _caption(f)) for f in report.filled if not f.empty]
+    if "grouped" in extra:
+        shown = [terminal(extra["grouped"])]
+    elif not shown and "others" in extra:
+        shown = [terminal(extra["others"])]
     for table in shown:
-        console.print(table)
+        console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
         console.print()
-    say(f"{len(summary.results)} of {summary.folders} run folders used (scale {summary.scale})")
-    if not summary.results and any("is partial" in p.reason for p in summary.problems):
+    counts = report.counts
+    say(
+        f"{counts['used']} of {counts['found']} run folders used (scale {report.runs.scale}), "
+        f"{counts[LEFT_OUT]} left out, {counts[REFUSED]} refused; {report.noted} remarks"
+    )
+    if not counts["used"] and any("is partial" in p.reason for p in report.problems):
         say("all results are of cut benchmarks (eval.limit): partial=true tabulates them")
-    verdicts = Counter(verdict.verdict for verdict in summary.verdicts)
+    verdicts = Counter(verdict.verdict for verdict in report.verdicts)
     say("claims: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
-    for problem in summary.problems[:SHOWN_PROBLEMS]:
+    for problem in report.problems[:SHOWN_PROBLEMS]:
         say(str(problem))
-    if (rest := len(summary.problems) - SHOWN_PROBLEMS) > 0:
+    if (rest := len(report.problems) - SHOWN_PROBLEMS) > 0:
         say(f"... and {rest} more in {out}/problems.csv")
-    say(f"written: {out}/report.html, table1-3 as .md, .tex, .csv, claims.md, runs.csv")
+    names = ", ".join(["table1-3", *extra])
+    say(
+        f"written: {out}/report.html; {names} as .md, .tex, .csv; claims.md, runs.csv, problems.csv"
+        + (f"; plots/ ({len(report.plots)}) as .svg, .pdf" if report.plots else "")
+    )
 
 
-def quoted(argument: str) -> str:
-    """An argument in Hydra's grammar.
-
-    There bare commas mean a sweep, comparisons nothing, and `scale=` and `model=` config groups.
-
-    >>> quoted("rows=method.label,seed"), quoted("filter=method.rank>=16")
-    ("rows='method.label,seed'", "filter='method.rank>=16'")
-    """
-    argument = re.sub(r"^(scale|model|partial)=", r"select.\1=", argument)
-    match = re.fullmatch(r"(runs|rows|columns|filter|value)=([^\[{'\"].*)", argument)
-    return f"{match[1]}='{match[2]}'" if match else argument
+def _run_rows(filled: Filled) -> Sheet:
+    """The rows of a table that have results."""
+    sheet = measured(filled)
+    run = [line.group is not None for line in filled.lines]
+    marks = sheet.marks[run] if sheet.marks is not None else None
+    return replace(sheet, frame=sheet.frame[run], marks=marks)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="summarize")
+def _caption(filled: Filled) -> str:
+    seeds = f"{filled.seeds} seed{'s' * (filled.seeds != 1)}"
+    absent = sum(line.group is None for line in filled.lines)
+    missing = f"; {absent} of {len(filled.lines)} rows not run" if absent else ""
+    cut = f"; PARTIAL ({filled.cut})" if filled.cut else ""
+    return f"{filled.model}, scale {filled.scale}, means over {seeds}{missing}{cut}"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR / "summarize"), config_name="summarize")
 def main(cfg: DictConfig) -> None:
-    """The command line around `summarize`."""
+    """The command line around `summarize`: exit status 1 if a run was refused."""
     with exit_on_user_error():
-        summarize(cfg)
+        report = summarize(cfg)
+    if report.counts[REFUSED]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     main()

@@ -2,189 +2,196 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mos.errors import UserError
+import pandas as pd
+
+from mos.adapters import METHODS
+from mos.errors import UserError, unknown
 from mos.files import write_atomically
-from mos.report import paper, plots, tables
-from mos.report.aggregate import Group, group_runs
+from mos.report import figures, formats, paper, plots
+from mos.report.cells import HELDOUT, Column
 from mos.report.claims import Verdict, judge
-from mos.report.filled import Filled, fill_table, other_groups, unknown_labels
-from mos.report.grouping import grouped_sheet
-from mos.report.html import Report, render
-from mos.report.reading import Reading
-from mos.report.results import Problem, Result
-from mos.report.selection import select
-from mos.report.sheets import Sheet, other_rows, sheets
+from mos.report.groups import Group, group_runs, spread
+from mos.report.html import render
+from mos.report.pivot import pivot
+from mos.report.runs import LEFT_OUT, NOTED, REFUSED, Problem, read_runs
+from mos.report.select import Selected, select
+from mos.report.sheets import Sheet, other_rows, paper_sheets
+from mos.report.tables import Filled, fill_table, other_groups
 
 
 @dataclass
-class Summary:
+class Report:
     """What a set of runs comes to.
 
     Attributes:
-        results: the usable runs, all of one scale.
+        runs: the usable ones, all of one scale.
         filled: the paper's tables, in order.
         others: configurations that are in none of them.
         grouped: the table that `rows` and `columns` asked for.
-        problems: everything refused, skipped or to be known.
+        problems: everything refused, left out or to be known.
     """
 
-    scale: str
-    folders: int
-    results: list[Result]
+    sources: list[str]
+    runs: Selected
     filled: list[Filled]
     others: list[Group]
     grouped: Sheet | None
     verdicts: list[Verdict]
     problems: list[Problem]
-    sources: list[str] = field(default_factory=list)
+    plots: list[figures.Plot] = field(default_factory=list)
+    plots_missing: str = ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many run folders were found, used, left out and refused: the last three add up."""
+        used = set(self.runs.frame.index)
+        lost = {p.where: p.consequence for p in self.problems if p.where not in used}
+        refused = sum(consequence == REFUSED for consequence in lost.values())
+        left = self.runs.folders - len(used) - refused
+        return {"found": self.runs.folders, "used": len(used), LEFT_OUT: left, REFUSED: refused}
+
+    @property
+    def noted(self) -> int:
+        """How many remarks there are on runs that are used."""
+        return sum(problem.consequence == NOTED for problem in self.problems)
 
 
-def assemble(
-    reading: Reading,
+def build(
+    sources: Sequence[str],
     *,
+    since: str | None = None,
     scale: str = "auto",
     model: str = "auto",
     partial: bool = False,
-    where: Callable[[Result], bool] | None = None,
+    where: str | None = None,
     rows: Sequence[str] = (),
     columns: Sequence[str] = (),
     value: str | None = None,
-) -> Summary:
-    """Select, group, fill the paper's tables and judge its claims.
+    yardstick: str | None = None,
+) -> Report:
+    """Read runs, select, group, fill the paper's tables and judge its claims.
 
     Args:
-        reading: from `mos.report.reading.read_runs`.
-        scale, partial, where: see `mos.report.selection.select`.
-        model: see `mos.report.filled.fill_table`.
-        rows, columns, value: see `mos.report.grouping.grouped_sheet`.
+        sources, since: see `mos.report.runs.read_runs`.
+        scale, partial, where: see `mos.report.select.select`.
+        model: see `mos.report.tables.fill_table`.
+        rows, columns, value: see `mos.report.pivot.pivot`.
+        yardstick: the metric (`heldout.loss`) that stands in the paper's tables and that its claims
+            are judged on; None: the paper's, or the held-out loss where no run has any of these.
 
     Raises:
-        UserError: nothing of that scale, nothing that `where` lets through, an unknown key.
+        UserError: no runs, nothing of that scale or that `where` lets through, an unknown key.
     """
-    results, scale, left_out = select(reading.results, scale=scale, partial=partial, where=where)
-    if where is not None and reading.results and not results:
-        raise UserError(f"filter: none of the {len(reading.results)} usable runs passes it.")
-    groups, notes = group_runs(results)
-    problems = [*reading.problems, *left_out, *unknown_labels(groups), *notes]
-    filled = []
-    for table in paper.TABLES:
-        one, notes = fill_table(table, groups, scale, model)
-        filled.append(one)
-        problems += notes
-    verdicts, notes = judge(filled)
-    problems += notes
-    return Summary(
-        scale=scale,
-        folders=reading.folders,
-        results=results,
-        filled=filled,
-        others=other_groups(groups, filled),
-        grouped=grouped_sheet(results, rows, columns, value) if rows or columns else None,
-        verdicts=verdicts,
-        problems=list(dict.fromkeys(problems)),
-    )
+    problems: list[Problem] = []
+    runs = select(read_runs(sources, problems, since), problems, scale, partial, where)
+    groups = group_runs(runs, problems)
+    for group in groups:
+        if group.method not in METHODS:
+            reason = f"no method {group.method!r} is known here ({group.runs} run(s))"
+            problems.append(Problem(f"row {group.label}", reason))
+    instead = _yardstick(runs, yardstick)
+    filled = [
+        fill_table(table, groups, runs, problems, model=model, yardstick=instead)
+        for table in paper.TABLES
+    ]
+    grouped = pivot(runs, rows, columns, value) if rows or columns else None
+    verdicts = judge(filled, problems)
+    others = other_groups(groups, filled)
+    problems = list(dict.fromkeys(problems))
+    return Report(list(sources), runs, filled, others, grouped, verdicts, problems)
 
 
-def write(summary: Summary, out: str | Path, with_plots: bool = True) -> list[Path]:
-    """Write tables, claims, problems, runs and the HTML report into a folder; returns the files.
+def _yardstick(runs: Selected, key: str | None) -> list[Column]:
+    """The columns that stand in for the paper's; [] for the paper's."""
+    columns = spread(runs)
+    if key is None:
+        measured = {c.key for c in runs.columns}
+        if measured.isdisjoint(c.key for c in paper.COLUMNS) and HELDOUT.key in measured:
+            key = HELDOUT.key
+        else:
+            return []
+    chosen = [c for c in columns if c.key == key]
+    if not chosen:
+        raise unknown("yardstick", key, [c.key for c in columns])
+    return chosen
+
+
+def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path]:
+    """Write tables, claims, problems, runs, plots and the HTML report into a folder.
 
     Raises:
         UserError: the folder cannot be written.
     """
     out = Path(out)
     files: dict[str, str] = {}
-    for filled in summary.filled:
-        name, pages = filled.table.name, sheets(filled)
-        files[f"{name}.md"] = tables.markdown(pages)
-        files[f"{name}.tex"] = tables.latex(pages, name)
-        files[f"{name}.csv"] = tables.paper_csv(filled)
-    others = other_rows(summary.others)
-    for name, sheet in (("others", others), ("grouped", summary.grouped)):
-        if sheet is not None and sheet.rows:
-            files[f"{name}.md"] = tables.markdown([sheet])
-            files[f"{name}.tex"] = tables.latex([sheet], name)
-            files[f"{name}.csv"] = tables.sheet_csv(sheet)
+    for filled in report.filled:
+        name, pages = filled.table.name, paper_sheets(filled)
+        files[f"{name}.md"] = formats.markdown(pages)
+        files[f"{name}.tex"] = formats.latex(pages, name)
+        files[f"{name}.csv"] = formats.paper_csv(filled)
+    for name, sheet in extra_sheets(report).items():
+        files[f"{name}.md"] = formats.markdown([sheet])
+        files[f"{name}.tex"] = formats.latex([sheet], name)
+        files[f"{name}.csv"] = formats.to_csv(sheet.frame)
     files["claims.md"] = "# Claims of the paper\n\n" + "".join(
-        f"- {verdict}\n" for verdict in summary.verdicts
+        f"- {verdict}\n" for verdict in report.verdicts
     )
-    files["problems.csv"] = _csv(
-        ("consequence", "where", "reason"),
-        ((p.consequence, p.where, p.reason) for p in summary.problems),
+    files["problems.csv"] = formats.to_csv(
+        pd.DataFrame(
+            [(p.consequence, p.where, p.reason) for p in report.problems],
+            columns=["consequence", "where", "reason"],
+        )
     )
-    files["runs.csv"] = _runs_csv(summary.results)
-    drawn, missing = _draw(summary) if with_plots else ([], "")
-    report = Report(
-        sources=summary.sources,
-        scale=summary.scale,
-        folders=summary.folders,
-        results=summary.results,
-        filled=summary.filled,
-        verdicts=summary.verdicts,
-        problems=summary.problems,
-        others=others,
-        grouped=summary.grouped,
-        plots=drawn,
-        plots_missing=missing,
-    )
-    files["report.html"] = render(report)
+    files["runs.csv"] = formats.to_csv(_runs_table(report.runs))
+    if with_plots:
+        _draw(report)
+    files["report.html"] = render(report, extra_sheets(report))
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out / "plots").mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             write_atomically(out / name, text)
+        for plot in report.plots:
+            write_atomically(out / "plots" / f"{plot.name}.svg", plot.svg)
+            (out / "plots" / f"{plot.name}.pdf").write_bytes(plot.pdf)
     except OSError as error:
         raise UserError(f"out={out}: cannot write there ({error.strerror}).") from error
     return [out / name for name in files]
 
 
-def _draw(summary: Summary) -> tuple[list[tuple[str, str, str]], str]:
-    if not plots.available():
-        return [], "No plots: matplotlib is not installed (pip install 'mos-tuning[report]')."
-    main = summary.filled[1]
-    losses, problems = plots.loss_plot(summary.results)
-    summary.problems += problems
-    drawn = [
-        (
-            "Quality over size.",
-            "Up and to the left is better. Numbers are ranks, bars ±1 std over seeds.",
-            plots.budget_plot(main, summary.others),
-        ),
-        (
-            "Ablations.",
-            "95 % t intervals over seeds; diamonds are the paper's; the axis is cut.",
-            plots.ablation_plot(main),
-        ),
-        ("Training loss.", "One seed a method, smoothed.", losses),
-        ("Sweeps.", "Mean of a run's own metrics.", plots.sweep_maps(summary.results)),
-    ]
-    return [(title, what, svg) for title, what, svg in drawn if svg], ""
+def extra_sheets(report: Report) -> dict[str, Sheet]:
+    """The tables besides the paper's that have rows, by the name of their files."""
+    sheets = {"grouped": report.grouped, "others": other_rows(report.others, spread(report.runs))}
+    return {name: sheet for name, sheet in sheets.items() if sheet is not None and len(sheet.frame)}
 
 
-def _runs_csv(results: Iterable[Result]) -> str:
-    described = ("label", "rank", "trainable_parameters", "model", "experiment", "seed")
-    trained = ("train_loss", "seconds", "tokens_per_second", "peak_memory_bytes")
-    header = (*described, *(column.key for column in paper.COLUMNS), *trained, "run_id", "path")
-    lines = (
-        (
-            *(getattr(run, name) for name in described),
-            *(run.metrics.get(c.benchmark, {}).get(c.metric, "") for c in paper.COLUMNS),
-            *(run.train.get(name, "") for name in trained),
-            run.run_id,
-            run.path,
+def _draw(report: Report) -> None:
+    if not figures.available():
+        report.plots_missing = (
+            "No plots: matplotlib is not installed (pip install 'mos-tuning[report]')."
         )
-        for run in results
-    )
-    return _csv(header, lines)
+        return
+    if report.runs.frame.empty:
+        return
+    main = report.filled[1]
+    drawn = [
+        plots.budget_plot(main, report.others, spread(report.runs)),
+        plots.ablation_plot(main),
+        plots.loss_plot(report.runs, report.problems),
+        plots.sweep_maps(report.runs),
+    ]
+    report.plots = [plot for plot in drawn if plot is not None]
 
 
-def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return buffer.getvalue()
+def _runs_table(runs: Selected) -> pd.DataFrame:
+    """Every run with its metrics: runs.csv."""
+    described = ["method.label", "method.rank", "method.trainable_parameters", "model"]
+    described += ["experiment", "seed"]
+    trained = ["train_loss", "seconds", "tokens_per_second", "peak_memory_bytes"]
+    keys = [*described, *(c.key for c in runs.columns), *(f"train.{name}" for name in trained)]
+    frame = runs.frame.reindex(columns=[*keys, "run_id"])
+    frame.columns = [k.removeprefix("method.").removeprefix("train.") for k in frame.columns]
+    return frame.assign(path=frame.index)

@@ -8,7 +8,7 @@ known of the spread over seeds, so the verdict is undecided, whatever the differ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from mos.errors import DataError
 from mos.report import paper
-from mos.report.filled import Filled, Line
-from mos.report.results import Problem, Result
+from mos.report.cells import Column, millions
+from mos.report.runs import REFUSED, Problem
 from mos.report.statistics import (
     Bootstrap,
     Interval,
@@ -29,10 +29,11 @@ from mos.report.statistics import (
     paired_strata,
     read_records,
 )
+from mos.report.tables import Filled, Line
 
 HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
-# "Matches" means: not worse by this many points on average.
-MATCH_MARGIN = 0.5
+# "Matches" means: not worse by this many points on average, or by this many nats of a loss.
+MATCH_MARGIN, MATCH_NATS = 0.5, 0.01
 
 RowKey = tuple[str, str]
 
@@ -46,7 +47,11 @@ NO_SP, NO_VS, NO_PD = (("MoS -sp", "16/32"), ("MoS -vs", "16/32"), ("MoS -pd", "
 
 @dataclass(frozen=True)
 class Claim:
-    """`first` exceeds each of `others` by over `threshold` points, on `column` or the average."""
+    """`first` exceeds each of `others` by over `threshold` points, on `column` or the average.
+
+    `text` may name the rows' budgets, {first} and {other}, their {ratio}, and the {margin} of a
+    match. On a loss, less is better and a gain of any size counts.
+    """
 
     table: str
     text: str
@@ -55,22 +60,28 @@ class Claim:
     threshold: float = 0.0
     column: str | None = None
 
+    def margin(self, loss: bool) -> float:
+        """The threshold in points or, for a loss, in nats."""
+        if not loss:
+            return self.threshold
+        return -MATCH_NATS if self.threshold < 0 else 0.0
+
 
 CLAIMS = (
     Claim("table1", "Pure sharing loses to LoRA at the same budget", LORA_5M, (PURE,)),
     Claim("table1", "Random scaling improves pure sharing", SCALED, (PURE,)),
     Claim("table1", "Subset selection improves pure sharing", SUBSET, (PURE,)),
     Claim("table1", "Subset selection beats LoRA at the same budget", SUBSET, (LORA_5M,)),
-    Claim("table2", "MoS beats LoRA at 5.00M", MOS_5M, (LORA_5M,)),
-    Claim("table2", "MoS beats every method at 5.00M", MOS_5M, (LORA_5M, TIED, PROLORA)),
+    Claim("table2", "MoS beats LoRA at {first}", MOS_5M, (LORA_5M,)),
+    Claim("table2", "MoS beats every method at {first}", MOS_5M, (LORA_5M, TIED, PROLORA)),
     *(
-        Claim("table2", f"MoS beats LoRA at 5.00M on {c.title}", MOS_5M, (LORA_5M,), 0.0, c.key)
+        Claim("table2", f"MoS beats LoRA at {{first}} on {c.title}", MOS_5M, (LORA_5M,), 0.0, c.key)
         for c in paper.TABLE1.columns
     ),
-    Claim("table2", "MoS beats LoRA at 19.99M", MOS_20M, (LORA_20M,)),
+    Claim("table2", "MoS beats LoRA at {first}", MOS_20M, (LORA_20M,)),
     Claim(
         "table2",
-        f"MoS at 19.99M matches LoRA at 159.91M, 8x the parameters (within {MATCH_MARGIN} points)",
+        "MoS at {first} matches LoRA at {other}, {ratio}x the parameters (within {margin})",
         MOS_20M,
         (LORA_160M,),
         -MATCH_MARGIN,
@@ -119,9 +130,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and what the runs say of it; `reason` explains "undecided"."""
+    """A claim and what the runs say of it.
+
+    Attributes:
+        text: the claim with the budgets that were measured.
+        reason: explains "undecided".
+    """
 
     claim: Claim
+    text: str
     verdict: str
     seeds: int
     comparisons: tuple[Comparison, ...]
@@ -133,19 +150,17 @@ class Verdict:
             f"{_name(c.first)} - {_name(c.other)} {c.interval}" for c in self.comparisons
         )
         detail = "; ".join(part for part in (shown, self.reason) if part)
-        return f"{self.claim.text}: {self.verdict}{at} ({detail})"
+        return f"{self.text}: {self.verdict}{at} ({detail})"
 
 
 class Comparer:
     """Compares rows of a filled table; reads each run's records once."""
 
-    def __init__(self, filled: Filled) -> None:
+    def __init__(self, filled: Filled, problems: list[Problem]) -> None:
         self.lines = {line.row.key: line for line in filled.lines}
-        self.runs: dict[Path, Result] = {
-            run.path: run for line in filled.lines if line.group for run in line.group.runs
-        }
         self.columns = filled.table.columns
-        self.problems: list[Problem] = []
+        self.loss = any(column.lower_is_better for column in self.columns)
+        self.problems = problems
         self._records = cache(self._read_records)
         self.compare = cache(self._compare)
 
@@ -160,38 +175,38 @@ class Comparer:
                 return (
                     f"{_name(line.row.key)} {'not run' if whole else 'lacks ' + ', '.join(missing)}"
                 )
-        seeds = sorted(
-            set.intersection(*(set(line[c].values) for line in (one, two) for c in columns))
-        )
+        values = [
+            {c: cell.per_seed for c in columns if (cell := line.cell(c))} for line in (one, two)
+        ]
+        seeds = sorted(set.intersection(*(set(v) for row in values for v in row.values())))
         if not seeds:
             return f"{_name(first)} and {_name(other)} share no seed"
+        sign = -1 if self.loss else 1
         per_seed = [
-            float(np.mean([one[c].values[s] - two[c].values[s] for c in columns])) for s in seeds
+            sign * float(np.mean([values[0][c][s] - values[1][c][s] for c in columns]))
+            for s in seeds
         ]
         strata, tests = self._paired(one, two, columns, seeds)
-        examples = paired_bootstrap(strata) if strata else None
+        examples = paired_bootstrap(strata, sign=sign) if strata else None
         interval = combined_interval(per_seed, examples.error if examples else None)
+        if self.loss:
+            interval = replace(interval, decimals=4)
         return Comparison(first, other, tuple(seeds), interval, examples, tests)
 
     def _paired(
-        self, one: Line, two: Line, columns: Sequence[paper.Column], seeds: Sequence[int]
+        self, one: Line, two: Line, columns: Sequence[Column], seeds: Sequence[int]
     ) -> tuple[list[Strata], dict[str, float]]:
         """Differences per example of all benchmarks ([] if any lacks records), and McNemar's p."""
         strata, tests, complete = [], {}, True
-        for benchmark in dict.fromkeys(c.benchmark for c in columns):
-            metrics = tuple(c.metric for c in columns if c.benchmark == benchmark)
-            key = next(c for c in columns if c.benchmark == benchmark)
-            records = []
-            for line in (one, two):
-                runs = {run.seed: run for run in line[key].runs}
-                found = [
-                    self._records(runs[s].path, benchmark, metrics) for s in seeds if s in runs
-                ]
-                records.append([r for r in found if r is not None])
-            first, second = records
-            if len(first) < len(seeds) or len(second) < len(seeds):
+        parts: dict[tuple[str, str | None], list[Column]] = {}
+        for c in columns:
+            parts.setdefault((c.benchmark, c.experiment), []).append(c)
+        for (benchmark, _), members in parts.items():
+            pair = [self._records_of(line, tuple(members), seeds) for line in (one, two)]
+            if pair[0] is None or pair[1] is None:
                 complete = False
                 continue
+            first, second = pair
             paired = paired_strata(first, second)
             if paired is None:
                 where = f"{_name(one.row.key)} and {_name(two.row.key)}"
@@ -200,31 +215,47 @@ class Comparer:
                 complete = False
                 continue
             strata.append(paired)
-            for index, metric in enumerate(metrics):
+            for metric in first[0].metrics:
                 for seed, a, b in zip(seeds, first, second, strict=True):
-                    scores = [np.array([r.scores[i][index] for i in a.scores]) for r in (a, b)]
-                    if all(np.isin(s, (0, 1)).all() for s in scores):
-                        tests[f"{benchmark}.{metric} seed {seed}"] = mcnemar(*scores)
+                    scores = a.table[[metric]].join(b.table[[metric]], rsuffix=" other") / 100
+                    if not self.loss and scores.isin((0, 1)).all(axis=None):
+                        tests[f"{benchmark}.{metric} seed {seed}"] = mcnemar(*scores.to_numpy().T)
         return (strata if complete else []), tests
 
+    def _records_of(
+        self, line: Line, columns: tuple[Column, ...], seeds: Sequence[int]
+    ) -> list[Records] | None:
+        """Each seed's records of one benchmark; None if one of them has none."""
+        if line.group is None:
+            return None
+        folders = line.group.folders_of(columns[0])
+        cells = {c.metric: line.cell(c) for c in columns}
+        found = []
+        for seed in seeds:
+            stored = tuple((m, cell.per_seed[seed]) for m, cell in cells.items() if cell)
+            found.append(self._records(Path(folders[seed]), columns[0].benchmark, stored))
+        return [r for r in found if r is not None] if None not in found else None
+
     def _read_records(
-        self, folder: Path, benchmark: str, metrics: tuple[str, ...]
+        self, folder: Path, benchmark: str, stored: tuple[tuple[str, float], ...]
     ) -> Records | None:
         try:
-            return read_records(folder, benchmark, metrics, self.runs[folder].metrics[benchmark])
+            return read_records(folder, benchmark, dict(stored))
         except DataError as error:
-            self.problems.append(Problem(str(folder), str(error), "refused"))
+            self.problems.append(Problem(str(folder), str(error), REFUSED))
             return None
 
 
-def judge(filled: Sequence[Filled]) -> tuple[list[Verdict], list[Problem]]:
+def judge(filled: Sequence[Filled], problems: list[Problem]) -> list[Verdict]:
     """A verdict for every claim about the given tables, in the paper's order."""
-    comparers = {table.table.name: Comparer(table) for table in filled}
-    verdicts = [
-        _judge(claim, comparers[claim.table]) for claim in CLAIMS if claim.table in comparers
-    ]
-    problems = [problem for comparer in comparers.values() for problem in comparer.problems]
-    return verdicts, list(dict.fromkeys(problems))
+    comparers = {table.table.name: Comparer(table, problems) for table in filled}
+    verdicts = []
+    for claim in CLAIMS:
+        comparer = comparers.get(claim.table)
+        known = {column.key for column in comparer.columns} if comparer else set()
+        if comparer and (claim.column is None or claim.column in known):
+            verdicts.append(_judge(claim, comparer))
+    return verdicts
 
 
 def _judge(claim: Claim, comparer: Comparer) -> Verdict:
@@ -232,15 +263,34 @@ def _judge(claim: Claim, comparer: Comparer) -> Verdict:
     comparisons = tuple(c for c in found if isinstance(c, Comparison))
     missing = [c for c in found if isinstance(c, str)]
     seeds = min((len(c.seeds) for c in comparisons), default=0)
-    each = [c.verdict(claim.threshold) for c in comparisons]
+    each = [c.verdict(claim.margin(comparer.loss)) for c in comparisons]
+    reasons = list(missing)
     if NOT_HELD in each:
-        return Verdict(claim, NOT_HELD, seeds, comparisons, "; ".join(missing))
-    if missing or UNDECIDED in each:
-        reasons = list(missing)
+        verdict = NOT_HELD
+    elif missing or UNDECIDED in each:
+        verdict = UNDECIDED
         if any(len(c.seeds) == 1 for c in comparisons):
             reasons.append("the spread over seeds is unknown")
-        return Verdict(claim, UNDECIDED, seeds, comparisons, "; ".join(reasons))
-    return Verdict(claim, HELD, seeds, comparisons)
+    else:
+        verdict = HELD
+    text = _text(claim, comparer)
+    return Verdict(claim, text, verdict, seeds, comparisons, "; ".join(reasons))
+
+
+def _text(claim: Claim, comparer: Comparer) -> str:
+    """The claim with the budgets of the rows that were measured, else those of the paper."""
+    budgets = []
+    for key in (claim.first, claim.others[0]):
+        line = comparer.lines[key]
+        measured = line.group.parameters if line.group else 0
+        budgets.append(measured or round((line.row.millions or 0) * 1e6))
+    text = claim.text.format(
+        first=millions(budgets[0]),
+        other=millions(budgets[1]),
+        ratio=round(budgets[1] / budgets[0]),
+        margin=f"{MATCH_NATS} nats" if comparer.loss else f"{MATCH_MARGIN} points",
+    )
+    return f"{text}, on {comparer.columns[0].short.lower()}" if comparer.loss else text
 
 
 def _name(key: RowKey) -> str:

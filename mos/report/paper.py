@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from eval import BENCHMARKS
+from mos.report.cells import Column, benchmark_columns
 
 SCALE = "paper"
 LLAMA2_7B, LLAMA2_13B = "LLaMA2-7B", "LLaMA2-13B"
@@ -17,52 +20,6 @@ PAIRS: Mapping[str, tuple[str, ...]] = {
     "cot_gsm8k": ("gsm8k",),
     "codealpaca_humaneval": ("humaneval",),
 }
-
-# Metrics without which a benchmark's result is unusable.
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "mmlu": ("exact_match",),
-    "bbh": ("exact_match",),
-    "gsm8k": ("exact_match",),
-    "tydiqa": ("f1", "exact_match"),
-    "humaneval": ("pass@1",),
-}
-
-# Every row name that a run can carry, combined ablations and variants aside.
-LABELS = (
-    "Vanilla (chat)",
-    "Vanilla (no-chat)",
-    "LoRA",
-    "VeRA",
-    "Tied LoRA",
-    "PRoLoRA",
-    "MiSS",
-    "Pure Sharing",
-    "+ Random Scaling",
-    "+ Subset Selection",
-    "MoS",
-    "MoS -sp",
-    "MoS -vs",
-    "MoS -pd",
-    "Full fine-tuning",
-)
-
-
-def known_label(label: str) -> bool:
-    """Whether a method of the paper or of this project has this row name ("MoS -sp -pd" has)."""
-    return label in LABELS or bool(re.fullmatch(r"MoS( -(sp|vs|pd))+|MiSS \(\w+\)", label))
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric column: where its value comes from and what the tables call it."""
-
-    benchmark: str
-    metric: str
-    title: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.benchmark}.{self.metric}"
 
 
 @dataclass(frozen=True)
@@ -123,19 +80,28 @@ class Table:
     @property
     def header(self) -> list[str]:
         fixed = ["Method", "Rank"] + (["# Param."] if self.show_parameters else [])
-        return [*fixed, *(column.title for column in self.columns), "Avg."]
+        average = ["Avg."] if len(self.columns) > 1 else []
+        return [*fixed, *(column.title for column in self.columns), *average]
 
 
-def _columns(*titles: str) -> tuple[Column, ...]:
-    keys = (
-        ("mmlu", "exact_match"),
-        ("bbh", "exact_match"),
-        ("gsm8k", "exact_match"),
-        ("tydiqa", "f1"),
-        ("tydiqa", "exact_match"),
-        ("humaneval", "pass@1"),
+# The paper's columns: all metrics of the benchmarks of its pairs.
+COLUMNS = tuple(
+    column
+    for benchmark in BENCHMARKS
+    if any(benchmark in benchmarks for benchmarks in PAIRS.values())
+    for column in benchmark_columns(benchmark)
+)
+
+
+def _with_settings() -> tuple[Column, ...]:
+    """The columns with how the examples are asked behind each benchmark's first title."""
+    firsts = {column.benchmark: column.key for column in reversed(COLUMNS)}
+    return tuple(
+        replace(c, title=f"{c.title} ({BENCHMARKS[c.benchmark].setting})")
+        if firsts[c.benchmark] == c.key
+        else c
+        for c in COLUMNS
     )
-    return tuple(Column(*key, title) for key, title in zip(keys, titles, strict=False))
 
 
 # Rank of the LoRA with as many trainable parameters (millions), on the table's model.
@@ -177,7 +143,7 @@ TABLE1 = Table(
     "table1",
     "Sharing and differentiation",
     LLAMA2_7B,
-    _columns("MMLU EM", "BBH EM", "GSM8K EM", "TyDiQA F1", "TyDiQA EM", "HumanEval P@1"),
+    COLUMNS,
     _rows("""
     LoRA               | 2  | 5.00 | 44.77 36.22 26.28 48.67 35.70 18.24 | 34.98
     Pure Sharing       | 64 | 5.00 | 43.61 35.15 26.54 49.12 36.04 15.53 | 34.33
@@ -190,14 +156,7 @@ TABLE2 = Table(
     "table2",
     "Main results and ablations",
     LLAMA2_7B,
-    _columns(
-        "MMLU EM (0-shot)",
-        "BBH EM (3-shot)",
-        "GSM8K EM (8-shot, CoT)",
-        "TyDiQA F1 (1-shot, GP)",
-        "TyDiQA EM",
-        "HumanEval P@1 (0-shot)",
-    ),
+    _with_settings(),
     _rows("""
     Vanilla (chat) †    | -     | -      | 41.18  0.00  3.03 17.40  0.10  0.64 | 10.39
     Vanilla (no-chat) † | -     | -      | 41.53 33.43 15.47 49.18 35.35 13.57 | 31.42
@@ -221,7 +180,7 @@ TABLE3 = Table(
     "table3",
     LLAMA2_13B,
     LLAMA2_13B,
-    _columns("MMLU", "BBH", "GSM"),
+    tuple(replace(c, title=t) for c, t in zip(COLUMNS, ("MMLU", "BBH", "GSM"), strict=False)),
     _rows("""
     Vanilla (chat) †    | -   | -    | 50.05  0.00  2.12 | 17.39
     Vanilla (no-chat) † | -   | -    | 52.04 39.67 27.82 | 39.84
@@ -233,7 +192,6 @@ TABLE3 = Table(
 )
 
 TABLES = (TABLE1, TABLE2, TABLE3)
-COLUMNS = TABLE2.columns
 
 
 def model_key(name: str) -> str:

@@ -1,347 +1,309 @@
-"""Plots of the report, each as an SVG text. matplotlib is only imported when one is drawn."""
+"""The plots of the report."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mos.report import paper
-from mos.report.aggregate import Average, Group
-from mos.report.filled import Filled
-from mos.report.grouping import natural, run_average
-from mos.report.results import Problem, Result
+import pandas as pd
+
+from mos.errors import DataError, UserError
+from mos.report.cells import Cell, Column, shown
+from mos.report.figures import INK, MARKERS, MUTED, canvas, colour, plot
+from mos.report.groups import Group, place
+from mos.report.pivot import natural, run_average, shown_value, splitting
+from mos.report.runs import Problem, Runs
 from mos.report.statistics import seed_interval
+from mos.report.tables import Filled
+from mos.runs import read_losses
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
-COLOURS = {
-    "MoS": "#c2410c",
-    "LoRA": "#1d4ed8",
-    "PRoLoRA": "#0f766e",
-    "VeRA": "#7c3aed",
-    "Tied LoRA": "#a16207",
-    "MiSS": "#be185d",
-    "Pure Sharing": "#475569",
-    "+ Random Scaling": "#64748b",
-    "+ Subset Selection": "#94a3b8",
-    "MoS -sp": "#ea8a5c",
-    "MoS -vs": "#f0b27a",
-    "MoS -pd": "#f4cfae",
-    "Full fine-tuning": "#111827",
-}
-FALLBACK = "#9ca3af"
 ABLATIONS = tuple((label, "16/32") for label in ("MoS", "MoS -sp", "MoS -vs", "MoS -pd"))
-MAX_CURVES = 12
-MAX_POINTS = 150
-MAX_MAPS = 6
-STYLE: Any = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "mos",
-    "font.size": 9.5,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.constrained_layout.use": True,
-}
-
-
-def available() -> bool:
-    """Whether matplotlib is installed (the `report` extra)."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> Any:
-    """A figure without pyplot's global state, and its axes."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    FigureCanvasSVG(figure)
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draw in the report's style."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
-        from matplotlib import rc_context
-
-        with rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+MAX_CURVES, MAX_POINTS, MAX_MAPS, MAX_PANELS = 12, 150, 6, 6
+MAX_LOG_BYTES = 64_000_000
 
 
 class Spot(NamedTuple):
     """A method in the plots: its average over the columns that all of them have."""
 
     label: str
+    method: str
     rank: str
     parameters: int
-    average: Average
-    paper: float | None
+    average: Cell
 
 
-def _spots(filled: Filled, others: Sequence[Group] = ()) -> tuple[list[Spot], list[paper.Column]]:
-    """The filled rows, and other groups of the model that have as many columns as they."""
-    lines = [line for line in filled.lines if line.group]
-    columns = [c for c in filled.table.columns if lines and all(line.cell(c) for line in lines)]
-    spots = []
-    for line in lines:
-        average = line.group.average(columns) if line.group and columns else None
-        if line.group and average:
-            figures = dict(zip(filled.table.columns, line.row.figures, strict=True))
-            figure = statistics.fmean(figures[c] for c in columns) if filled.comparable else None
-            spots.append(Spot(line.row.label, line.rank, line.group.parameters, average, figure))
-    for group in others:
-        average = group.average(columns) if columns and group.model == filled.model else None
-        if average and group.parameters:
-            spots.append(Spot(group.label, str(group.rank), group.parameters, average, None))
-    return spots, columns
+def _spots(filled: Filled, others: Sequence[Group], columns: Sequence[Column]) -> list[Spot]:
+    """The filled rows and other groups of the model that have all of the columns."""
+    groups = [(line.group, line.row.label, line.rank) for line in filled.lines if line.group]
+    groups += [(g, g.label, shown_value(g.rank)) for g in others if g.model == filled.model]
+    return [
+        Spot(label, group.method, rank, group.parameters, average)
+        for group, label, rank in groups
+        if (average := group.average(columns))
+    ]
 
 
-def _score_label(filled: Filled, columns: Sequence[paper.Column]) -> str:
+def _shared(filled: Filled) -> list[Column]:
+    """The columns that all filled rows of a table have."""
+    groups = [line.group for line in filled.lines if line.group]
+    return [c for c in filled.table.columns if groups and all(g.cell(c) for g in groups)]
+
+
+def _score_label(filled: Filled, columns: Sequence[Column]) -> str:
+    if len(columns) == 1:
+        return columns[0].title
     if len(columns) == len(filled.table.columns):
         return "average score"
-    return "average of " + ", ".join(c.title.partition(" (")[0] for c in columns)
+    return "average of " + ", ".join(c.short for c in columns)
 
 
-@_styled
-def budget_plot(filled: Filled, others: Sequence[Group] = ()) -> str | None:
-    """Average score over trainable parameters (log axis); hollow marks are the paper's figures."""
-    spots, columns = _spots(filled, others)
-    by_label: dict[str, list[Spot]] = defaultdict(list)
-    for spot in sorted(spots, key=lambda spot: spot.parameters):
-        if spot.parameters:
-            by_label[spot.label].append(spot)
-    if not by_label:
+@plot(
+    "budget",
+    "Quality over size.",
+    "Each method's ranks from left to right as in the legend; bars are ±1 standard deviation over "
+    "seeds. The vertical axis does not start at zero.",
+)
+def budget_plot(
+    filled: Filled, others: Sequence[Group], columns: Sequence[Column]
+) -> Figure | None:
+    """Scores over trainable parameters (log axis): the table's average, and any other metric.
+
+    Hollow marks are the paper's figures.
+    """
+    shared = _shared(filled)
+    known = {place(c) for c in filled.table.columns}
+    parts = [shared, *([c] for c in columns if place(c) not in known)]
+    panels = [(part, _spots(filled, others, part)) for part in parts if part]
+    panels = [(part, spots) for part, spots in panels if any(s.parameters for s in spots)]
+    panels = panels[:MAX_PANELS]
+    if not panels:
         return None
-    figure, (axis,) = _figure(7.4, 4.2)
-    for label, members in by_label.items():
-        colour = COLOURS.get(label, FALLBACK)
-        joined = label in ("LoRA", "MoS")
-        axis.errorbar(
-            [spot.parameters for spot in members],
-            [spot.average.mean for spot in members],
-            yerr=[spot.average.std or 0.0 for spot in members],
-            fmt="o", linestyle="-" if joined else "none", color=colour, capsize=2.5,
-            markersize=6, linewidth=1.4, label=label, zorder=3,
-        )  # fmt: skip
-        for spot in members:
-            place = (spot.parameters, spot.average.mean)
-            if joined:
-                axis.annotate(
-                    spot.rank, place, xytext=(6, 4), textcoords="offset points",
-                    color=MUTED, fontsize=7.5,
-                )  # fmt: skip
-            if spot.paper is not None:
-                axis.plot(
-                    spot.parameters, spot.paper, "o", markersize=9, markerfacecolor="none",
-                    markeredgecolor=colour, markeredgewidth=0.9, zorder=2,
-                )  # fmt: skip
-    if filled.comparable:
-        axis.plot([], [], "o", markersize=9, markerfacecolor="none", color=MUTED, label="the paper")
-    vanilla = [spot for spot in spots if not spot.parameters]
-    if vanilla:
-        best = max(vanilla, key=lambda spot: spot.average.mean)
-        axis.axhline(best.average.mean, color=MUTED, linestyle=":", linewidth=1)
-        axis.annotate(
-            best.label, (1, best.average.mean), xycoords=("axes fraction", "data"), ha="right",
-            va="bottom", color=MUTED, fontsize=8,
-        )  # fmt: skip
-    axis.set_xscale("log")
-    axis.set_xlabel("trainable parameters (log scale)")
-    axis.set_ylabel(_score_label(filled, columns))
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return _svg(figure)
+    figure, axes = _panels(len(panels), 5.2, 3.6)
+    entries: dict[str, Any] = {}
+    labels = sorted({spot.label for _, spots in panels for spot in spots if spot.parameters})
+    for axis, (part, spots) in zip(axes, panels, strict=False):
+        figures = _paper_figures(filled, part)
+        for number, label in enumerate(labels):
+            members = sorted((s for s in spots if s.label == label), key=lambda s: s.parameters)
+            if not members:
+                continue
+            mark, ink = MARKERS[number % len(MARKERS)], colour(members[0].method, label)
+            joined = len({spot.rank for spot in members}) == len(members)
+            bars = axis.errorbar(
+                [spot.parameters for spot in members],
+                [spot.average.mean for spot in members],
+                yerr=[spot.average.std or 0.0 for spot in members],
+                fmt=mark, linestyle="-" if joined else "none", color=ink, capsize=2.5,
+                markersize=6, linewidth=1.2, zorder=3,
+            )  # fmt: skip
+            ranks = ", ".join(dict.fromkeys(spot.rank for spot in members))
+            entries.setdefault(f"{label}  {ranks}", bars)
+            for spot in members:
+                if (spot.label, spot.rank) in figures:
+                    entries["the paper"] = axis.plot(
+                        spot.parameters, figures[spot.label, spot.rank], mark, markersize=10,
+                        markerfacecolor="none", markeredgecolor=ink, markeredgewidth=0.9, zorder=2,
+                    )[0]  # fmt: skip
+        bare = [spot for spot in spots if not spot.parameters]
+        for spot, style in zip(bare, (":", "--", "-."), strict=False):
+            line = axis.axhline(spot.average.mean, color=MUTED, linestyle=style, linewidth=1)
+            entries.setdefault(spot.label, line)
+        axis.set_xscale("log")
+        axis.set_xlabel("trainable parameters (log scale)")
+        axis.set_ylabel(_score_label(filled, part))
+        if part[0].lower_is_better:
+            axis.set_title("lower is better", color=MUTED, fontsize=8.5)
+    figure.legend(entries.values(), entries.keys(), loc="outside right upper")
+    return figure
 
 
-@_styled
-def ablation_plot(filled: Filled) -> str | None:
-    """Average of MoS and its ablations, 95 % t intervals over seeds; diamonds: the paper's."""
+def _paper_figures(filled: Filled, columns: Sequence[Column]) -> dict[tuple[str, str], float]:
+    """The paper's mean of the columns, by label and rank."""
+    if not filled.comparable or not set(columns) <= set(filled.table.columns):
+        return {}
+    found = {}
+    for line in filled.lines:
+        figures = dict(zip(filled.table.columns, line.row.figures, strict=True))
+        found[line.row.label, line.rank] = statistics.fmean(figures[c] for c in columns)
+    return found
+
+
+def _panels(count: int, width: float, height: float, across: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, the axes that are not needed hidden."""
+    columns = min(across, count)
+    rows = math.ceil(count / columns)
+    figure, axes = canvas(width * columns + 1.8, height * rows, rows, columns)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+@plot(
+    "ablations",
+    "Ablations.",
+    "95 % t intervals over seeds; diamonds are the paper's. The axis does not start at zero.",
+)
+def ablation_plot(filled: Filled) -> Figure | None:
+    """Average of MoS and its ablations with intervals."""
     lines = [line for line in filled.lines if line.row.key in ABLATIONS]
-    spots, columns = _spots(replace(filled, lines=lines))
+    ablated = replace(filled, lines=lines)
+    columns = _shared(ablated)
+    spots = _spots(ablated, (), columns) if columns else []
     if len(spots) < 2:
         return None
-    figure, (axis,) = _figure(4.6, 4.2)
-    reach = []
+    figure, (axis,) = canvas(6.2, 0.6 + 0.55 * len(spots))
+    figures = _paper_figures(ablated, columns)
     for position, spot in enumerate(spots):
-        mean = spot.average.mean
-        interval = seed_interval(list(spot.average.per_seed.values()) or [mean])
-        colour = COLOURS.get(spot.label, FALLBACK)
-        axis.bar(position, mean, color=colour, width=0.6)
-        if interval.high is not None:
-            half = interval.high - interval.estimate
-            axis.errorbar(position, mean, yerr=half, color=INK, capsize=4, linewidth=1)
-        axis.annotate(
-            f"{mean:.2f}", (position, mean), xytext=(8, 3), textcoords="offset points",
-            fontsize=8, color=INK,
+        interval = seed_interval(list(spot.average.per_seed.values()) or [spot.average.mean])
+        half = 0.0 if interval.high is None else interval.high - interval.estimate
+        axis.errorbar(
+            spot.average.mean, position, xerr=half, fmt="o", markersize=8, capsize=4,
+            color=colour(spot.method, spot.label), markeredgecolor=INK, ecolor=INK, linewidth=1,
         )  # fmt: skip
-        # Two seeds give an interval of twelve standard errors: it may leave the picture.
-        spread = 2 * (spot.average.std or 0.0)
-        reach += [mean - spread, mean + spread]
-        if spot.paper is not None:
-            axis.plot(position, spot.paper, "D", color=INK, markersize=5, markerfacecolor="white")
-            reach.append(spot.paper)
-    margin = max(0.6, 0.35 * (max(reach) - min(reach)))
-    axis.set_ylim(min(reach) - margin, max(reach) + margin)
-    axis.set_xticks(range(len(spots)), [spot.label for spot in spots])
-    axis.grid(axis="x", visible=False)
-    axis.set_ylabel(_score_label(filled, columns))
-    return _svg(figure)
+        if (found := figures.get((spot.label, spot.rank))) is not None:
+            axis.plot(found, position, "D", color=INK, markersize=5, markerfacecolor="none")
+    names = [f"{spot.label}   {shown(spot.average.mean, columns[0])}" for spot in spots]
+    axis.set_yticks(range(len(spots)), names)
+    axis.set_ylim(len(spots) - 0.5, -0.5)
+    axis.margins(x=0.08)
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel(_score_label(filled, columns))
+    return figure
 
 
-@_styled
-def loss_plot(results: Sequence[Result]) -> tuple[str | None, list[Problem]]:
-    """Training loss over steps, one panel an experiment, one curve a method (first seed)."""
-    panels: dict[str, dict[str, Result]] = defaultdict(dict)
-    for result in sorted(results, key=lambda r: (r.experiment, r.label, r.seed)):
-        if (result.path / "loss.jsonl").is_file():
-            rank = "" if result.rank is None else f" {result.rank}"
-            panels[result.experiment].setdefault(f"{result.label}{rank}", result)
-    problems: list[Problem] = []
-    drawn: dict[str, list[tuple[str, str, tuple[list[float], list[float]]]]] = {}
-    for experiment, runs in panels.items():
-        curves = []
-        for name, run in list(runs.items())[:MAX_CURVES]:
-            curve = _read_losses(run.path / "loss.jsonl", problems)
-            if len(curve[0]) > 1:
-                curves.append((name, run.label, curve))
-        if curves:
-            drawn[experiment] = curves
-    if not drawn:
-        return None, problems
-    columns = min(2, len(drawn))
-    rows = math.ceil(len(drawn) / columns)
-    figure, axes = _figure(5.0 * columns + 1.6, 2.9 * rows + 0.2, rows, columns)
-    shown: dict[str, Any] = {}
-    for axis, (experiment, curves) in zip(axes, drawn.items(), strict=False):
-        drawn_of: Counter[str] = Counter()
-        for name, label, (steps, losses) in curves:
-            style = ("-", "--", ":", "-.")[drawn_of[label] % 4]
-            drawn_of[label] += 1
-            colour = COLOURS.get(label, FALLBACK)
-            (shown[name],) = axis.plot(steps, losses, style, color=colour, linewidth=1.2)
-        cut = len(panels[experiment]) - MAX_CURVES
-        axis.set_title(experiment + (f" ({cut} more not drawn)" if cut > 0 else ""), color=INK)
+@plot("losses", "Loss curves.", "Training loss, smoothed, of one seed a setup; dots: held out.")
+def loss_plot(runs: Runs, problems: list[Problem]) -> Figure | None:
+    """Losses over steps, one panel an experiment, one curve a setup (its first seed)."""
+    frame = runs.frame.sort_values(["method.label", "seed"]).drop_duplicates("setup")
+    panels: dict[str, list[tuple[str, pd.Series, pd.DataFrame]]] = {}
+    hidden: Counter[str] = Counter()
+    for experiment, members in frame.groupby("experiment"):
+        names = ["method.label", "method.rank"]
+        more = splitting(members, names, runs.settings)
+        for folder, run in members.iterrows():
+            log = _read_losses(Path(str(folder)) / "loss.jsonl", problems)
+            if log is None:
+                continue
+            values = [run["method.label"], *(shown_value(run[key]) for key in names[1:])]
+            values += [f"{key.rpartition('.')[2]} {shown_value(run[key])}" for key in more]
+            if len(panels.setdefault(str(experiment), [])) < MAX_CURVES:
+                panels[str(experiment)].append((" ".join(values), run, log))
+            else:
+                hidden[str(experiment)] += 1
+    if not panels:
+        return None
+    figure, axes = _panels(len(panels), 5.0, 3.0)
+    entries: dict[str, Any] = {}
+    for axis, (experiment, curves) in zip(axes, panels.items(), strict=False):
+        drawn: Counter[str] = Counter()
+        for name, run, log in curves:
+            style = ("-", "--", ":", "-.")[drawn[run["method.label"]] % 4]
+            drawn[run["method.label"]] += 1
+            ink = colour(run["method.name"], run["method.label"])
+            if "loss" in log and len(losses := _smooth(log[["step", "loss"]].dropna())):
+                (line,) = axis.plot(losses["step"], losses["loss"], style, color=ink, linewidth=1.2)
+                entries[name] = line
+            if "eval_loss" in log:
+                held = log[["step", "eval_loss"]].dropna()
+                axis.plot(held["step"], held["eval_loss"], "o", color=ink, markersize=3)
+        cut = f" ({hidden[experiment]} more not drawn)" if hidden[experiment] else ""
+        axis.set_title(experiment + cut, color=INK)
         axis.set_xlabel("optimizer step")
-        axis.set_ylabel("training loss")
-    for axis in axes[len(drawn) :]:
-        axis.set_visible(False)
-    figure.legend(shown.values(), shown.keys(), loc="outside right upper")
-    return _svg(figure), problems
+        axis.set_ylabel("loss, nats per token")
+    figure.legend(entries.values(), entries.keys(), loc="outside right upper")
+    return figure
 
 
-def _read_losses(file: Path, problems: list[Problem]) -> tuple[list[float], list[float]]:
-    """Steps and losses of a loss log, averaged over stretches to at most MAX_POINTS."""
-    curve = []
-    for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            curve.append((float(entry["step"]), float(entry["loss"])))
-        except (ValueError, KeyError, TypeError):
-            problems.append(Problem(str(file), f"line {number} is not a loss entry; left out"))
-    stride = math.ceil(len(curve) / MAX_POINTS) or 1
-    stretches = [curve[i : i + stride] for i in range(0, len(curve), stride)]
-    return (
-        [statistics.fmean(step for step, _ in stretch) for stretch in stretches],
-        [statistics.fmean(loss for _, loss in stretch) for stretch in stretches],
-    )
+def _read_losses(file: Path, problems: list[Problem]) -> pd.DataFrame | None:
+    """The loss log of a run, or None if it has none to draw."""
+    try:
+        if not file.is_file() or file.stat().st_size > MAX_LOG_BYTES:
+            return None
+        log = pd.DataFrame(read_losses(file))
+    except (UserError, OSError) as error:
+        what = f"line {error.line}: {error.reason}" if isinstance(error, DataError) else error
+        problems.append(Problem(str(file.parent), f"{file.name} is not drawn: {what}"))
+        return None
+    log = log[[c for c in ("step", "loss", "eval_loss") if c in log]]
+    return log.apply(pd.to_numeric, errors="coerce") if len(log) > 1 else None
 
 
-@_styled
-def sweep_maps(results: Sequence[Result]) -> str | None:
-    """Heat maps of MoS sweeps: score over rank and shards, and over rank and private rank.
+def _smooth(log: pd.DataFrame) -> pd.DataFrame:
+    """Means over stretches, at most MAX_POINTS of them."""
+    stretch = math.ceil(len(log) / MAX_POINTS) or 1
+    return log.groupby([i // stretch for i in range(len(log))]).mean()
 
-    One map a pair of axes, experiment, model, equivalent rank and value of the third setting, where
-    both axes have at least two values; cells are means over seeds of a run's own metrics.
+
+@plot(
+    "sweeps",
+    "Sweeps.",
+    "Mean of a run's own metrics over the seeds of one setup; nothing else is averaged.",
+)
+def sweep_maps(runs: Runs) -> Figure | None:
+    """Heat maps of score over rank and another setting of a method, where both vary.
+
+    Every other setting in which runs differ has maps of its own.
     """
-    maps: list[tuple[str, str, dict[tuple[Any, Any], list[float]]]] = []
-    for other, third in (
-        ("shards_per_vector", "private_rank"),
-        ("private_rank", "shards_per_vector"),
-    ):
-        panels: dict[tuple[Any, ...], dict[tuple[Any, Any], list[float]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-        for result in results:
-            config, score = result.config, run_average(result)
-            if result.method == "mos" and score is not None and {"r", other} <= set(config):
-                panel = (result.model, result.experiment, config.get("equivalent_rank"),
-                         config.get("pair_dissociation", True), config.get(third))  # fmt: skip
-                panels[panel][config["r"], config[other]].append(score)
-        for panel, cells in panels.items():
-            if all(len({place[i] for place in cells}) > 1 for i in (0, 1)):
-                model, experiment, e, dissociated, fixed = panel
-                title = f"{experiment}, {model}\ne={e}, {third}={fixed}"
-                maps.append((title + ("" if dissociated else ", -pd"), other, cells))
+    frame = runs.frame.assign(score=run_average(runs))
+    frame = frame[frame["score"].notna()]
+    y = "method.config.r"
+    others = [k for k in runs.settings if k.startswith("method.config.") and k != y]
+    maps = []
+    for x in others if y in frame else ():
+        part = frame[frame[x].map(_is_number) & frame[y].notna()]
+        part = part[part.groupby("method.label")[x].transform("nunique") > 1]
+        if part.empty:
+            continue
+        by = splitting(part, [y, x], runs.settings)
+        for values, cells in part.groupby(by, dropna=False, sort=False) if by else [((), part)]:
+            if cells[x].nunique() > 1 and cells[y].nunique() > 1:
+                pairs = zip(by, map(shown_value, values), strict=True)
+                named = [f"{key.rpartition('.')[2]} {text}" for key, text in pairs]
+                first = cells.iloc[0]
+                title = f"{first['experiment']}, {first['model']}"
+                maps.append((title, [n for n in named if n not in title], x, cells))
     if not maps:
         return None
-    maps = sorted(maps, key=lambda m: -len(m[2]))[:MAX_MAPS]
-    columns = min(3, len(maps))
-    rows = math.ceil(len(maps) / columns)
-    figure, axes = _figure(3.9 * columns, 3.3 * rows, rows, columns)
-    for axis in axes[len(maps) :]:
-        axis.set_visible(False)
-    for axis, (title, other, cells) in zip(axes, maps, strict=False):
-        _heat_map(figure, axis, cells)
-        axis.set_title(title, color=INK, fontsize=9)
+    maps = sorted(maps, key=lambda m: -len(m[3]))[:MAX_MAPS]
+    figure, axes = _panels(len(maps), 4.4, 3.5, across=3)
+    for axis, (title, named, x, cells) in zip(axes, maps, strict=False):
+        _heat_map(figure, axis, cells.groupby([y, x])["score"].agg(["mean", "count"]))
+        axis.set_title(f"{title}\n{', '.join(named)}", color=INK, fontsize=8.5)
         axis.set_ylabel("rank r")
-        axis.set_xlabel(other.replace("_", " "))
-    return _svg(figure)
+        axis.set_xlabel(x.rpartition(".")[2].replace("_", " "))
+    return figure
 
 
-def _heat_map(figure: Figure, axis: Axes, cells: dict[tuple[Any, Any], list[float]]) -> None:
-    ys, xs = (sorted({place[i] for place in cells}, key=lambda v: natural(str(v))) for i in (0, 1))
-    grid = [
-        [statistics.fmean(cells[y, x]) if (y, x) in cells else float("nan") for x in xs] for y in ys
-    ]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _heat_map(figure: Figure, axis: Axes, cells: pd.DataFrame) -> None:
+    """`cells`: mean and count, indexed by the values of the vertical and horizontal axis."""
+    by_value = {"key": lambda index: index.map(lambda v: natural(str(v)))}
+    grid, counts = (cells[c].unstack().sort_index(**by_value) for c in ("mean", "count"))
+    grid = grid.sort_index(axis=1, **by_value)
     axis.grid(visible=False)
-    image = axis.imshow(grid, cmap="YlOrBr", aspect="auto", origin="lower")
+    image = axis.imshow(grid.to_numpy(float), cmap="cividis", aspect="auto", origin="lower")
+    figure.colorbar(image, ax=axis, shrink=0.9).ax.tick_params(labelsize=7.5)
     low, high = image.get_clim()
-    for row, y in enumerate(ys):
-        for column, x in enumerate(xs):
-            found = cells.get((y, x))
-            text = f"{grid[row][column]:.2f}\nn={len(found)}" if found else "–"
-            dark = bool(found) and grid[row][column] > low + 0.6 * (high - low)
+    for row, y in enumerate(grid.index):
+        for column, x in enumerate(grid.columns):
+            value, n = grid.loc[y, x], counts.loc[y, x]
+            text = "–" if value != value else f"{value:.2f}\nn={n:.0f}"
+            light = value == value and value > low + 0.5 * (high - low)
             axis.text(
                 column, row, text, ha="center", va="center", fontsize=7.5,
-                color="white" if dark else INK,
+                color=INK if light or value != value else "white",
             )  # fmt: skip
-    axis.set_xticks(range(len(xs)), xs)
-    axis.set_yticks(range(len(ys)), ys)
+    axis.set_xticks(range(grid.shape[1]), [shown_value(v) for v in grid.columns])
+    axis.set_yticks(range(grid.shape[0]), [shown_value(v) for v in grid.index])

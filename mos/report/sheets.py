@@ -1,207 +1,162 @@
-"""Tables as sheets of text cells, before any file format: what is bold, underlined, missing."""
+"""Tables as sheets of text, before any file format: what is bold, underlined, missing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
+
+import pandas as pd
 
 from mos.report import paper
-from mos.report.aggregate import Average, Cell, Group
-from mos.report.filled import Filled, Line
+from mos.report.cells import MISSING, Cell, Column, mean_and_spread, millions, points, shown
+from mos.report.groups import Group, place
+from mos.report.tables import Filled, Line
 
-MISSING = "–"
 SMALL_BUDGET = "5.00M"
-
-
-@dataclass(frozen=True)
-class Text:
-    text: str
-    bold: bool = False
-    underline: bool = False
 
 
 @dataclass
 class Sheet:
-    """A titled grid of cells; `rules` are the rows before which a line is drawn."""
+    """A titled table of texts.
+
+    Attributes:
+        frame: the texts.
+        marks: of the same shape: "", "bold", "underline" or "bold underline".
+        rules: numbers of the rows before which a line is drawn.
+        texts: how many columns from the left are names, not figures.
+    """
 
     title: str
-    header: list[str]
-    rows: list[list[Text]]
+    frame: pd.DataFrame
+    marks: pd.DataFrame | None = None
     notes: list[str] = field(default_factory=list)
     rules: frozenset[int] = frozenset()
+    texts: int = 1
+
+    def mark(self, row: int, column: int) -> str:
+        return "" if self.marks is None else self.marks.iat[row, column]
 
 
-def points(value: float, sign: bool = False) -> str:
-    """Two decimals, halves rounded up, as the paper rounds its averages."""
-    exact = Decimal(repr(round(value, 9)))
-    rounded = exact.quantize(Decimal("0.01"), ROUND_HALF_UP)
-    if not rounded:
-        rounded = abs(rounded)
-    return f"{rounded:+}" if sign else f"{rounded}"
-
-
-def millions(parameters: int) -> str:
-    return f"{points(parameters / 1e6)}M" if parameters else "-"
-
-
-def sheets(filled: Filled) -> list[Sheet]:
+def paper_sheets(filled: Filled) -> list[Sheet]:
     """Measured means in the paper's layout, their spread, and the paper's figures beside them."""
-    return [measured(filled), spread(filled), *([comparison(filled)] if filled.comparable else [])]
+    sheets = [
+        measured(filled),
+        _sheet(filled, "Standard deviation over seeds (n)", lambda cell, column, _: (
+            MISSING if cell is None
+            else f"{MISSING if cell.std is None else shown(cell.std, column)} ({cell.n})"
+        )),
+    ]  # fmt: skip
+    if filled.comparable:
+        title = "The paper's figures (measured minus paper)"
+        sheets.append(
+            _sheet(filled, title, lambda cell, _, paper: f"{paper:.2f} ({difference(cell, paper)})")
+        )
+    return sheets
 
 
 def measured(filled: Filled) -> Sheet:
     """Means over seeds, rows, columns and marks as in the paper."""
-    table = filled.table
-    values = [_values(filled, line) for line in filled.lines]
-    best = _best(values)
-    small = [
-        v if line.row.small_budget else [None] * len(v)
-        for line, v in zip(filled.lines, values, strict=True)
-    ]
-    best_small = _best(small) if table.underline else [set() for _ in values[0]]
-    rows = []
-    for index, line in enumerate(filled.lines):
-        cells = [
-            Text(
-                _with_count(filled, line, value, count),
-                bold=index in best[column],
-                underline=index in best_small[column],
-            )
-            for column, (value, count) in enumerate(
-                zip(values[index], _counts(filled, line), strict=True)
-            )
-        ]
-        rows.append([*_fixed(filled, line), *cells])
-    return Sheet(
-        f"{_number(table)}: {table.title}",
-        table.header,
-        rows,
-        _notes(filled),
-        _rules(filled),
+    sheet = _sheet(filled, "", lambda cell, column, _: _mean(cell, column))
+    values = sheet.frame.iloc[:, -len(filled.columns) :].copy()
+    lower = [bool(column and column.lower_is_better) for column in filled.columns]
+    bold = _best(values, lower)
+    small = pd.Series([line.row.small_budget for line in filled.lines])
+    underline = _best(values.where(small, MISSING), lower) & filled.table.underline
+    marks = pd.DataFrame("", sheet.frame.index, sheet.frame.columns)
+    marks[values.columns] = bold.map({True: "bold", False: ""}.get) + underline.map(
+        {True: " underline", False: ""}.get
     )
+    for row, line in enumerate(filled.lines):
+        for column, cell in zip(values.columns, filled.cells(line), strict=True):
+            if cell and cell.n != filled.seeds and line.trained:
+                sheet.frame.loc[row, column] += f" (n={cell.n})"
+    number = filled.table.name.replace("table", "Table ")
+    title = f"{number}: {filled.table.title}"
+    return Sheet(title, sheet.frame, marks, _notes(filled), sheet.rules, sheet.texts)
 
 
-def spread(filled: Filled) -> Sheet:
-    """Standard deviation over seeds, with n."""
+def _sheet(
+    filled: Filled,
+    title: str,
+    text: Callable[[Cell | None, Column | None, float | None], str],
+) -> Sheet:
+    """A sheet of the paper's layout with `text(cell, column, paper's figure)` in each cell."""
     rows = [
         [
             *_fixed(filled, line),
-            *(Text(_deviation(line.cell(column))) for column in filled.table.columns),
-            Text(_deviation(line.average)),
+            *map(text, filled.cells(line), filled.columns, filled.figures(line)),
         ]
         for line in filled.lines
     ]
-    return Sheet(
-        "Standard deviation over seeds (n)", filled.table.header, rows, rules=_rules(filled)
-    )
+    families = [_family(line.row) for line in filled.lines]
+    rules = frozenset(i for i in range(1, len(families)) if families[i] != families[i - 1])
+    return Sheet(title, pd.DataFrame(rows, columns=filled.table.header), rules=rules, texts=2)
 
 
-def comparison(filled: Filled) -> Sheet:
-    """The paper's figures, and measured minus paper."""
-    rows = []
-    for line in filled.lines:
-        figures = [*line.row.figures, line.row.average]
-        rows.append(
-            [
-                *_fixed(filled, line),
-                *(
-                    Text(f"{figure:.2f} ({difference(value, figure)})")
-                    for value, figure in zip(_values(filled, line), figures, strict=True)
-                ),
-            ]
-        )
-    return Sheet(
-        "The paper's figures (measured minus paper)",
-        filled.table.header,
-        rows,
-        rules=_rules(filled),
-    )
-
-
-def difference(value: str | None, figure: float) -> str:
+def difference(cell: Cell | None, figure: float | None) -> str:
     """Signed difference of a displayed value and the paper's figure."""
-    return MISSING if value is None else f"{Decimal(value) - Decimal(f'{figure:.2f}'):+}"
+    if cell is None or figure is None:
+        return MISSING
+    return f"{Decimal(points(cell.mean)) - Decimal(f'{figure:.2f}'):+}"
 
 
-def other_rows(groups: Sequence[Group]) -> Sheet:
-    """Configurations that fill no row of the paper's tables, in the columns of Table 2."""
+def other_rows(groups: Sequence[Group], columns: Sequence[Column]) -> Sheet:
+    """Configurations that fill no row of the paper's tables, with every metric that they have."""
+    present = [c for c in columns if any(group.cell(c) for group in groups)]
+    known = {place(c) for c in paper.COLUMNS}
+    average = [c for c in present if place(c) in known]
     rows = []
     for group in groups:
-        average = group.average(paper.COLUMNS)
-        cells = [group.cells.get(column.key) for column in paper.COLUMNS]
+        siblings = [g.config for g in groups if (g.label, g.model) == (group.label, group.model)]
+        settings = [
+            f"{key}={value}"
+            for key, value in group.config.items()
+            if key != "r" and any(other.get(key) != value for other in siblings)
+        ]
         rows.append(
             [
-                Text(group.model),
-                Text(group.label),
-                Text("-" if group.rank is None else str(group.rank)),
-                Text(millions(group.parameters)),
-                Text(_settings(group, [g for g in groups if g.label == group.label])),
-                *(Text(mean_and_spread(cell)) for cell in (*cells, average)),
+                *(group.model, group.label, "-" if group.rank is None else str(group.rank)),
+                *(millions(group.parameters), ", ".join(settings)),
+                *(mean_and_spread(group.cell(column), column) for column in present),
+                mean_and_spread(group.average(average)),
             ]
         )
-    header = ["Model", "Method", "Rank", "# Param.", "Settings", *paper.TABLE1.header[3:]]
-    return Sheet("Other rows", header, rows)
+    header = [
+        "Model",
+        "Method",
+        "Rank",
+        "# Param.",
+        "Settings",
+        *(c.title for c in present),
+        "Avg.",
+    ]
+    frame = pd.DataFrame(rows, columns=header)
+    if not average:
+        frame = frame.drop(columns="Avg.")
+    notes = ["Cells: mean ±standard deviation over seeds (number of seeds)."]
+    return Sheet("Other rows", frame, notes=notes, texts=5)
 
 
-def _settings(group: Group, siblings: Sequence[Group]) -> str:
-    """The adapter's settings in which configurations of one label differ, the rank aside."""
-    return ", ".join(
-        f"{key}={value}"
-        for key, value in group.config.items()
-        if key != "r" and any(sibling.config.get(key) != value for sibling in siblings)
-    )
+def _mean(cell: Cell | None, column: Column | None) -> str:
+    return MISSING if cell is None else shown(cell.mean, column)
 
 
-def mean_and_spread(cell: Cell | Average | None) -> str:
-    """ "46.09 ±0.12 (2)": mean, standard deviation and n; "–" where there is nothing."""
-    if cell is None:
-        return MISSING
-    deviation = "" if cell.std is None else f" ±{points(cell.std)}"
-    return f"{points(cell.mean)}{deviation} ({cell.n})"
+def _best(values: pd.DataFrame, lower: Sequence[bool]) -> pd.DataFrame:
+    """Where the best displayed value of each column stands."""
+    numbers = values.apply(pd.to_numeric, errors="coerce")
+    best = numbers.min().where(pd.Series(lower, values.columns), numbers.max())
+    return numbers.eq(best) & numbers.notna()
 
 
-def _number(table: paper.Table) -> str:
-    return table.name.replace("table", "Table ")
-
-
-def _values(filled: Filled, line: Line) -> list[str | None]:
-    """Displayed means of a row's columns and of their average."""
-    cells = [*(line.cell(column) for column in filled.table.columns), line.average]
-    return [None if cell is None else points(cell.mean) for cell in cells]
-
-
-def _counts(filled: Filled, line: Line) -> list[int | None]:
-    cells = [*(line.cell(column) for column in filled.table.columns), line.average]
-    return [None if cell is None else cell.n for cell in cells]
-
-
-def _with_count(filled: Filled, line: Line, value: str | None, count: int | None) -> str:
-    if value is None:
-        return MISSING
-    return value if count == filled.seeds or not line.trained else f"{value} (n={count})"
-
-
-def _best(values: Sequence[Sequence[str | None]]) -> list[set[int]]:
-    """Per column the rows with the largest displayed value."""
-    best = []
-    for column in zip(*values, strict=True):
-        present = [Decimal(value) for value in column if value is not None]
-        top = max(present, default=None)
-        best.append(
-            {row for row, value in enumerate(column) if value is not None and Decimal(value) == top}
-        )
-    return best
-
-
-def _fixed(filled: Filled, line: Line) -> list[Text]:
+def _fixed(filled: Filled, line: Line) -> list[str]:
     parameters = line.row.parameters
     if line.group is not None:
         parameters = millions(line.group.parameters)
     elif not filled.comparable and line.trained:
         parameters = MISSING
     fixed = [line.row.name if filled.comparable else line.row.label, line.rank]
-    return [Text(t) for t in [*fixed, *([parameters] if filled.table.show_parameters else [])]]
+    return [*fixed, *([parameters] if filled.table.show_parameters else [])]
 
 
 def _notes(filled: Filled) -> list[str]:
@@ -228,20 +183,5 @@ def _notes(filled: Filled) -> list[str]:
     return notes
 
 
-def _rules(filled: Filled) -> frozenset[int]:
-    families = [_family(line.row) for line in filled.lines]
-    return frozenset(i for i in range(1, len(families)) if families[i] != families[i - 1])
-
-
 def _family(row: paper.Row) -> str:
     return "vanilla" if row.millions is None else "mos" if row.label.startswith("MoS") else "other"
-
-
-def _deviation(cell: Cell | Average | None) -> str:
-    if cell is None:
-        return MISSING
-    return f"{MISSING if cell.std is None else points(cell.std)} ({cell.n})"
-
-
-def flatten(texts: Iterable[Text]) -> list[str]:
-    return [text.text for text in texts]

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
+from eval import BENCHMARKS
 from mos.errors import DataError
+from mos.files import read_json
+from mos.report.cells import HELDOUT
 
 RESAMPLES = 2000
 LEVEL = 0.95
 # A recomputed metric may differ from the stored one by its rounding to two decimals.
-AGREEMENT = 0.011
-
-# Metrics that are means of groups' means: the group of an example, from its id.
-GROUP_OF: Mapping[str, Callable[[str], str]] = {
-    "bbh": lambda identity: identity.rsplit("/", 1)[0],
-    "tydiqa": lambda identity: identity.split("-", 1)[0],
-}
+AGREEMENT, AGREEMENT_NATS = 0.011, 1e-4
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate in points with its 95 % interval; `low` and `high` are None where unknown."""
+    """An estimate in points (or nats) with its 95 % interval.
+
+    `low` and `high` are None where unknown; `decimals` are shown.
+    """
 
     estimate: float
     low: float | None = None
     high: float | None = None
+    decimals: int = 2
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.estimate:+.2f}"
-        return f"{self.estimate:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        estimate, low, high = (
+            None if value is None else f"{value:+.{self.decimals}f}"
+            for value in (self.estimate, self.low, self.high)
+        )
+        return f"{estimate}" if low is None else f"{estimate} [{low}, {high}]"
 
 
 def seed_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
@@ -93,7 +98,8 @@ class Strata:
     """Per-example differences of one benchmark, grouped as its metric averages them.
 
     Attributes:
-        differences: one array of shape (examples, metrics) per group, in points.
+        differences: one array of shape (examples, metrics + 1) per group: differences, in the unit
+            of the metric times the example's weight, and the weight in the last column.
     """
 
     differences: tuple[np.ndarray, ...]
@@ -101,25 +107,26 @@ class Strata:
     @property
     def mean(self) -> np.ndarray:
         """Unweighted mean over groups of the group means, (metrics,)."""
-        return np.mean([group.mean(axis=0) for group in self.differences], axis=0)
+        sums = [group.sum(axis=0) for group in self.differences]
+        return np.mean([total[:-1] / total[-1] for total in sums], axis=0)
 
     def resample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` bootstrap replicates of `mean`, (count, metrics)."""
-        total = np.zeros((count, self.differences[0].shape[1]))
-        for group in self.differences:
-            total += _bootstrap_means(group, count, rng)
-        return total / len(self.differences)
+        return sum(_bootstrap(group, count, rng) for group in self.differences) / len(
+            self.differences
+        )
 
 
-def _bootstrap_means(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Means of `count` samples with replacement of the rows of `values`, (count, metrics).
+def _bootstrap(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Weighted means of `count` samples with replacement of the rows of `values`.
 
     Differences take few distinct values, so counts of these are drawn instead of rows: the same
     distribution for a fraction of the work.
     """
     distinct, frequency = np.unique(values, axis=0, return_counts=True)
     draws = rng.multinomial(len(values), frequency / len(values), size=count)
-    return draws @ distinct / len(values)
+    sums = draws @ distinct
+    return sums[:, :-1] / sums[:, -1:]
 
 
 @dataclass(frozen=True)
@@ -132,16 +139,22 @@ class Bootstrap:
 
 
 def paired_bootstrap(
-    strata: Sequence[Strata], count: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+    strata: Sequence[Strata],
+    count: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+    sign: int = 1,
 ) -> Bootstrap:
     """Bootstrap the mean over all metrics of all benchmarks, resampling examples within groups.
 
     The metrics of one benchmark (TyDiQA's F1 and EM) are resampled together. p is twice the share
-    of replicates on the other side of zero, at least 1/count.
+    of replicates on the other side of zero, at least 1/count. With `sign` -1 (losses) the
+    differences are second - first, so that more is better.
     """
     rng = np.random.default_rng(seed)
-    replicates = np.concatenate([s.resample(count, rng) for s in strata], axis=1).mean(axis=1)
-    estimate = float(np.concatenate([s.mean for s in strata]).mean())
+    drawn = np.concatenate([s.resample(count, rng) for s in strata], axis=1)
+    replicates = sign * drawn.mean(axis=1)
+    estimate = sign * float(np.concatenate([s.mean for s in strata]).mean())
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     other_side = min(np.mean(replicates <= 0), np.mean(replicates >= 0))
     return Bootstrap(
@@ -153,54 +166,83 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class Records:
-    """Scores of one run's examples of one benchmark: id -> (prompt checksum, scores 0..1)."""
+    """Scores of one run's examples of one benchmark.
 
-    benchmark: str
-    prompts: Mapping[str, int]
-    scores: Mapping[str, tuple[float, ...]]
-    groups: Mapping[str, str]
+    Attributes:
+        table: indexed by id: a column a metric (times the weight), `weight`, `group` and `prompt`
+            (a hash of it).
+        metrics: in the order of the columns.
+    """
+
+    table: pd.DataFrame
+    metrics: tuple[str, ...]
+
+    @property
+    def asked(self) -> pd.DataFrame:
+        """What has to be equal for two runs to be compared."""
+        return self.table[["weight", "group", "prompt"]]
 
 
-def read_records(
-    folder: Path, benchmark: str, metrics: Sequence[str], stored: Mapping[str, float]
-) -> Records | None:
+def read_records(folder: Path, benchmark: str, stored: Mapping[str, float]) -> Records | None:
     """Read `eval/<benchmark>/records.jsonl` of a run; None where there is none.
 
+    A record has an `id` and `scores` of 0..1 by metric; one of held-out loss has the summed
+    negative log-likelihood `nll` and the trained `tokens`, which are its weight.
+
+    Args:
+        stored: the metrics to read with their values in results.json.
+
     Raises:
-        DataError: a broken line, a missing score, or records that do not give the stored metric.
+        DataError: a broken line, a missing score, other records than were evaluated, or such that
+            do not give the stored metrics.
     """
     file = folder / "eval" / benchmark / "records.jsonl"
     if not file.is_file():
         return None
-    prompts: dict[str, int] = {}
-    scores: dict[str, tuple[float, ...]] = {}
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                identity = str(record["id"])
-                scores[identity] = tuple(float(record["scores"][metric]) for metric in metrics)
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(file, number, f"not a whole record ({error!r}).") from None
-            prompts[identity] = zlib.crc32(str(record.get("prompt_sha256", "")).encode())
-    group_of = GROUP_OF.get(benchmark, lambda identity: "")
-    records = Records(
-        benchmark, prompts, scores, {identity: group_of(identity) for identity in scores}
-    )
-    mean = _strata(records, scores).mean if scores else ()
-    if len(mean) != len(metrics) or any(
-        abs(value - stored[metric]) > AGREEMENT for value, metric in zip(mean, metrics, strict=True)
-    ):
-        shown = ", ".join(f"{m} {stored[m]:.2f}" for m in metrics)
+    heldout = benchmark == HELDOUT.benchmark
+    names = {"loss": "nll"} if heldout else {metric: metric for metric in stored}
+    content = file.read_bytes()
+    _check_hash(file, content)
+    rows: dict[str, tuple[Any, ...]] = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            scores, identity = record["scores"], str(record["id"])
+            values = tuple(float(scores[name]) for name in names.values())
+            weight = float(scores["tokens"]) if heldout else 1.0
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(file, number, f"not a whole record ({error!r}).") from None
+        prompt = zlib.crc32(str(record.get("prompt_sha256", "")).encode())
+        rows[identity] = (*values, weight, prompt)
+    metrics = tuple(stored)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=[*metrics, "weight", "prompt"])
+    if not heldout:
+        table[list(metrics)] *= 100
+    known = BENCHMARKS.get(benchmark)
+    table["group"] = [known.group_of(identity) if known else "" for identity in table.index]
+    records = Records(table, metrics)
+    mean = _strata(table, metrics).mean if rows else np.array([])
+    wanted = np.array(list(stored.values()))
+    tolerance = AGREEMENT_NATS if heldout else AGREEMENT
+    if len(mean) != len(wanted) or np.any(np.abs(mean - wanted) > tolerance):
+        shown = ", ".join(f"{metric} {value:.2f}" for metric, value in stored.items())
         raise DataError(file, None, f"its scores do not give the stored {shown}: edited or cut.")
     return records
 
 
-def _strata(records: Records, values: Mapping[str, Sequence[float]]) -> Strata:
-    grouped: dict[str, list[Sequence[float]]] = defaultdict(list)
-    for identity, value in values.items():
-        grouped[records.groups[identity]].append(value)
-    return Strata(tuple(100 * np.asarray(group, dtype=float) for group in grouped.values()))
+def _check_hash(file: Path, content: bytes) -> None:
+    """Refuse records that are not those that the metrics beside them were made of."""
+    try:
+        expected = read_json(file.with_name("metrics.json")).get("records_sha256")
+    except (FileNotFoundError, AttributeError):
+        return
+    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+        raise DataError(file, None, "not the records that metrics.json was made of: edited or cut.")
+
+
+def _strata(table: pd.DataFrame, metrics: Sequence[str]) -> Strata:
+    groups = table.groupby("group", sort=False)[[*metrics, "weight"]]
+    return Strata(tuple(group.to_numpy(dtype=float) for _, group in groups))
 
 
 def paired_strata(first: Sequence[Records], second: Sequence[Records]) -> Strata | None:
@@ -212,14 +254,9 @@ def paired_strata(first: Sequence[Records], second: Sequence[Records]) -> Strata
     Returns:
         None where the two were not asked the same prompts.
     """
-    reference = first[0]
-    if any(records.prompts != reference.prompts for records in (*first, *second)):
+    reference = first[0].asked.sort_index()
+    if not all(r.asked.sort_index().equals(reference) for r in (*first, *second)):
         return None
-    differences = {
-        identity: tuple(
-            np.mean([r.scores[identity] for r in first], axis=0)
-            - np.mean([r.scores[identity] for r in second], axis=0)
-        )
-        for identity in reference.scores
-    }
-    return _strata(reference, differences)
+    metrics = list(first[0].metrics)
+    means = [sum(r.table[metrics] for r in records) / len(records) for records in (first, second)]
+    return _strata((means[0] - means[1]).join(reference), metrics)

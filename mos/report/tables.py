@@ -1,191 +1,190 @@
-"""Sheets as Markdown, LaTeX and CSV, and on the terminal."""
+"""The paper's tables filled with measured cells: which configuration stands in which row."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from rich.table import Table
-from rich.text import Text as RichText
+from mos.report import paper
+from mos.report.cells import Cell, Column
+from mos.report.groups import Group
+from mos.report.runs import Problem
+from mos.report.select import Selected
 
-from mos.report.filled import Filled
-from mos.report.sheets import Sheet, Text, difference, flatten, measured, points
-
-# Makes a file compile by itself as well as \input into a document that loads booktabs.
-_LATEX_HEAD = r"""\expandafter\ifx\csname @nodocument\endcsname\relax
-  \let\finishtable\relax
-\else
-  \documentclass{article}
-  \usepackage[T1]{fontenc}
-  \usepackage[utf8]{inputenc}
-  \usepackage{booktabs}
-  \usepackage[a4paper,landscape,margin=15mm]{geometry}
-  \def\finishtable{\end{document}}
-  \begin{document}
-\fi
-"""
-_TEXT_COLUMNS = ("Model", "Method", "Rank", "# Param.", "Settings")
-_LATEX_SPECIAL = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "†": r"$^\dagger$",
-    "±": r"$\pm$",
-    "–": "--",
-    "<": r"$<$",
-    ">": r"$>$",
-}
+PARAMETER_TOLERANCE = 0.02
 
 
-def markdown(sheets: Sequence[Sheet]) -> str:
-    """GitHub-flavoured Markdown: `**bold**`, `<u>underlined</u>`."""
-    parts = []
-    for level, sheet in enumerate(sheets):
-        parts.append(f"{'##' if level else '#'} {sheet.title}\n")
-        lines = [[_markdown_escape(title) for title in sheet.header], ["---"] * len(sheet.header)]
-        lines += [[_markdown_cell(cell) for cell in row] for row in sheet.rows]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
-        parts += [f"{note}\n" for note in sheet.notes]
-    return "\n".join(parts)
+@dataclass
+class Line:
+    """A row of the paper's table with what fills it, if anything does."""
+
+    row: paper.Row
+    group: Group | None
+    average: Cell | None
+
+    def cell(self, column: Column) -> Cell | None:
+        return self.group.cell(column) if self.group else None
+
+    @property
+    def rank(self) -> str:
+        if self.group is None or self.row.ranks or not isinstance(self.group.rank, int):
+            return self.row.rank
+        return self.row.rank if self.row.millions is None else str(self.group.rank)
+
+    @property
+    def trained(self) -> bool:
+        return self.row.millions is not None
 
 
-def _markdown_cell(cell: Text) -> str:
-    text = _markdown_escape(cell.text)
-    text = f"**{text}**" if cell.bold else text
-    return f"<u>{text}</u>" if cell.underline else text
+@dataclass
+class Filled:
+    """A table of the paper filled with results of one scale and model.
+
+    `comparable` tells whether the paper's figures belong beside them (same scale, model and
+    columns, whole benchmarks); `cut` why benchmarks are not whole.
+    """
+
+    table: paper.Table
+    scale: str
+    model: str
+    comparable: bool
+    lines: list[Line]
+    cut: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        return all(line.group is None for line in self.lines)
+
+    @property
+    def seeds(self) -> int:
+        """The largest number of seeds in any cell."""
+        counts = [
+            int(line.group.scores.count().max())
+            for line in self.lines
+            if line.group and not line.group.scores.empty
+        ]
+        return max(counts, default=0)
+
+    def cells(self, line: Line) -> list[Cell | None]:
+        """The cells of a row in the order of the header, the average last if there is one."""
+        average = [line.average] if len(self.table.columns) > 1 else []
+        return [*(line.cell(column) for column in self.table.columns), *average]
+
+    @property
+    def columns(self) -> list[Column | None]:
+        """The columns of `cells`; None for the average."""
+        return [*self.table.columns, *([None] if len(self.table.columns) > 1 else [])]
+
+    def figures(self, line: Line) -> list[float | None]:
+        """The paper's figures beside `cells`; None where they are not comparable."""
+        if not self.comparable:
+            return [None] * len(self.columns)
+        return [*line.row.figures, line.row.average]
 
 
-def _markdown_escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+def fill_table(
+    table: paper.Table,
+    groups: Sequence[Group],
+    selected: Selected,
+    problems: list[Problem],
+    *,
+    model: str = "auto",
+    yardstick: Sequence[Column] = (),
+) -> Filled:
+    """Fill one of the paper's tables from groups of one scale.
 
-
-def latex(sheets: Sequence[Sheet], label: str) -> str:
-    """booktabs tables that compile by themselves and can be \\input."""
-    parts = [_LATEX_HEAD]
-    for index, sheet in enumerate(sheets):
-        # LaTeX numbers its tables itself.
-        title = re.sub(r"^Table \d: ", "", sheet.title)
-        caption = " ".join([f"{title}.", *sheet.notes])
-        # A title in two lines where it has a parenthesis keeps ten columns on a page.
-        first, second = zip(*(_two_lines(title) for title in sheet.header), strict=True)
-        header = [_latex_line(first)] + ([_latex_line(second)] if any(second) else [])
-        body = []
-        for number, row in enumerate(sheet.rows):
-            if number in sheet.rules:
-                body.append(r"\midrule")
-            body.append(" & ".join(_latex_cell(cell) for cell in row) + r" \\")
-        text_columns = sum(title in _TEXT_COLUMNS for title in sheet.header)
-        alignment = "l" * text_columns + "c" * (len(sheet.header) - text_columns)
-        parts.append(
-            "\n".join(
-                [
-                    r"\begin{table}[htbp]",
-                    r"\centering\small\setlength{\tabcolsep}{3pt}",
-                    rf"\caption{{{_latex_escape(caption)}}}",
-                    rf"\label{{tab:{label}{'abcdefgh'[index] if index else ''}}}",
-                    rf"\begin{{tabular}}{{{alignment}}}",
-                    r"\toprule",
-                    *header,
-                    r"\midrule",
-                    *body,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                    r"\end{table}",
-                    "",
-                ]
+    Args:
+        selected: what the groups were made from.
+        model: "auto" takes the paper's model, or, for the 7B tables where it has no runs, the one
+            with the most; anything else is taken as it is.
+        yardstick: columns in place of the paper's.
+    """
+    counts = Counter({group.model: 0 for group in groups})
+    for group in groups:
+        counts[group.model] += group.runs
+    if model != "auto":
+        model = paper.model_key(model)
+    elif table.model in counts or not counts or table is paper.TABLE3:
+        model = table.model
+    else:
+        model = counts.most_common(1)[0][0]
+    comparable = (
+        selected.scale == paper.SCALE
+        and model == table.model
+        and selected.cut is None
+        and not yardstick
+    )
+    shown = replace(table, columns=tuple(yardstick)) if yardstick else table
+    candidates = [group for group in groups if group.model == model]
+    lines = []
+    for row in table.rows:
+        matching = [group for group in candidates if matches(row, group, table.model)]
+        matching.sort(key=lambda group: _completeness(group, shown.columns))
+        group = matching.pop() if matching else None
+        if group and not any(group.cell(column) for column in shown.columns):
+            group = None
+        for other in matching if group else ():
+            reason = (
+                f"{table.name} shows rank {group.rank}, the fuller or better of "
+                f"{len(matching) + 1} configurations; rank {other.rank} is among the other rows"
             )
-        )
-    return "\n".join([*parts, r"\finishtable", ""])
+            problems.append(Problem(f"{row.label} {row.rank}", reason))
+        lines.append(Line(row, group, group.average(shown.columns) if group else None))
+    filled = Filled(shown, selected.scale, model, comparable, lines, selected.cut)
+    problems += _different_prompts(filled, selected)
+    return filled
 
 
-def _two_lines(title: str) -> tuple[str, str]:
-    head, mark, tail = title.partition(" (")
-    return head, f"({tail}" if mark else ""
+def _different_prompts(filled: Filled, selected: Selected) -> Iterable[Problem]:
+    """Benchmarks whose trained rows did not all answer the same prompts."""
+    for column in {column.benchmark: column for column in filled.table.columns}.values():
+        rows: dict[str, list[str]] = defaultdict(list)
+        for line in filled.lines:
+            if not line.trained or line.group is None or not line.cell(column):
+                continue
+            folders = list(line.group.folders_of(column).values())
+            for asked in selected.frame.loc[folders, f"{column.benchmark}.prompts"].dropna():
+                name = f"{line.row.label} {line.row.rank}"
+                if name not in rows[asked]:
+                    rows[asked].append(name)
+        if len(rows) > 1:
+            parts = " / ".join(", ".join(names) for names in rows.values())
+            reason = f"{column.benchmark} was asked in different prompts: {parts}"
+            yield Problem(filled.table.name, reason)
 
 
-def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(_latex_escape(cell) for cell in cells) + r" \\"
+def _completeness(group: Group, columns: Sequence[Column]) -> tuple[float, ...]:
+    cells = [cell for column in columns if (cell := group.cell(column))]
+    sign = -1 if any(column.lower_is_better for column in columns) else 1
+    mean = sum(cell.mean for cell in cells) / len(cells) if cells else 0.0
+    return (len(cells), sum(cell.n for cell in cells), sign * mean)
 
 
-def _latex_cell(cell: Text) -> str:
-    text = _latex_escape(cell.text)
-    text = rf"\textbf{{{text}}}" if cell.bold else text
-    return rf"\underline{{{text}}}" if cell.underline else text
+def matches(row: paper.Row, group: Group, model: str) -> bool:
+    """Whether a group can fill a row: its label, one of the row's ranks, and the row's budget.
+
+    The budget is the number of trainable parameters on the paper's own `model`, and the equivalent
+    rank, where the method has one, on any other.
+    """
+    if group.label != row.label:
+        return False
+    if row.millions is None:
+        return True
+    rank = str(group.rank)
+    if row.ranks and rank != row.rank and rank not in map(str, row.ranks):
+        return False
+    if group.model == model:
+        budget = row.millions * 1e6
+        return abs(group.parameters - budget) <= PARAMETER_TOLERANCE * budget
+    equivalent = group.config.get("equivalent_rank")
+    return equivalent is None or row.equivalent_rank is None or equivalent == row.equivalent_rank
 
 
-def _latex_escape(text: str) -> str:
-    return "".join(_LATEX_SPECIAL.get(c, c) for c in text)
-
-
-def paper_csv(filled: Filled) -> str:
-    """One line a row: mean, std and n of every column, the paper's figure and the difference."""
-    fixed = ["Method", "Rank", "# Param."]
-    titles = [*(column.title for column in filled.table.columns), "Avg."]
-    suffixes = ["", " std", " n"] + ([" paper", " difference"] if filled.comparable else [])
-    lines: list[list[str]] = [[*fixed, *(t + suffix for t in titles for suffix in suffixes)]]
-    for line in filled.lines:
-        parameters = line.group.parameters if line.group else ""
-        row = [line.row.label, line.rank, str(parameters)]
-        cells = [*(line.cell(column) for column in filled.table.columns), line.average]
-        for cell, figure in zip(cells, [*line.row.figures, line.row.average], strict=True):
-            mean = points(cell.mean) if cell else ""
-            deviation = points(cell.std) if cell and cell.std is not None else ""
-            row += [mean, deviation, str(cell.n) if cell else ""]
-            if filled.comparable:
-                row += [f"{figure:.2f}", difference(mean, figure) if mean else ""]
-        lines.append(row)
-    return _csv(lines)
-
-
-def sheet_csv(sheet: Sheet) -> str:
-    return _csv([sheet.header, *(flatten(row) for row in sheet.rows)])
-
-
-def _csv(lines: Sequence[Sequence[str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    return buffer.getvalue()
-
-
-def terminal(filled: Filled) -> Table:
-    """The rows of a table that have results, within 80 columns."""
-    sheet = measured(filled)
-    table = Table(title=sheet.title, caption=_caption(filled), box=None, padding=(0, 1, 0, 0))
-    table.title_justify = table.caption_justify = "left"
-    for title in sheet.header:
-        short = title.partition(" (")[0].removeprefix("# ").replace("HumanEval", "Human Eval")
-        text = title in ("Method", "Rank")
-        table.add_column(
-            short.replace(" P@1", "").replace(" ", "\n"),
-            justify="left" if text else "right",
-            no_wrap=True,
-        )
-    for line, row in zip(filled.lines, sheet.rows, strict=True):
-        if line.group is not None:
-            table.add_row(line.row.label, *(_rich_cell(cell) for cell in row[1:]))
-    return table
-
-
-def _caption(filled: Filled) -> str:
-    seeds = f"{filled.seeds} seed{'s' * (filled.seeds != 1)}"
-    absent = sum(line.group is None for line in filled.lines)
-    missing = f"; {absent} of {len(filled.lines)} rows not run" if absent else ""
-    cut = f"; PARTIAL ({filled.cut})" if filled.cut else ""
-    return f"{filled.model}, scale {filled.scale}, means over {seeds}{missing}{cut}"
-
-
-def sheet_terminal(sheet: Sheet) -> Table:
-    table = Table(title=sheet.title, title_justify="left", box=None)
-    for title in sheet.header:
-        table.add_column(title)
-    for row in sheet.rows:
-        table.add_row(*(_rich_cell(cell) for cell in row))
-    return table
-
-
-def _rich_cell(cell: Text) -> RichText:
-    style = " ".join(name for name in ("bold", "underline") if getattr(cell, name))
-    return RichText(cell.text, style=style)
+def other_groups(groups: Iterable[Group], filled: Iterable[Filled]) -> list[Group]:
+    """Groups that fill no row of the tables: by model, bare models first, label and size."""
+    used = {id(line.group) for table in filled for line in table.lines if line.group}
+    rest = [group for group in groups if id(group) not in used]
+    return sorted(
+        rest, key=lambda g: (g.model, g.parameters > 0, g.label, g.parameters, str(g.rank))
+    )

@@ -7,8 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mos.adapters import METHODS
 from mos.report import paper
+from mos.report.build import Report, build
+from mos.report.tables import Line
 
+METHOD_OF = {
+    **{method.label: name for name, method in METHODS.items() if isinstance(method.label, str)},
+    "Vanilla (chat)": "none",
+    "Vanilla (no-chat)": "none",
+}
 SEVEN_B = 2_498_560  # trainable parameters of LLaMA2-7B per unit of equivalent rank
 THIRTEEN_B = 3_911_680
 
@@ -25,7 +33,7 @@ def write_run(
     model: str = "LLaMA2-7B",
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     config: Mapping[str, Any] | None = None,
-    method: str = "mos",
+    method: str | None = None,
     setup: str = "0a1b2c3d",
     **extra: Any,
 ) -> Path:
@@ -40,7 +48,7 @@ def write_run(
         "scale": scale,
         "model": model,
         "method": {
-            "name": method,
+            "name": method or METHOD_OF.get(label, "mos"),
             "label": label,
             "rank": rank,
             "trainable_parameters": parameters,
@@ -62,6 +70,15 @@ def write_run(
     return folder
 
 
+def report_of(*roots: Path, **options: Any) -> Report:
+    return build([str(root) for root in roots], **options)
+
+
+def lines_of(report: Report, table: int = 2) -> dict[tuple[str, str], Line]:
+    """The rows of a table by label and printed rank."""
+    return {line.row.key: line for line in report.filled[table - 1].lines}
+
+
 def parameters_of(row: paper.Row, model: str) -> int:
     exact = {1.42: 1_417_216, 4.99: 4_989_696}
     if row.millions is None:
@@ -81,9 +98,9 @@ def write_paper(root: Path, offsets: Mapping[int, float] | None = None) -> None:
             for experiment, benchmarks in paper.PAIRS.items():
                 for seed, offset in (offsets or {0: 0.0, 1: 0.0}).items():
                     metrics = {
-                        b: {m: values[f"{b}.{m}"] + offset for m in paper.METRICS[b]} | {"n": n[b]}
+                        b: {c.metric: values[c.key] + offset for c in columns} | {"n": n[b]}
                         for b in benchmarks
-                        if f"{b}.{paper.METRICS[b][0]}" in values
+                        if (columns := [c for c in table.columns if c.benchmark == b])
                     }
                     if metrics:
                         write_run(

@@ -6,16 +6,14 @@ import json
 
 import pytest
 
-from mos.report import build
 from mos.report.claims import CLAIMS, HELD, NOT_HELD, UNDECIDED
-from mos.report.reading import read_runs
-from tests.report.synthetic import SEVEN_B, write_run
+from tests.report.synthetic import SEVEN_B, report_of, write_run
 
 CLAIM = "MoS beats LoRA at 5.00M on MMLU EM"
 
 
 def verdicts_of(root):
-    return {v.claim.text: v for v in build.assemble(read_runs(root)).verdicts}
+    return {v.text: v for v in report_of(root).verdicts}
 
 
 def write_pair(root, mos, lora):
@@ -116,12 +114,12 @@ def test_edited_records_are_refused_and_named(tmp_path):
     write_records(tmp_path, {(label, 0): [1, 0] for label in ("MoS", "LoRA")})
     file = next(tmp_path.rglob("mos-*/seed0/eval/mmlu/records.jsonl"))
     file.write_text(file.read_text().replace("0.0", "1.0"))
-    summary = build.assemble(read_runs(tmp_path))
+    summary = report_of(tmp_path)
     assert any(p.consequence == "refused" and "edited or cut" in p.reason for p in summary.problems)
 
 
 def test_different_prompts_are_not_paired(tmp_path):
     write_records(tmp_path, {("MoS", 0): [1, 0]}, prompt="a")
     write_records(tmp_path, {("LoRA", 0): [1, 0]}, prompt="b")
-    summary = build.assemble(read_runs(tmp_path))
+    summary = report_of(tmp_path)
     assert any("different prompts" in p.reason for p in summary.problems)

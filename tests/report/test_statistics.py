@@ -22,6 +22,10 @@ from mos.report.statistics import (
 )
 
 
+def strata(*groups):
+    return Strata(tuple(np.column_stack([g, np.ones(len(g))]) for g in groups))
+
+
 def test_mcnemar_equals_the_enumeration_of_all_sign_flips():
     first = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 1])
     second = np.array([0, 0, 0, 1, 0, 1, 0, 0, 0, 1])
@@ -63,7 +67,7 @@ def test_combined_interval_has_its_limits():
 def test_bootstrap_of_a_tiny_sample_equals_its_enumeration():
     values = np.array([[-100.0], [0.0], [100.0], [100.0]])
     means = [np.mean(draw) for draw in itertools.product(values[:, 0], repeat=4)]
-    found = paired_bootstrap([Strata((values,))], count=200_000, seed=1)
+    found = paired_bootstrap([strata(values)], count=200_000, seed=1)
     assert found.interval.estimate == 25.0
     assert found.error == pytest.approx(np.std(means), rel=0.02)
     exact = 2 * np.mean(np.array(means) <= 0)
@@ -73,7 +77,7 @@ def test_bootstrap_of_a_tiny_sample_equals_its_enumeration():
 def test_bootstrap_agrees_with_scipy_on_a_large_sample():
     rng = np.random.default_rng(3)
     values = rng.choice([-100.0, 0.0, 0.0, 0.0, 100.0, 100.0], size=(800, 1))
-    ours = paired_bootstrap([Strata((values,))], count=20_000)
+    ours = paired_bootstrap([strata(values)], count=20_000)
     theirs = stats.bootstrap(
         (values[:, 0],), np.mean, n_resamples=5000, method="percentile", random_state=4
     )
@@ -86,7 +90,7 @@ def test_bootstrap_agrees_with_scipy_on_a_large_sample():
 def test_groups_weigh_the_same_and_benchmarks_are_averaged_by_metric():
     small, large = np.full((2, 1), 100.0), np.zeros((50, 1))
     two_metrics = np.array([[30.0, 0.0]] * 7)
-    found = paired_bootstrap([Strata((small, large)), Strata((two_metrics,))])
+    found = paired_bootstrap([strata(small, large), strata(two_metrics)])
     assert found.interval.estimate == pytest.approx((50 + 30 + 0) / 3)
     assert found.error == pytest.approx(0.0, abs=1e-9)
 
@@ -105,17 +109,17 @@ def record(identity, value, metric="exact_match", prompt="p"):
 def test_records_give_the_metric_as_its_benchmark_averages_it(tmp_path):
     records = [record("a/0", 1), record("b/0", 0), record("b/1", 0), record("b/2", 1)]
     write_records(tmp_path, "bbh", records)
-    found = read_records(tmp_path, "bbh", ("exact_match",), {"exact_match": (100 + 100 / 3) / 2})
-    assert dict(found.groups) == {"a/0": "a", "b/0": "b", "b/1": "b", "b/2": "b"}
+    found = read_records(tmp_path, "bbh", {"exact_match": (100 + 100 / 3) / 2})
+    assert dict(found.table["group"]) == {"a/0": "a", "b/0": "b", "b/1": "b", "b/2": "b"}
     write_records(tmp_path, "mmlu", records)
-    assert read_records(tmp_path, "mmlu", ("exact_match",), {"exact_match": 50.0})
-    assert read_records(tmp_path, "gsm8k", ("exact_match",), {"exact_match": 50.0}) is None
+    assert read_records(tmp_path, "mmlu", {"exact_match": 50.0})
+    assert read_records(tmp_path, "gsm8k", {"exact_match": 50.0}) is None
 
 
 def test_records_that_do_not_give_the_metric_are_refused(tmp_path):
     write_records(tmp_path, "mmlu", [record("a/0", 1), record("a/1", 0)])
     with pytest.raises(DataError, match=r"do not give the stored exact_match 51\.00"):
-        read_records(tmp_path, "mmlu", ("exact_match",), {"exact_match": 51.0})
+        read_records(tmp_path, "mmlu", {"exact_match": 51.0})
 
 
 @pytest.mark.parametrize("line", ['{"id": "a"', '{"id": "a", "scores": {}}', "[]"])
@@ -123,7 +127,7 @@ def test_a_broken_record_is_named_by_line(tmp_path, line):
     file = write_records(tmp_path, "mmlu", [record("a/0", 1)])
     file.write_text(file.read_text() + line + "\n")
     with pytest.raises(DataError, match=r"records\.jsonl:2"):
-        read_records(tmp_path, "mmlu", ("exact_match",), {"exact_match": 100.0})
+        read_records(tmp_path, "mmlu", {"exact_match": 100.0})
 
 
 def test_pairs_are_matched_by_id_and_need_the_same_prompts(tmp_path):
@@ -135,8 +139,7 @@ def test_pairs_are_matched_by_id_and_need_the_same_prompts(tmp_path):
     }.items():
         write_records(tmp_path / name, "mmlu", records)
     one, two, other = (
-        read_records(tmp_path / name, "mmlu", ("exact_match",), stored)
-        for name in ("one", "two", "other prompt")
+        read_records(tmp_path / name, "mmlu", stored) for name in ("one", "two", "other prompt")
     )
     (group,) = paired_strata([one], [two]).differences
     assert sorted(group[:, 0]) == [-100.0, 100.0]

@@ -10,13 +10,11 @@ import subprocess
 
 import pytest
 
-from mos.report import build, paper, tables
-from mos.report.aggregate import group_runs
-from mos.report.filled import fill_table
-from mos.report.reading import read_runs
-from mos.report.selection import select
-from mos.report.sheets import measured, points, sheets
-from tests.report.synthetic import SEVEN_B, write_paper, write_run
+from mos.report import formats, paper
+from mos.report.build import write
+from mos.report.cells import points
+from mos.report.sheets import measured, paper_sheets
+from tests.report.synthetic import SEVEN_B, lines_of, report_of, write_paper, write_run
 
 # ruff: noqa: E501
 # Two averages differ by 0.01 from the paper's, which averaged before rounding: 34.77 and 36.54.
@@ -65,10 +63,8 @@ def table_of(markdown: str, index: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def written(paper_runs, tmp_path_factory):
-    out = tmp_path_factory.mktemp("summary")
-    summary = build.assemble(read_runs(paper_runs))
-    summary.sources = [str(paper_runs)]
-    build.write(summary, out, with_plots=False)
+    out = tmp_path_factory.mktemp("report")
+    write(report_of(paper_runs), out, with_plots=False)
     return out
 
 
@@ -101,12 +97,11 @@ def test_difference_from_the_paper_is_shown(written):
 def test_spread_and_count_over_seeds(tmp_path):
     write_run(tmp_path, seed=0, metrics={"mmlu": {"exact_match": 46.0}})
     write_run(tmp_path, seed=1, metrics={"mmlu": {"exact_match": 47.0}})
-    summary = build.assemble(read_runs(tmp_path))
-    line = summary.filled[1].lines[10]
-    cell = line.cell(paper.COLUMNS[0])
+    report = report_of(tmp_path)
+    cell = lines_of(report)["MoS", "16/32"].cell(paper.COLUMNS[0])
     assert (cell.mean, cell.n) == (46.5, 2)
     assert cell.std == pytest.approx(0.5**0.5)
-    markdown = tables.markdown(sheets(summary.filled[1]))
+    markdown = formats.markdown(paper_sheets(report.filled[1]))
     assert "| MoS | 16/32 | 19.99M | **46.50** | – | – | – | – | – | – |" in markdown
     assert "| MoS | 16/32 | 19.99M | 0.71 (2) | – |" in table_of(markdown, 1)
     assert "| MoS | 16/32 | 19.99M | 47.01 (-0.51) | 37.79 (–) |" in table_of(markdown, 2)
@@ -116,10 +111,10 @@ def test_a_cell_with_fewer_seeds_says_so(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, seed=seed)
     write_run(tmp_path, "LoRA", 8, method="lora")
-    filled = build.assemble(read_runs(tmp_path)).filled[1]
-    by_row = dict(zip((line.row.key for line in filled.lines), measured(filled).rows, strict=True))
-    assert by_row["LoRA", "8"][3].text == "47.00 (n=1)"
-    assert by_row["MoS", "16/32"][3].text == "47.00"
+    filled = report_of(tmp_path).filled[1]
+    frame = measured(filled).frame.set_index(["Method", "Rank"])["MMLU EM (0-shot)"]
+    assert frame["LoRA †", "8"] == "47.00 (n=1)"
+    assert frame["MoS", "16/32"] == "47.00"
 
 
 def test_csv_has_mean_spread_count_and_difference(written):
@@ -138,13 +133,11 @@ def test_rows_with_several_ranks_take_one_configuration(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, rank=4, parameters=e2, seed=seed)
     write_run(tmp_path, rank=8, parameters=e2, metrics={"mmlu": {"exact_match": 99.0}})
-    summary = build.assemble(read_runs(tmp_path))
-    line = summary.filled[1].lines[9]
-    assert (line.row.rank, line.group.rank, line.group.cells["mmlu.exact_match"].mean) == (
-        "4/8", 4, 47.0,
-    )  # fmt: skip
-    assert [group.rank for group in summary.others] == [8]
-    assert any("MoS 4/8" in p.where and "rank 8" in p.reason for p in summary.problems)
+    report = report_of(tmp_path)
+    line = lines_of(report)["MoS", "4/8"]
+    assert (line.group.rank, line.cell(paper.COLUMNS[0]).mean) == (4, 47.0)
+    assert [group.rank for group in report.others] == [8]
+    assert any("MoS 4/8" in p.where and "rank 8" in p.reason for p in report.problems)
 
 
 @pytest.mark.parametrize(
@@ -161,17 +154,17 @@ def test_rows_with_several_ranks_take_one_configuration(tmp_path):
 )
 def test_a_row_needs_label_rank_and_budget(tmp_path, label, rank, parameters, fills):
     write_run(tmp_path, label, rank, parameters)
-    filled = build.assemble(read_runs(tmp_path)).filled[1]
+    filled = report_of(tmp_path).filled[1]
     assert [f"{li.row.label} {li.row.rank}" for li in filled.lines if li.group] == fills
 
 
 def test_other_models_match_by_equivalent_rank_and_show_no_paper_figures(tmp_path):
     config = {"equivalent_rank": 2}
     write_run(tmp_path, rank=8, parameters=610_560, scale="local", model="Smol", config=config)
-    filled = build.assemble(read_runs(tmp_path)).filled[1]
+    filled = report_of(tmp_path).filled[1]
     assert filled.model == "Smol"
     assert not filled.comparable
-    text = tables.markdown(sheets(filled))
+    text = formats.markdown(paper_sheets(filled))
     assert "| MoS | 4/8 | 0.61M | **47.00** |".replace("**47.00**", "<u>**47.00**</u>") in text
     assert "measured minus paper" not in text
     assert "not comparable" in text
@@ -194,7 +187,7 @@ def test_points_round_halves_up():
 def test_latex_escapes_and_balances(written):
     for name in ("table1", "table2", "table3"):
         text = (written / f"{name}.tex").read_text()
-        body = text.partition(r"\fi")[2]
+        body = text.partition(r"\begin{table}")[2]
         assert body.count("{") == body.count("}")
         assert not re.search(r"(?<!\\)[#%_]", body.replace("tab:", ""))
         assert body.count(r"\begin{tabular}") == body.count(r"\end{tabular}") == 3
@@ -221,18 +214,9 @@ def test_latex_compiles(written, tmp_path, alone):
         assert (tmp_path / f"{file}.pdf").stat().st_size > 5000
 
 
-def test_fill_table_is_a_library_call(paper_runs):
-    results, scale, _ = select(read_runs(paper_runs).results)
-    groups, problems = group_runs(results)
-    filled, _ = fill_table(paper.TABLE3, groups, scale)
-    assert filled.comparable
-    assert not problems
-    assert [line.average.mean for line in filled.lines][-1] == pytest.approx(45.98, abs=0.01)
-
-
 def test_values_survive_seeds_that_differ(tmp_path):
     """Seeds at +-0.03 of the paper's figures average to them (a cell of 0.00 cannot go below)."""
     write_paper(tmp_path / "runs", {0: 0.0, 1: 0.04})
-    summary = build.assemble(read_runs(tmp_path / "runs"))
-    values = [line.average.mean - line.row.average for line in summary.filled[1].lines]
+    report = report_of(tmp_path / "runs")
+    values = [line.average.mean - line.row.average for line in report.filled[1].lines]
     assert all(0.01 < value < 0.03 for value in values)

@@ -8,37 +8,35 @@ import os
 import pytest
 
 from mos.errors import UserError
-from mos.report import build
-from mos.report.reading import read_runs
-from tests.report.synthetic import SEVEN_B, write_run
+from mos.report.cells import column
+from tests.report.synthetic import SEVEN_B, lines_of, report_of, write_run
+
+MMLU = column("mmlu", "exact_match")
 
 
-def summary_of(root, **options):
-    return build.assemble(read_runs(root), **options)
-
-
-def mmlu(summary, row=10):
-    group = summary.filled[1].lines[row].group
-    return None if group is None else dict(group.cells["mmlu.exact_match"].values)
+def mmlu(report):
+    cell = lines_of(report)["MoS", "16/32"].cell(MMLU)
+    return None if cell is None else dict(cell.per_seed)
 
 
 def test_scales_are_never_mixed(tmp_path):
     write_run(tmp_path, seed=0)
     write_run(tmp_path, seed=1, scale="local", setup="ffffffff")
-    summary = summary_of(tmp_path)
-    assert (summary.scale, mmlu(summary)) == ("paper", {0: 47.0})
-    assert any(p.where == "scale local" for p in summary.problems)
-    local = summary_of(tmp_path, scale="local")
+    report = report_of(tmp_path)
+    assert (report.runs.scale, mmlu(report)) == ("paper", {0: 47.0})
+    assert report.counts == {"found": 2, "used": 1, "left out": 1, "refused": 0}
+    assert any("of scale local" in p.reason for p in report.problems)
+    local = report_of(tmp_path, scale="local")
     assert mmlu(local) == {1: 47.0}
     assert not local.filled[1].comparable
     with pytest.raises(UserError, match="scale=huge: no such results"):
-        summary_of(tmp_path, scale="huge")
+        report_of(tmp_path, scale="huge")
 
 
 def test_models_are_never_mixed(tmp_path):
     write_run(tmp_path, seed=0)
     write_run(tmp_path, seed=1, model="LLaMA3.2-3B", metrics={"mmlu": {"exact_match": 1.0}})
-    assert mmlu(summary_of(tmp_path)) == {0: 47.0}
+    assert mmlu(report_of(tmp_path)) == {0: 47.0}
 
 
 def partial(seed, value=12.0, reason="limit=100"):
@@ -54,29 +52,29 @@ def test_partial_results_are_never_mixed_with_whole_ones(tmp_path):
     cut = write_run(tmp_path, **partial(1))
     write_run(tmp_path, **partial(2))
     write_run(tmp_path, **partial(3, 99.0, "limit=5"))
-    summary = summary_of(tmp_path)
-    assert mmlu(summary) == {0: 47.0}
-    named = [str(p) for p in summary.problems if p.where == str(cut)]
-    assert named == [f"skipped: {cut}: mmlu is partial (limit=100)"]
-    assert mmlu(summary_of(tmp_path, partial=True)) == {1: 12.0, 2: 12.0}
+    report = report_of(tmp_path)
+    assert mmlu(report) == {0: 47.0}
+    named = [str(p) for p in report.problems if p.where == str(cut)]
+    assert named == [f"left out: {cut}: mmlu is partial (limit=100)"]
+    assert mmlu(report_of(tmp_path, partial=True)) == {1: 12.0, 2: 12.0}
 
 
 def test_fewer_examples_without_a_mark_are_not_the_whole_benchmark(tmp_path):
     write_run(tmp_path, seed=0)
     write_run(tmp_path, seed=1, metrics={"mmlu": {"exact_match": 1.0, "n": 50}})
-    summary = summary_of(tmp_path)
-    assert mmlu(summary) == {0: 47.0}
-    assert any("50 examples, others on 14042" in p.reason for p in summary.problems)
+    report = report_of(tmp_path)
+    assert mmlu(report) == {0: 47.0}
+    assert any("50 examples, others on 14042" in p.reason for p in report.problems)
 
 
 def test_duplicates_are_reported_and_count_once(tmp_path):
     old = write_run(tmp_path / "a", metrics={"mmlu": {"exact_match": 10.0}})
     new = write_run(tmp_path / "b")
     os.utime(old / "results.json", (1, 1))
-    summary = summary_of(tmp_path)
-    assert mmlu(summary) == {0: 47.0}
-    assert [str(p) for p in summary.problems] == [
-        f"skipped: {old}: duplicate of {new} (seed 0); the newer one is used"
+    report = report_of(tmp_path)
+    assert mmlu(report) == {0: 47.0}
+    assert [str(p) for p in report.problems] == [
+        f"left out: {old}: duplicate of {new} (seed 0); the newer one is used"
     ]
 
 
@@ -92,10 +90,9 @@ def test_other_setups_are_named_with_what_differs(tmp_path):
         tmp_path, seed=2, setup="bbbbbbbb", metrics={"mmlu": {"exact_match": 1.0, "n": 14042}}
     )
     with_config(other, seed=2, trainer={"learning_rate": 1e-3}, paths={"output_dir": "y"})
-    summary = summary_of(tmp_path)
-    assert mmlu(summary) == {0: 47.0, 1: 47.0}
-    (problem,) = (p for p in summary.problems if p.where == str(other))
-    assert problem.consequence == "skipped"
+    report = report_of(tmp_path)
+    assert mmlu(report) == {0: 47.0, 1: 47.0}
+    (problem,) = (p for p in report.problems if p.where == str(other))
     assert "trainer.learning_rate" in problem.reason
     assert "paths" not in problem.reason
 
@@ -104,23 +101,23 @@ def test_seeds_that_also_seed_the_routing_are_one_setup(tmp_path):
     for seed in (0, 1):
         run = write_run(tmp_path, seed=seed, setup=f"{seed:08x}", config={"routing_seed": seed})
         with_config(run, seed=seed, adapter={"routing_seed": seed})
-    summary = summary_of(tmp_path)
-    assert mmlu(summary) == {0: 47.0, 1: 47.0}
-    assert not summary.problems
+    report = report_of(tmp_path)
+    assert mmlu(report) == {0: 47.0, 1: 47.0}
+    assert not report.problems
 
 
 def test_a_benchmark_after_training_on_other_data_is_not_in_the_tables(tmp_path):
     metrics = {"mmlu": {"exact_match": 40.0}, "bbh": {"exact_match": 30.0}}
     write_run(tmp_path, metrics=metrics)
-    summary = summary_of(tmp_path)
-    assert set(summary.filled[1].lines[10].group.cells) == {"mmlu.exact_match"}
-    assert any("not the paper's pair" in p.reason for p in summary.problems)
+    report = report_of(tmp_path)
+    assert list(lines_of(report)["MoS", "16/32"].group.scores) == ["mmlu.exact_match"]
+    assert any("not the paper's pair" in p.reason for p in report.problems)
 
 
 def test_an_untrained_model_may_be_evaluated_anywhere(tmp_path):
     metrics = {"mmlu": {"exact_match": 41.0}, "bbh": {"exact_match": 33.0}}
     write_run(tmp_path, "Vanilla (no-chat)", None, 0, metrics=metrics, method="none")
-    assert set(summary_of(tmp_path).filled[1].lines[1].group.cells) == {
+    assert set(lines_of(report_of(tmp_path))["Vanilla (no-chat)", "-"].group.scores) == {
         "mmlu.exact_match", "bbh.exact_match",
     }  # fmt: skip
 
@@ -132,38 +129,38 @@ def test_rows_that_answered_other_prompts_are_said(tmp_path):
         (run / "eval" / "mmlu").mkdir(parents=True)
         evaluation = {"metrics": {"exact_match": 47.0}, "prompts_sha256": prompts}
         (run / "eval" / "mmlu" / "metrics.json").write_text(json.dumps(evaluation))
-    reasons = [p.reason for p in summary_of(tmp_path).problems if p.where == "table2"]
+    reasons = [p.reason for p in report_of(tmp_path).problems if p.where == "table2"]
     assert reasons == ["mmlu was asked in different prompts: LoRA 2, MoS 16/32 / LoRA 8"]
 
 
 def test_own_experiments_are_used_and_said(tmp_path):
     write_run(tmp_path, experiment="mine", metrics={"bbh": {"exact_match": 30.0}})
-    summary = summary_of(tmp_path)
-    assert summary.filled[1].lines[10].group.cells["bbh.exact_match"].mean == 30.0
-    assert any("experiment 'mine' is used" in p.reason for p in summary.problems)
+    report = report_of(tmp_path)
+    assert lines_of(report)["MoS", "16/32"].group.scores["bbh.exact_match"].mean() == 30.0
+    assert any("experiment 'mine' is used" in p.reason for p in report.problems)
 
 
 def test_unknown_rows_are_named_and_apart(tmp_path):
     write_run(tmp_path)
-    odd = write_run(tmp_path, "MoSLoRA", metrics={"mmlu": {"exact_match": 99.0}})
-    summary = summary_of(tmp_path)
-    assert mmlu(summary) == {0: 47.0}
-    assert [group.label for group in summary.others] == ["MoSLoRA"]
-    (problem,) = summary.problems
-    assert (problem.where, "unknown row 'MoSLoRA'" in problem.reason) == (str(odd), True)
+    write_run(tmp_path, "MoSLoRA", method="moslora", metrics={"mmlu": {"exact_match": 99.0}})
+    report = report_of(tmp_path)
+    assert mmlu(report) == {0: 47.0}
+    assert [group.label for group in report.others] == ["MoSLoRA"]
+    (problem,) = report.problems
+    assert str(problem) == "noted: row MoSLoRA: no method 'moslora' is known here (1 run(s))"
 
 
 def test_known_labels_outside_of_the_tables_are_not_unknown(tmp_path):
     for label in ("MiSS", "MiSS (bat)", "MoS -sp -pd", "Full fine-tuning"):
         write_run(tmp_path, label)
-    summary = summary_of(tmp_path)
-    assert not summary.problems
-    assert len(summary.others) == 4
+    report = report_of(tmp_path)
+    assert not report.problems
+    assert len(report.others) == 4
 
 
 def test_the_average_waits_for_all_columns(tmp_path):
     write_run(tmp_path)
-    line = summary_of(tmp_path).filled[1].lines[10]
+    line = report_of(tmp_path).filled[1].lines[10]
     assert line.group is not None
     assert line.average is None
 
@@ -179,11 +176,11 @@ def test_the_average_of_seeds_uses_those_that_all_columns_share(tmp_path):
                 tmp_path, "MoS", 8, 7_823_360, experiment=experiment, seed=seed,
                 model="LLaMA2-13B", metrics=metrics,
             )  # fmt: skip
-    average = summary_of(tmp_path).filled[2].lines[4].average
-    assert (average.mean, average.n, dict(average.per_seed)) == (30.0, 1, {1: 30.0})
+    average = report_of(tmp_path).filled[2].lines[4].average
+    assert (average.mean, average.n, average.per_seed) == (30.0, 1, {1: 30.0})
     assert average.std is None
 
 
 def test_budgets_tell_rows_of_one_rank_apart(tmp_path):
     write_run(tmp_path, rank=16, parameters=2 * SEVEN_B)
-    assert all(line.group is None for line in summary_of(tmp_path).filled[1].lines)
+    assert all(line.group is None for line in report_of(tmp_path).filled[1].lines)

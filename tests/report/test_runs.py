@@ -1,0 +1,199 @@
+"""Run folders as they are found in the wild: what is unusable is named and in no mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from mos.errors import UserError
+from mos.report.build import write
+from mos.report.cells import column
+from mos.report.runs import read_runs
+from tests.report.synthetic import SEVEN_B, lines_of, report_of, write_run
+
+
+def edit(folder, **changes):
+    file = folder / "results.json"
+    content = json.loads(file.read_text())
+    for key, value in changes.items():
+        if value is None:
+            del content[key]
+        else:
+            content[key] = value
+    file.write_text(json.dumps(content))
+
+
+def half_written(folder):
+    text = (folder / "results.json").read_text()
+    (folder / "results.json").write_text(text[: len(text) // 2])
+
+
+def no_results(folder):
+    (folder / "results.json").unlink()
+
+
+def wrong_metric(folder, value):
+    edit(folder, metrics={"mmlu": {"exact_match": value}})
+
+
+def edited_after_evaluation(folder):
+    (folder / "eval" / "mmlu").mkdir(parents=True)
+    (folder / "eval" / "mmlu" / "metrics.json").write_text(json.dumps({"exact_match": 46.0}))
+
+
+def metric_missing(folder):
+    edit(folder, metrics={"tydiqa": {"f1": 50.0}})
+
+
+def status(name):
+    def write(folder):
+        (folder / "status.json").write_text(json.dumps({"status": name, "reason": "disk full"}))
+
+    return write
+
+
+def replaced(name, text):
+    def write(folder):
+        (folder / name).write_text(text)
+
+    return write
+
+
+def pipe(name):
+    def write(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return write
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+NESTED = "[" * 100_000
+
+BAD = {
+    "deep JSON": (replaced("results.json", NESTED), "refused", "not whole JSON"),
+    "deep status": (replaced("status.json", NESTED), "refused", "status.json"),
+    "deep YAML": (replaced("config.yaml", NESTED), "refused", "nested over 30 deep"),
+    "cut YAML": (replaced("config.yaml", "a: [1, 2\n"), "refused", "not whole YAML"),
+    "YAML aliases": (replaced("config.yaml", BOMB), "refused", "aliases"),
+    "binary config": (lambda f: (f / "config.yaml").write_bytes(b"\xff"), "refused", "UTF-8"),
+    "half a surrogate": (lambda f: edit(f, model="\ud800"), "refused", "not whole JSON"),
+    "a pipe for results": (pipe("results.json"), "refused", "not a regular file"),
+    "a pipe for a status": (pipe("status.json"), "refused", "not a regular file"),
+    "a pipe for a config": (pipe("config.yaml"), "refused", "not a regular file"),
+    "huge": (replaced("results.json", " " * 5_000_000), "refused", "at most 4,000,000"),
+    "a word for a count": (
+        lambda f: edit(f, metrics={"mmlu": {"exact_match": 1.0, "n": "many"}}),
+        "refused",
+        "no number",
+    ),
+    "5,000 digits": (replaced("results.json", "9" * 5000), "refused", "not whole JSON"),
+    "an endless seed": (lambda f: edit(f, seed=10**400), "refused", "wrong type"),
+    "newer schema": (lambda f: edit(f, schema=2), "refused", "newer schema 2"),
+    "no schema": (lambda f: edit(f, schema=None), "refused", "schema None"),
+    "half-written": (half_written, "refused", "half-written"),
+    "empty": (lambda f: (f / "results.json").write_text(""), "refused", "is empty"),
+    "a list": (lambda f: (f / "results.json").write_text("[]"), "refused", "holds a list"),
+    "text for a metric": (lambda f: wrong_metric(f, "47.0"), "refused", "no number"),
+    "not a number": (lambda f: wrong_metric(f, float("nan")), "refused", "no number"),
+    "above 100": (lambda f: wrong_metric(f, 470.1), "refused", "expected 0..100"),
+    "edited": (edited_after_evaluation, "refused", "one of them was edited"),
+    "metric missing": (metric_missing, "left out", "lacks exact_match"),
+    "no metrics": (lambda f: edit(f, metrics={}), "left out", "not evaluated"),
+    "field missing": (lambda f: edit(f, scale=None), "refused", "lacks scale"),
+    "wrong type": (lambda f: edit(f, seed="0"), "refused", "wrong type"),
+    "no results": (no_results, "left out", "no results.json"),
+    "failed": (status("failed"), "left out", "failed (disk full)"),
+    "interrupted": (status("interrupted"), "left out", "interrupted"),
+    "broken status": (lambda f: (f / "status.json").write_text("{"), "refused", "status.json"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_runs_are_named_and_in_no_mean(tmp_path, name):
+    spoil, consequence, reason = BAD[name]
+    good = write_run(tmp_path, seed=0)
+    bad = write_run(tmp_path, seed=1, metrics={"mmlu": {"exact_match": 10.0}})
+    spoil(bad)
+    report = report_of(tmp_path)
+    assert report.counts == {
+        "found": 2, "used": 1, "left out": consequence == "left out",
+        "refused": consequence == "refused",
+    }  # fmt: skip
+    named = [p for p in report.problems if p.where == str(bad)]
+    assert [p.consequence for p in named] == [consequence]
+    assert reason in named[0].reason
+    group = lines_of(report)["MoS", "16/32"].group
+    assert group.folders_of(column("mmlu", "exact_match")) == {0: str(good)}
+
+
+def read(*roots, **options):
+    problems = []
+    return read_runs([str(root) for root in roots], problems, **options), problems
+
+
+def test_a_missing_metric_leaves_the_other_benchmark(tmp_path):
+    write_run(tmp_path, metrics={"mmlu": {"exact_match": 47.0}, "tydiqa": {"f1": 50.0}})
+    runs, problems = read(tmp_path)
+    assert [c.key for c in runs.columns] == ["mmlu.exact_match"]
+    assert "metrics.tydiqa lacks exact_match" in str(problems[0])
+
+
+def test_rounded_results_are_not_taken_for_edited(tmp_path):
+    run = write_run(tmp_path, metrics={"mmlu": {"exact_match": 47.01}})
+    (run / "eval" / "mmlu").mkdir(parents=True)
+    (run / "eval" / "mmlu" / "metrics.json").write_text(
+        json.dumps({"metrics": {"exact_match": 47.0131}})
+    )
+    assert not read(tmp_path)[1]
+
+
+def test_a_partially_evaluated_run_counts_with_what_it_has(tmp_path):
+    run = write_run(tmp_path, metrics={"mmlu": {"exact_match": 47.0}})
+    status("trained")(run)
+    runs, problems = read(tmp_path)
+    assert len(runs.frame) == 1
+    assert [str(p) for p in problems] == [f"noted: {run}: partially evaluated: mmlu so far"]
+    (run / "results.json").unlink()
+    assert [p.reason for p in read(tmp_path)[1]] == ["trained, not evaluated"]
+
+
+def test_folders_are_found_at_any_depth_and_once(tmp_path):
+    deep = write_run(tmp_path / "a" / "b" / "c")
+    other = write_run(tmp_path / "d", seed=1)
+    (tmp_path / "a" / "seed7").mkdir()
+    runs, problems = read(tmp_path, deep, f"{tmp_path}/d/**/seed1")
+    assert sorted(runs.frame.index) == sorted([str(deep), str(other)])
+    assert runs.folders == 3
+    assert [p.where for p in problems] == [str(tmp_path / "a" / "seed7")]
+
+
+def test_since_leaves_out_older_results(tmp_path):
+    new, old = write_run(tmp_path), write_run(tmp_path, seed=1)
+    earlier = time.time() - 7 * 3600
+    os.utime(old / "results.json", (earlier, earlier))
+    assert list(read(tmp_path, since="6h")[0].frame.index) == [str(new)]
+    assert len(read(tmp_path, since="0.4d")[0].frame) == 2
+    with pytest.raises(UserError, match="as in 6h"):
+        read(tmp_path, since="yesterday")
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
+def test_thousands_of_runs_in_seconds(tmp_path, count):
+    """Reading, grouping, filling, judging, writing: 5,000 runs in well under 10 s of CPU time."""
+    rows = (("MoS", 16, 8), ("LoRA", 2, 2), ("LoRA", 8, 8), ("MoS", 8, 2))
+    seeds = count // len(rows)
+    for label, rank, e in rows:
+        for seed in range(seeds):
+            run = write_run(tmp_path, label, rank, e * SEVEN_B, seed=seed, setup=f"{e}{rank}")
+            (run / "config.yaml").write_text(f"seed: {seed}\nadapter:\n  r: {rank}\n")
+    start = time.process_time()
+    report = report_of(tmp_path)
+    write(report, tmp_path / "summary", with_plots=False)
+    elapsed = time.process_time() - start
+    assert report.counts["used"] == count
+    assert lines_of(report)["MoS", "16/32"].cell(column("mmlu", "exact_match")).n == seeds
+    assert elapsed < 1 + count * 1.6e-3
