@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from mos.errors import UserError
@@ -45,16 +47,22 @@ def printable(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print one line, and log it."""
+    """Print a message of one or more lines, and log it; control characters are written out."""
+    message = _lines(message)
     console.print(message, highlight=False, markup=False)
     logging.getLogger("mos").info(message)
 
 
 def fail(message: str) -> None:
-    """Print an error that the user can mend."""
+    """Print an error that the user can mend, as `say` prints messages."""
+    message = _lines(message)
     errors.print("error:", style="bold red", end=" ")
     errors.print(message, highlight=False, markup=False)
     logging.getLogger("mos").error(message)
+
+
+def _lines(message: str) -> str:
+    return "\n".join(map(printable, message.split("\n")))
 
 
 def show_traceback() -> None:
@@ -95,7 +103,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 def config_tree(config: Mapping[str, Any], title: str) -> Tree:
     """A nested config as a tree."""
-    tree = Tree(f"[bold]{title}")
+    tree = Tree(Text(title, "bold"))
     _grow(tree, config)
     return tree
 
@@ -103,17 +111,17 @@ def config_tree(config: Mapping[str, Any], title: str) -> Tree:
 def _grow(tree: Tree, config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            _grow(tree.add(f"[cyan]{key}"), value)
+            _grow(tree.add(Text(str(key), "cyan")), value)
         else:
-            tree.add(f"[cyan]{key}[/]: {'null' if value is None else value}")
+            shown = "null" if value is None else printable(str(value))
+            tree.add(Text.assemble((str(key), "cyan"), f": {shown}"))
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """The metrics of one run, a line a benchmark."""
     method, train = results["method"], results["train"]
-    table = Table(
-        title=f"{method['label']} r={method['rank']} · {results['model']} · seed {results['seed']}"
-    )
+    title = f"{method['label']} r={method['rank']} · {results['model']} · seed {results['seed']}"
+    table = Table(title=escape(printable(title)))
     for column in ("benchmark", "metric", "score", "± s.e.", "n", ""):
         table.add_column(column, justify="right" if column in ("score", "± s.e.", "n") else "left")
     for benchmark, metrics in results["metrics"].items():
@@ -123,8 +131,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
                 continue
             error = stderr.get(name) if isinstance(stderr, Mapping) else stderr
             table.add_row(
-                benchmark,
-                name,
+                escape(printable(benchmark)),
+                escape(printable(name)),
                 f"{value:.2f}",
                 f"{error:.2f}" if error is not None else "",
                 str(metrics.get("n", "")),

@@ -304,3 +304,17 @@ def tiny_llama_for_vllm():
         initializer_range=0.1,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
+
+
+def test_a_base_that_needs_code_of_others_is_refused(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    auto_map = {"AutoConfig": "theirs.Config"}
+    (base / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": auto_map}))
+    model = adapted(LoraConfig(r=2, target_modules=["q_proj"]))
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="config.json cannot be used"):
+        to_lora(tmp_path / "adapter", tmp_path / "lora")
+    assert not (tmp_path / "ran").exists()

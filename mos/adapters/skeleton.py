@@ -53,8 +53,12 @@ def _from_base_config(config: Any) -> nn.Module:
             f"which is not at base_model_name_or_path={base!r}. Export from the loaded model, or "
             "mend the path in adapter_config.json."
         )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    try:
+        base_config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
+    except (ValueError, OSError) as error:  # a damaged config, or one that names code to run
+        raise UserError(f"{base}/config.json cannot be used: {error}") from error
     return _without_memory(model)
 
 

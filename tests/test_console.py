@@ -1,0 +1,37 @@
+"""What others chose (names, paths, values) is shown as it is, and never steers the terminal."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from mos import console
+
+HOSTILE = "a\x1b[2J\x07[red]b[v1]\u202e"
+SHOWN = r"a\x1b[2J\x07[red]b[v1]\u202e"
+
+
+def rendered(thing) -> str:
+    terminal = Console(width=200, color_system=None)
+    with terminal.capture() as captured:
+        terminal.print(thing)
+    return captured.get()
+
+
+@pytest.mark.parametrize("speak", [console.say, console.fail])
+def test_messages_write_out_control_characters_and_keep_their_lines(speak, capsys):
+    speak(f"first {HOSTILE}\nsecond: Привет 日本語")
+    printed = "".join(capsys.readouterr())
+    assert f"first {SHOWN}\nsecond: Привет 日本語\n" in printed
+
+
+def test_configs_and_results_show_names_as_they_are():
+    assert SHOWN in rendered(console.config_tree({"paths": {"data": HOSTILE}}, "config"))
+    results = {
+        "method": {"label": HOSTILE, "rank": 8},
+        "model": HOSTILE,
+        "seed": 0,
+        "train": None,
+        "metrics": {HOSTILE: {HOSTILE: 1.0, "n": 4}},
+    }
+    assert rendered(console.results_table(results)).count(SHOWN) == 4
