@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from hydra import compose, initialize_config_dir
@@ -224,16 +225,25 @@ def compose_config(overrides: Iterable[str] = (), name: str = "train") -> DictCo
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A composed config as plain containers.
+    """A composed config as plain containers; `~/` at the start of a value is the home folder.
 
     Raises:
         UserError: a value that is still to be given (`???`), or refers to a key that is not there.
     """
     try:
-        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        return _at_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "the config"
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    is_path = isinstance(value, str) and (value == "~" or value.startswith("~/"))
+    return str(Path(value).expanduser()) if is_path else value
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:

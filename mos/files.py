@@ -21,6 +21,7 @@ from mos.errors import DataError, UserError
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 SEAL = ".seal"  # no .json: it is no part of a model
 MARK = ".written-by-mos"
+MARK_TEXT = "mos wrote this folder and may replace what is in it.\n"
 MAX_LINE = 16 * 2**20  # bytes
 
 
@@ -148,7 +149,7 @@ def replaced(folder: str | Path, key: str = "out") -> Iterator[Path]:
         raise _unwritable(key, folder, error) from error
     try:
         yield scratch
-        (scratch / MARK).write_text("mos wrote this folder and may replace it.\n")
+        (scratch / MARK).write_text(MARK_TEXT)
         _put_in_place(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -171,6 +172,28 @@ def check_own(folder: str | Path, key: str = "out") -> Path:
                 f"{key}={folder} holds files that mos did not write there: give a new folder, or"
                 " remove it first."
             )
+    except OSError as error:
+        raise _unwritable(key, folder, error) from error
+    return target
+
+
+def claim(folder: str | Path, names: Iterable[str], key: str = "out") -> Path:
+    """Make a folder to write files of these names into, and mark it.
+
+    Raises:
+        UserError: it holds one of them without the mark, so that mos did not write it; or it cannot
+            be written.
+    """
+    target = Path(folder).expanduser()
+    try:
+        if not (target / MARK).is_file():
+            if taken := [name for name in names if (target / name).exists()]:
+                raise UserError(
+                    f"{key}={folder} holds a {taken[0]} that mos did not write: give another"
+                    " folder, or remove it first."
+                )
+            target.mkdir(parents=True, exist_ok=True)
+            (target / MARK).write_text(MARK_TEXT)
     except OSError as error:
         raise _unwritable(key, folder, error) from error
     return target

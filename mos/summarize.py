@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from mos.config import CONFIG_DIR
+from mos.config import CONFIG_DIR, resolved
 from mos.console import console, exit_on_user_error, say
 from mos.report.build import Report, build, extra_sheets, write
 from mos.report.formats import terminal
@@ -30,7 +29,7 @@ def summarize(cfg: DictConfig) -> Report:
     Raises:
         UserError: no runs there, an impossible filter or key, a folder that cannot be written.
     """
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config = resolved(cfg)
     del config["select"]  # other names
     out, plots = config.pop("out"), config.pop("plots")
     report = build(

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from mos.config import compose_config, resolved
 from mos.errors import UserError
 from mos.files import (
     MAX_LINE,
     SEAL,
     bounded_lines,
     build_once,
+    claim,
     hash_files,
     parse_json,
     replaced,
@@ -124,11 +126,26 @@ def test_places_that_cannot_be_replaced_are_named(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_files_of_others_are_never_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):
+        assert claim(tmp_path, ["report.html"]) == tmp_path
+        (tmp_path / "report.html").write_text("ours")
+    (tmp_path / ".written-by-mos").unlink()
+    with pytest.raises(UserError, match=r"holds a report\.html that mos did not write"):
+        claim(tmp_path, ["runs.csv", "report.html"])
+
+
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with replaced("~/out"):
         pass
+    claim("~/tables", [])
     assert (tmp_path / "out").is_dir()
+    assert (tmp_path / "tables").is_dir()
+    config = resolved(compose_config(["paths.output_dir='~/a'", "data.source='~'"]))
+    assert config["paths"]["output_dir"] == f"{tmp_path}/a"
+    assert config["data"]["source"] == str(tmp_path)
 
 
 def test_json_is_strict_and_its_faults_are_value_errors(tmp_path):

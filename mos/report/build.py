@@ -10,7 +10,7 @@ import pandas as pd
 
 from mos.adapters import METHODS
 from mos.errors import UserError, unknown
-from mos.files import write_atomically
+from mos.files import claim, write_atomically
 from mos.report import figures, formats, paper, plots
 from mos.report.cells import HELDOUT, Column
 from mos.report.claims import Verdict, judge
@@ -124,9 +124,8 @@ def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path
     """Write tables, claims, problems, runs, plots and the HTML report into a folder.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder has such files that mos did not write, or cannot be written.
     """
-    out = Path(out)
     files: dict[str, str] = {}
     for filled in report.filled:
         name, pages = filled.table.name, paper_sheets(filled)
@@ -150,15 +149,16 @@ def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path
     if with_plots:
         _draw(report)
     files["report.html"] = render(report, extra_sheets(report))
+    out = claim(out, [*files, "plots"])
     try:
-        (out / "plots").mkdir(parents=True, exist_ok=True)
+        (out / "plots").mkdir(exist_ok=True)
         for name, text in files.items():
             write_atomically(out / name, text)
         for plot in report.plots:
             write_atomically(out / "plots" / f"{plot.name}.svg", plot.svg)
             (out / "plots" / f"{plot.name}.pdf").write_bytes(plot.pdf)
     except OSError as error:
-        raise UserError(f"out={out}: cannot write there ({error.strerror}).") from error
+        raise UserError(f"out={out} cannot be written ({error.strerror}).") from error
     return [out / name for name in files]
 
 

@@ -172,7 +172,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
         (["since=soon"], "since=soon"),
         (["rows=colour"], "colour: none of the 1 runs has it"),
         (["filter=seed"], "Expected an expression"),
-        (["out=/proc/none"], "cannot write there"),
+        (["out=/proc/none"], "out=/proc/none cannot be written"),
     ],
 )
 def test_mistakes_get_one_message_and_exit_2(tmp_path, monkeypatch, capsys, arguments, message):
