@@ -117,13 +117,18 @@ def _grow(tree: Tree, config: Mapping[str, Any]) -> None:
             tree.add(Text.assemble((str(key), "cyan"), f": {shown}"))
 
 
+def score_text(value: float, error: float | None = None, decimals: int = 2) -> str:
+    """A metric with its standard error where that is known: `47.01 ± 0.42`."""
+    return " ± ".join(f"{x:.{decimals}f}" for x in (value, error) if x is not None)
+
+
 def results_table(results: Mapping[str, Any]) -> Table:
     """The metrics of one run, a line a benchmark."""
     method, train = results["method"], results["train"]
     title = f"{method['label']} r={method['rank']} · {results['model']} · seed {results['seed']}"
     table = Table(title=escape(printable(title)))
-    for column in ("benchmark", "metric", "score", "± s.e.", "n", ""):
-        table.add_column(column, justify="right" if column in ("score", "± s.e.", "n") else "left")
+    for column in ("benchmark", "metric", "score ± s.e.", "n", "note"):
+        table.add_column(column, justify="right" if column in ("score ± s.e.", "n") else "left")
     for benchmark, metrics in results["metrics"].items():
         stderr = metrics.get("stderr", {})
         for name, value in metrics.items():
@@ -133,8 +138,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
             table.add_row(
                 escape(printable(benchmark)),
                 escape(printable(name)),
-                f"{value:.2f}",
-                f"{error:.2f}" if error is not None else "",
+                score_text(value, error, 4 if name in metrics.get("lower_is_better", ()) else 2),
                 str(metrics.get("n", "")),
                 metrics.get("partial") or "",
             )

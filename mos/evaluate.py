@@ -20,7 +20,15 @@ from rich.table import Column, Table
 
 from eval import BENCHMARKS
 from mos.config import CONFIG_DIR, compose_config, resolved, validate
-from mos.console import console, exit_on_user_error, fail, override, quiet_libraries, say
+from mos.console import (
+    console,
+    exit_on_user_error,
+    fail,
+    override,
+    quiet_libraries,
+    say,
+    score_text,
+)
 from mos.errors import MissingFileError, UserError, unknown
 from mos.evaluation.jobs import Subject, build_benchmarks, evaluate_subjects, merge_subject_shards
 from mos.preflight import check_consent, choose_device
@@ -183,18 +191,16 @@ def _bare(config: Mapping[str, Any]) -> Subject:
 
 def _table(subjects: Iterable[Subject]) -> Table:
     """A line a model and benchmark."""
-    table = Table(Column("model", overflow="fold"), "benchmark", "metric", "score", "± s.e.", "n")
-    table.add_column("")
+    model = Column("model", overflow="fold")
+    table = Table(model, "benchmark", "metric", "score ± s.e.", "n", "note")
     for subject in subjects:
         for name, result in subject.results.items():
             for metric, value in result["metrics"].items():
-                error = result["stderr"].get(metric)
                 table.add_row(
                     "/".join(Path(subject.name).parts[-2:]),
                     name,
                     metric,
-                    f"{value:.2f}",
-                    "" if error is None else f"{error:.2f}",
+                    score_text(value, result["stderr"].get(metric)),
                     str(result["n"]),
                     result["partial"] or "",
                 )

@@ -13,11 +13,11 @@ from mos.config import CONFIG_DIR, resolved
 from mos.console import console, exit_on_user_error, say
 from mos.report.build import Report, build, extra_sheets, write
 from mos.report.formats import terminal
-from mos.report.runs import LEFT_OUT, REFUSED
+from mos.report.runs import LEFT_OUT, REFUSED, Problem
 from mos.report.sheets import Sheet, measured
 from mos.report.tables import Filled
 
-SHOWN_PROBLEMS = 5
+SHOWN_KINDS = 8
 
 
 def summarize(cfg: DictConfig) -> Report:
@@ -63,15 +63,20 @@ def _print(report: Report, out: str) -> None:
     counts = report.counts
     say(
         f"{counts['used']} of {counts['found']} run folders used (scale {report.runs.scale}), "
-        f"{counts[LEFT_OUT]} left out, {counts[REFUSED]} refused; {report.noted} remarks"
+        f"{counts[LEFT_OUT]} left out, {counts[REFUSED]} refused"
     )
     if not counts["used"] and any("is partial" in p.reason for p in report.problems):
         say("all results are of cut benchmarks (eval.limit): partial=true tabulates them")
     verdicts = Counter(verdict.verdict for verdict in report.verdicts)
     say("claims: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
-    for problem in report.problems[:SHOWN_PROBLEMS]:
-        say(str(problem))
-    if (rest := len(report.problems) - SHOWN_PROBLEMS) > 0:
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in report.problems:
+        kinds.setdefault((problem.consequence, problem.reason), []).append(problem)
+    for alike in list(kinds.values())[:SHOWN_KINDS]:
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        say(f"{alike[0]}{more}")
+    if len(kinds) > SHOWN_KINDS:
+        rest = sum(len(alike) for alike in list(kinds.values())[SHOWN_KINDS:])
         say(f"... and {rest} more in {out}/problems.csv")
     names = ", ".join(["table1-3", *extra])
     say(

@@ -17,6 +17,7 @@ from mos.report.claims import Verdict, judge
 from mos.report.groups import Group, group_runs, spread
 from mos.report.html import render
 from mos.report.pivot import pivot
+from mos.report.rates import Curve, rate_curves, rates_sheet
 from mos.report.runs import LEFT_OUT, NOTED, REFUSED, Problem, read_runs
 from mos.report.select import Selected, select
 from mos.report.sheets import Sheet, other_rows, paper_sheets
@@ -32,6 +33,7 @@ class Report:
         filled: the paper's tables, in order.
         others: configurations that are in none of them.
         grouped: the table that `rows` and `columns` asked for.
+        curves: the sweeps over learning rates.
         problems: everything refused, left out or to be known.
     """
 
@@ -41,6 +43,7 @@ class Report:
     others: list[Group]
     grouped: Sheet | None
     verdicts: list[Verdict]
+    curves: list[Curve]
     problems: list[Problem]
     plots: list[figures.Plot] = field(default_factory=list)
     plots_missing: str = ""
@@ -102,7 +105,8 @@ def build(
     verdicts = judge(filled, problems)
     others = other_groups(groups, filled)
     problems = list(dict.fromkeys(problems))
-    return Report(list(sources), runs, filled, others, grouped, verdicts, problems)
+    curves = rate_curves(runs)
+    return Report(list(sources), runs, filled, others, grouped, verdicts, curves, problems)
 
 
 def _yardstick(runs: Selected, key: str | None) -> list[Column]:
@@ -164,7 +168,11 @@ def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path
 
 def extra_sheets(report: Report) -> dict[str, Sheet]:
     """The tables besides the paper's that have rows, by the name of their files."""
-    sheets = {"grouped": report.grouped, "others": other_rows(report.others, spread(report.runs))}
+    sheets = {
+        "grouped": report.grouped,
+        "rates": rates_sheet(report.runs, report.curves) if report.curves else None,
+        "others": other_rows(report.others, spread(report.runs)),
+    }
     return {name: sheet for name, sheet in sheets.items() if sheet is not None and len(sheet.frame)}
 
 
@@ -180,6 +188,7 @@ def _draw(report: Report) -> None:
     drawn = [
         plots.budget_plot(main, report.others, spread(report.runs)),
         plots.ablation_plot(main),
+        plots.rates_plot(report.curves),
         plots.loss_plot(report.runs, report.problems),
         plots.sweep_maps(report.runs),
     ]

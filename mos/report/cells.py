@@ -39,11 +39,6 @@ class Column:
         """The title without what stands in parentheses."""
         return self.title.partition(" (")[0]
 
-    @property
-    def percent(self) -> bool:
-        """Whether scores of 0..1 are shown as 0..100."""
-        return self.benchmark != HELDOUT.benchmark
-
 
 HELDOUT = Column("heldout", "loss", "Held-out loss", lower_is_better=True)
 
@@ -112,7 +107,7 @@ def points(value: float, sign: bool = False) -> str:
 
 def shown(value: float, column: Column | None = None) -> str:
     """A value of a column: points with two decimals, losses with four."""
-    return points(value) if column is None or column.percent else f"{value:.4f}"
+    return f"{value:.4f}" if column and column.lower_is_better else points(value)
 
 
 def millions(parameters: int) -> str:

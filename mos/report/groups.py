@@ -69,12 +69,11 @@ def spread(runs: Runs) -> list[Column]:
     return columns
 
 
-def group_runs(runs: Runs, problems: list[Problem], best_rate_by: str | None = None) -> list[Group]:
+def group_runs(runs: Runs, problems: list[Problem]) -> list[Group]:
     """One group a method configuration (routing seeds aside).
 
-    Of the setups of a configuration that have a benchmark, one is taken: that with the most seeds,
-    the newest among equals; or, with `best_rate_by`, that with the lowest mean of this key (a
-    validation loss).
+    Of the setups of a configuration that have a benchmark, one is taken: that with the most seeds;
+    among equals that with the lowest validation loss; then the newest.
     """
     frame = runs.frame
     if frame.empty:
@@ -96,7 +95,7 @@ def group_runs(runs: Runs, problems: list[Problem], best_rate_by: str | None = N
         if column.experiment is not None:
             has = has[has["experiment"] == column.experiment]
         pairs = _paired(has, column.benchmark, problems)
-        chosen = _one_setup(pairs, column.benchmark, runs.settings, best_rate_by, problems)
+        chosen = _one_setup(pairs, column.benchmark, runs.settings, problems)
         chosen = chosen.reset_index(names="folder").set_index(["group", "seed"])
         scores.append(chosen[column.key].rename(place(column)))
         folders.append(chosen["folder"].rename(place(column)))
@@ -150,31 +149,24 @@ def _one_setup(
     frame: pd.DataFrame,
     benchmark: str,
     settings: Sequence[str],
-    best_rate_by: str | None,
     problems: list[Problem],
 ) -> pd.DataFrame:
     """The runs of one setup a group; what is left out is told with the settings that differ."""
-    setups = frame.groupby(["group", "setup"]).agg(n=("seed", "size"), newest=("modified", "max"))
-    order = ["n", "newest"]
-    if best_rate_by is not None:
-        loss = pd.to_numeric(frame[best_rate_by]).groupby([frame["group"], frame["setup"]]).mean()
-        setups["worth"] = -loss.fillna(float("inf"))
-        order = ["worth", *order]
-    setups = setups.sort_values(order, kind="stable").reset_index()
+    loss = pd.to_numeric(frame.get("train.eval_loss", pd.Series(index=frame.index, dtype=float)))
+    setups = frame.assign(gain=-loss.fillna(float("inf"))).groupby(["group", "setup"])
+    setups = setups.agg(n=("seed", "size"), gain=("gain", "mean"), newest=("modified", "max"))
+    setups = setups.sort_values(["n", "gain", "newest"], kind="stable").reset_index()
     chosen = setups.drop_duplicates("group", keep="last").set_index("group")["setup"]
     is_chosen = frame["setup"] == frame["group"].map(chosen)
     kept, others = frame[is_chosen], frame[~is_chosen]
-    firsts = kept.drop_duplicates("group").set_index("group")
-    for (number, _), runs in others.groupby(["group", "setup"], sort=False):
-        one, other = runs.iloc[0], firsts.loc[number]
-        differing = [
-            f"{key}: {one[key]} / {other[key]}"
-            for key in settings
-            if one[key] != other[key] and not (pd.isna(one[key]) and pd.isna(other[key]))
-        ]
+    shown = kept.drop_duplicates("group").set_index("group")
+    for number, runs in others.groupby("group", sort=False):
+        both = pd.concat([runs, shown.loc[[number]]])[settings]
+        differing = [key for key in settings if both[key].astype(str).nunique() > 1]
+        values = (f"{key} {', '.join(both[key].astype(str).unique()[:3])}" for key in differing[:3])
         reason = (
-            f"{benchmark}: {len(runs)} run(s) of another setup than those in the tables "
-            f"({', '.join(differing[:4])}): not in the tables; choose with filter="
+            f"{benchmark}: {len(runs)} run(s) of {runs['setup'].nunique()} other setup(s) than the "
+            f"one in the tables ({'; '.join(values)}) are not in the tables; choose with filter="
         )
         problems.append(Problem(str(runs.index[0]), reason))
     return kept

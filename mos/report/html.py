@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from mos.report.cells import MISSING, Cell, Column, shown
+from mos.report.cells import MISSING, shown
 from mos.report.claims import Comparison, Verdict
 from mos.report.sheets import Sheet, difference, measured
 from mos.report.tables import Filled
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from mos.report.build import Report
 
 MAX_LISTED = 300
+_SMALL = Markup("<small>{}</small>")
+_FIGURE = Markup('{} <span class="{}">{}</span>')
+_SPAN = Markup('<span class="{}">{}</span>{}')
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -35,7 +39,7 @@ def render(report: Report, sheets: Mapping[str, Sheet]) -> str:
         report=report,
         sheets=sheets,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        tables=[_table(filled) for filled in report.filled],
+        tables={filled.table.name: _detailed(filled) for filled in report.filled},
         counts=Counter(verdict.verdict for verdict in report.verdicts),
         comparisons=_comparisons(report.verdicts),
         problems=report.problems[:MAX_LISTED],
@@ -51,52 +55,30 @@ def _image(svg: str, alt: str) -> Markup:
     return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(alt, data)
 
 
-def _table(filled: Filled) -> dict[str, Any]:
+def _detailed(filled: Filled) -> Sheet:
     """A table with, in every cell, what stands below the mean: spread, n, the paper's figure."""
     sheet = measured(filled)
-    fixed = sheet.frame.shape[1] - len(filled.columns)
-    rows = []
-    for index, line in enumerate(filled.lines):
+    frame = sheet.frame.astype(object)
+    fixed = frame.shape[1] - len(filled.columns)
+    for row, line in enumerate(filled.lines):
         cells = zip(filled.columns, filled.cells(line), filled.figures(line), strict=True)
-        rows.append(
-            {
-                "fixed": list(sheet.frame.iloc[index, :fixed]),
-                "rule": index in sheet.rules,
-                "missing": line.group is None,
-                "cells": [
-                    _cell(*cell, sheet.mark(index, fixed + place))
-                    for place, cell in enumerate(cells)
-                ],
-            }
-        )
-    heads = [title.partition(" (") for title in sheet.frame.columns]
-    return {
-        "name": filled.table.name,
-        "title": sheet.title,
-        "header": [(head, f"({tail}" if mark else "") for head, mark, tail in heads],
-        "rows": rows,
-        "notes": sheet.notes,
-        "empty": filled.empty,
-        "comparable": filled.comparable,
-    }
-
-
-def _cell(
-    column: Column | None, cell: Cell | None, figure: float | None, mark: str
-) -> dict[str, Any]:
-    spread = ""
-    if cell is not None:
-        deviation = "" if cell.std is None else f"±{shown(cell.std, column)} · "
-        spread = f"{deviation}n={cell.n}"
-    delta = "" if cell is None or figure is None else difference(cell, figure)
-    return {
-        "value": MISSING if cell is None else shown(cell.mean, column),
-        "mark": mark,
-        "spread": spread,
-        "figure": "" if figure is None else f"{figure:.2f}",
-        "difference": delta,
-        "sign": "down" if delta.startswith("-") else "up",
-    }
+        for place, (column, cell, figure) in enumerate(cells, fixed):
+            below = Markup()
+            if cell is not None:
+                deviation = "" if cell.std is None else f"±{shown(cell.std, column)} · "
+                below += _SMALL.format(f"{deviation}n={cell.n}")
+            if figure is not None:
+                delta = difference(cell, figure)
+                sign = "down" if delta.startswith("-") else "up"
+                below += _SMALL.format(_FIGURE.format(f"{figure:.2f}", sign, delta))
+            frame.iat[row, place] = _SPAN.format(
+                sheet.mark(row, place), frame.iat[row, place], below
+            )
+    notes = sheet.notes
+    if not filled.empty:
+        paper = "; then the paper's figure and measured minus paper" if filled.comparable else ""
+        notes = [*notes, f"Below each mean: standard deviation and number of seeds{paper}."]
+    return replace(sheet, frame=frame, marks=None, notes=notes)
 
 
 def _comparisons(verdicts: Sequence[Verdict]) -> list[tuple[str, Comparison]]:

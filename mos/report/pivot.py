@@ -98,7 +98,7 @@ def splitting(frame: pd.DataFrame, named: Sequence[str], settings: Sequence[str]
 
 def run_average(runs: Runs) -> pd.Series:
     """The mean of each run's own metrics in 0..100; NaN for a run that has none."""
-    return runs.frame[[c.key for c in runs.columns if c.percent]].mean(axis=1)
+    return runs.frame[[c.key for c in runs.columns if not c.lower_is_better]].mean(axis=1)
 
 
 def _measured(runs: Runs, key: str | None) -> tuple[list[Column], pd.Series]:
@@ -110,7 +110,7 @@ def _measured(runs: Runs, key: str | None) -> tuple[list[Column], pd.Series]:
         raise UserError(f"value={key}: expected a metric or another number.")
     known = [c for c in runs.columns if c.key == key]
     benchmark, _, metric = key.partition(".")
-    return known or [Column(benchmark, metric, key)], values
+    return known or [Column(benchmark, metric, key, "loss" in metric)], values
 
 
 def shown_value(value: object) -> str:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from mos.errors import DataError, UserError
-from mos.report.cells import Cell, Column, shown
+from mos.report.cells import MISSING, Cell, Column, shown
 from mos.report.figures import INK, MARKERS, MUTED, canvas, colour, plot
 from mos.report.groups import Group, place
 from mos.report.pivot import natural, run_average, shown_value, splitting
+from mos.report.rates import Curve
 from mos.report.runs import Problem, Runs
 from mos.report.statistics import seed_interval
 from mos.report.tables import Filled
@@ -69,8 +70,8 @@ def _score_label(filled: Filled, columns: Sequence[Column]) -> str:
 @plot(
     "budget",
     "Quality over size.",
-    "Each method's ranks from left to right as in the legend; bars are ±1 standard deviation over "
-    "seeds. The vertical axis does not start at zero.",
+    "Each method's ranks from left to right as in the legend, methods of one size side by side; "
+    "bars are ±1 standard deviation over seeds. The vertical axis does not start at zero.",
 )
 def budget_plot(
     filled: Filled, others: Sequence[Group], columns: Sequence[Column]
@@ -92,14 +93,17 @@ def budget_plot(
     labels = sorted({spot.label for _, spots in panels for spot in spots if spot.parameters})
     for axis, (part, spots) in zip(axes, panels, strict=False):
         figures = _paper_figures(filled, part)
+        spots.sort(key=lambda spot: (spot.parameters, natural(spot.rank)))
+        places = _side_by_side(spots)
         for number, label in enumerate(labels):
-            members = sorted((s for s in spots if s.label == label), key=lambda s: s.parameters)
+            members = [spot for spot in spots if spot.label == label and spot.parameters]
             if not members:
                 continue
             mark, ink = MARKERS[number % len(MARKERS)], colour(members[0].method, label)
-            joined = len({spot.rank for spot in members}) == len(members)
+            joined = len({spot.parameters for spot in members}) == len(members)
+            at = [places[spot.label, spot.rank, spot.parameters] for spot in members]
             bars = axis.errorbar(
-                [spot.parameters for spot in members],
+                at,
                 [spot.average.mean for spot in members],
                 yerr=[spot.average.std or 0.0 for spot in members],
                 fmt=mark, linestyle="-" if joined else "none", color=ink, capsize=2.5,
@@ -107,21 +111,48 @@ def budget_plot(
             )  # fmt: skip
             ranks = ", ".join(dict.fromkeys(spot.rank for spot in members))
             entries.setdefault(f"{label}  {ranks}", bars)
-            for spot in members:
+            for x, spot in zip(at, members, strict=True):
                 if (spot.label, spot.rank) in figures:
-                    entries["the paper"] = axis.plot(
-                        spot.parameters, figures[spot.label, spot.rank], mark, markersize=10,
+                    axis.plot(
+                        x, figures[spot.label, spot.rank], mark, markersize=10,
                         markerfacecolor="none", markeredgecolor=ink, markeredgewidth=0.9, zorder=2,
-                    )[0]  # fmt: skip
+                    )  # fmt: skip
+        # The bare models stand far away: their lines must not squeeze the rest.
+        axis.set_ylim(axis.get_ylim())
         bare = [spot for spot in spots if not spot.parameters]
         for spot, style in zip(bare, (":", "--", "-."), strict=False):
             line = axis.axhline(spot.average.mean, color=MUTED, linestyle=style, linewidth=1)
-            entries.setdefault(spot.label, line)
+            entries[f"{spot.label}  {shown(spot.average.mean, part[0])}"] = line
         axis.set_xscale("log")
         axis.set_xlabel("trainable parameters (log scale)")
         axis.set_ylabel(_score_label(filled, part))
         if part[0].lower_is_better:
             axis.set_title("lower is better", color=MUTED, fontsize=8.5)
+    if filled.comparable:
+        (entries["hollow: the paper"],) = axes[0].plot(
+            [], [], "o", markersize=9, markerfacecolor="none", color=MUTED
+        )
+    return _with_legend(figure, entries)
+
+
+def _side_by_side(spots: Sequence[Spot]) -> dict[tuple[str, str, int], float]:
+    """Where spots stand on the log axis: those of about one size beside each other."""
+    places: dict[tuple[str, str, int], float] = {}
+    groups: dict[float, list[Spot]] = {}
+    for spot in spots:
+        if spot.parameters:
+            groups.setdefault(round(math.log(spot.parameters), 1), []).append(spot)
+    for members in groups.values():
+        labels = sorted({spot.label for spot in members})
+        for spot in members:
+            step = labels.index(spot.label) - (len(labels) - 1) / 2
+            places[spot.label, spot.rank, spot.parameters] = spot.parameters * 1.06**step
+    return places
+
+
+def _with_legend(figure: Figure, entries: dict[str, Any]) -> Figure:
+    """Put the legend beside the panels, in room of its own."""
+    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.068 * max(map(len, entries)))
     figure.legend(entries.values(), entries.keys(), loc="outside right upper")
     return figure
 
@@ -141,7 +172,7 @@ def _panels(count: int, width: float, height: float, across: int = 2) -> tuple[F
     """A figure of `count` panels, the axes that are not needed hidden."""
     columns = min(across, count)
     rows = math.ceil(count / columns)
-    figure, axes = canvas(width * columns + 1.8, height * rows, rows, columns)
+    figure, axes = canvas(width * columns, height * rows, rows, columns)
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes
@@ -180,10 +211,44 @@ def ablation_plot(filled: Filled) -> Figure | None:
     return figure
 
 
+@plot(
+    "rates",
+    "Learning rates.",
+    "Validation loss; bars are ±1 standard deviation over seeds. Stars: the best rate, hollow "
+    "where it lies at the edge of the grid: a better one may lie outside.",
+)
+def rates_plot(curves: Sequence[Curve]) -> Figure | None:
+    """Validation loss over the learning rate (log axis), one panel an experiment."""
+    experiments = sorted({curve.experiment for curve in curves})[:MAX_PANELS]
+    if not experiments:
+        return None
+    figure, axes = _panels(len(experiments), 5.0, 3.4)
+    entries: dict[str, Any] = {}
+    for axis, experiment in zip(axes, experiments, strict=False):
+        own = [curve for curve in curves if curve.experiment == experiment]
+        for number, curve in enumerate(own):
+            ink, cells = colour(curve.method, curve.label), list(curve.losses.values())
+            entries[curve.name] = axis.errorbar(
+                list(curve.losses), [c.mean for c in cells], yerr=[c.std or 0.0 for c in cells],
+                fmt=MARKERS[number % len(MARKERS)], linestyle="-", color=ink, capsize=2.5,
+                markersize=4.5, linewidth=1.2,
+            )  # fmt: skip
+            axis.plot(
+                curve.best, curve.losses[curve.best].mean, "*", markersize=15, zorder=4,
+                markerfacecolor="white" if curve.at_edge else ink, markeredgecolor=ink,
+            )  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_title(experiment, color=INK)
+        axis.set_xlabel("learning rate (log scale)")
+        axis.set_ylabel("validation loss, nats per token")
+    return _with_legend(figure, entries)
+
+
 @plot("losses", "Loss curves.", "Training loss, smoothed, of one seed a setup; dots: held out.")
 def loss_plot(runs: Runs, problems: list[Problem]) -> Figure | None:
     """Losses over steps, one panel an experiment, one curve a setup (its first seed)."""
-    frame = runs.frame.sort_values(["method.label", "seed"]).drop_duplicates("setup")
+    logged = [(Path(str(folder)) / "loss.jsonl").is_file() for folder in runs.frame.index]
+    frame = runs.frame[logged].sort_values(["method.label", "seed"]).drop_duplicates("setup")
     panels: dict[str, list[tuple[str, pd.Series, pd.DataFrame]]] = {}
     hidden: Counter[str] = Counter()
     for experiment, members in frame.groupby("experiment"):
@@ -194,7 +259,8 @@ def loss_plot(runs: Runs, problems: list[Problem]) -> Figure | None:
             if log is None:
                 continue
             values = [run["method.label"], *(shown_value(run[key]) for key in names[1:])]
-            values += [f"{key.rpartition('.')[2]} {shown_value(run[key])}" for key in more]
+            more_values = ((key.rpartition(".")[2], shown_value(run[key])) for key in more)
+            values += [f"{name} {value}" for name, value in more_values if value != MISSING]
             if len(panels.setdefault(str(experiment), [])) < MAX_CURVES:
                 panels[str(experiment)].append((" ".join(values), run, log))
             else:
@@ -219,14 +285,13 @@ def loss_plot(runs: Runs, problems: list[Problem]) -> Figure | None:
         axis.set_title(experiment + cut, color=INK)
         axis.set_xlabel("optimizer step")
         axis.set_ylabel("loss, nats per token")
-    figure.legend(entries.values(), entries.keys(), loc="outside right upper")
-    return figure
+    return _with_legend(figure, entries)
 
 
 def _read_losses(file: Path, problems: list[Problem]) -> pd.DataFrame | None:
     """The loss log of a run, or None if it has none to draw."""
     try:
-        if not file.is_file() or file.stat().st_size > MAX_LOG_BYTES:
+        if file.stat().st_size > MAX_LOG_BYTES:
             return None
         log = pd.DataFrame(read_losses(file))
     except (UserError, OSError) as error:

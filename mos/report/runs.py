@@ -255,7 +255,7 @@ def _read_metrics(
             raise Unusable(f"{where}.{name} = {str(value)[:60]!r}, no number (edited?)")
     for c in wanted:
         value = values.get(c.metric)
-        if c.percent and value is not None and not 0 <= value <= 100:
+        if not c.lower_is_better and value is not None and not 0 <= value <= 100:
             raise Unusable(f"{where}.{c.metric} = {value!r}, expected 0..100 (edited?)")
     if missing := [name for name in names if values.get(name) is None]:
         raise Unusable(f"metrics.{benchmark} lacks {', '.join(missing)}", LEFT_OUT)

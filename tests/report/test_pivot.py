@@ -58,7 +58,7 @@ def test_runs_of_other_lengths_never_share_a_cell(tmp_path):
 
 def test_values_and_metrics_as_columns(sweep):
     frame = grouped(sweep, "method.rank", columns=["seed"], value="train.train_loss")
-    assert frame.to_numpy().tolist()[0] == ["1", "8", "1.00 (1)", "1.00 (1)"]
+    assert frame.to_numpy().tolist()[0] == ["1", "8", "1.0000 (1)", "1.0000 (1)"]
     frame = grouped(sweep, "method.rank", "seed", columns=["mmlu.exact_match"])
     assert list(frame)[-1] == "MMLU EM"
 

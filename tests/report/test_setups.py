@@ -92,7 +92,7 @@ def test_other_setups_are_named_with_what_differs(tmp_path):
     with_config(other, seed=2, trainer={"learning_rate": 1e-3}, paths={"output_dir": "y"})
     report = report_of(tmp_path)
     assert mmlu(report) == {0: 47.0, 1: 47.0}
-    (problem,) = (p for p in report.problems if p.where == str(other))
+    problem = next(p for p in report.problems if p.where == str(other))
     assert "trainer.learning_rate" in problem.reason
     assert "paths" not in problem.reason
 

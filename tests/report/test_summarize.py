@@ -93,11 +93,29 @@ def test_the_page_shows_tables_verdicts_plots_and_what_was_left_out(page):
     assert len(parsed.sources) == 4
 
 
-def test_text_of_runs_is_escaped(tmp_path):
-    write_run(tmp_path / "runs", "<script>alert(1)</script>")
+def test_text_of_runs_is_escaped(tmp_path, capsys):
+    """In HTML, Markdown, LaTeX, for spreadsheets and for the terminal."""
+    write_run(tmp_path / "runs", "=HYPERLINK(1)<script>|[x](y)\\input{a}\x1b[2J\n\u202e")
     summarize(f"runs={tmp_path}/runs", f"out={tmp_path}/out", "plots=false")
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    written = {f.suffix: f.read_text() for f in (tmp_path / "out").glob("others.*")}
     assert "<script>" not in (tmp_path / "out" / "report.html").read_text()
-    assert "<script>" not in (tmp_path / "out" / "others.md").read_text()
+    assert "=HYPERLINK(1)&lt;script>\\|\\[x\\](y)\\\\input{a}\\\\x1b\\[2J" in written[".md"]
+    assert r"(y)\textbackslash{}input\{a\}" in written[".tex"]
+    assert "'=HYPERLINK(1)" in written[".csv"]
+    assert "'=HYPERLINK(1)" in (tmp_path / "out" / "runs.csv").read_text()
+
+
+def test_a_refused_run_ends_with_status_1_and_a_report(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "runs")
+    (write_run(tmp_path / "runs", seed=1) / "results.json").write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        run_main(monkeypatch, f"runs={tmp_path}/runs", f"out={tmp_path}/out", "plots=false")
+    assert stopped.value.code == 1
+    assert "1 of 2 run folders used (scale paper), 0 left out, 1 refused" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_runs_csv_lists_every_run(page, paper_runs):
