@@ -257,7 +257,7 @@ class _Launches(TorchDispatchMode):
 
 def count_launches(model: PeftModel) -> int:
     """Kernels that bring A and B of all layers to bfloat16 and reduce their gradients."""
-    groups = getattr(model.base_model, "mos_groups", None)
+    groups = getattr(model.base_model.model, "mos", None)
     device_type = next(model.parameters()).device.type
     with _Launches() as launches, torch.autocast(device_type, dtype=torch.bfloat16):
         if groups is None:

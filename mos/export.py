@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from mos.adapters import register_all
+from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
 from mos.adapters.skeleton import skeleton
-from mos.adapters.tuner import FactoredConfig
 from mos.config import CONFIG_DIR
 from mos.console import exit_on_user_error, say
 from mos.errors import MissingFileError, UserError, unknown

@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from mos.adapters.weights import SharedGroup
+
 BASE_ROWS = "__base__"  # PEFT's name, in `adapter_names`, for the rows that get no adapter
 
 
@@ -63,7 +65,8 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
     def add_adapter_state(self, adapter_name: str, r: int, alpha: float, dropout: float) -> None:
         self.r[adapter_name] = r
         self.scaling[adapter_name] = alpha / r
-        self.adapter_dropout[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        layer = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.adapter_dropout[adapter_name] = layer.train(self.training)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         adapter_names = kwargs.pop("adapter_names", None)
@@ -163,3 +166,26 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)
+
+
+class SharedLinear(FactoredLinear):
+    """A layer that reads tensors of groups, which are the base model's and not registered here."""
+
+    def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
+        super().__init__(base_layer, **quantization_kwargs)
+        self.groups: dict[str, Any] = {}  # adapter -> its group
+
+    def join(self, adapter_name: str, group: SharedGroup) -> None:
+        self.groups[adapter_name] = group
+        group.join(adapter_name, self)
+
+    def requires_grad_(self, requires_grad: bool = True) -> SharedLinear:
+        for adapter_name, group in self.groups.items():
+            for weights in group.weights():
+                weights[adapter_name].requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        if adapter_name in self.groups:
+            self.groups.pop(adapter_name).forget(adapter_name)
+        super().delete_adapter(adapter_name)

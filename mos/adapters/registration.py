@@ -13,6 +13,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 
+from mos.adapters import peft_hooks
+from mos.adapters.config import FactoredConfig
+
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
     """Register a PEFT method, so that `get_peft_model`, `PeftModel.from_pretrained` and
@@ -34,6 +37,9 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
         extend_enum(PeftType, value, value)
     peft_type = PeftType(value)
     present = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+    peft_hooks.install()
+    if issubclass(config_cls, FactoredConfig):
+        peft_hooks.allow_hotswap(config_cls, peft_type)
     if present is None:
         register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
     elif (present.__module__, present.__qualname__) == (

@@ -74,7 +74,7 @@ def test_its_update_is_what_the_page_says(method):
     model = adapted(method.DiloraConfig(r=3, dilora_alpha=6)).double()
     layer = model.base_model.model.model.layers[1].mlp.up_proj
     x = torch.randn(4, layer.in_features, dtype=torch.float64)
-    A, d, B = (getattr(layer, f"dilora_{name}")["default"] for name in "AdB")
+    A, d, B = (getattr(layer, f"dilora_{name}").of("default") for name in "AdB")
     expected = layer.base_layer(x) + 2 * x @ A.T @ torch.diag(d) @ B.T
     torch.testing.assert_close(layer(x), expected)
     assert all(g.any() for g in gradients(model).values())

@@ -8,9 +8,7 @@ from typing import Any, Literal
 import torch
 from peft.utils import PeftType
 
-from mos.adapters.tuner import FactoredConfig
-
-FORMAT_VERSION = 1
+from mos.adapters.config import FactoredConfig
 
 _SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -50,7 +48,6 @@ class MosConfig(FactoredConfig):
             generator of their own: the same on every device and after any other random draw.
         save_dtype: None, "float32", "bfloat16" or "float16": the pools are stored in this dtype.
             None stores them as they are.
-        format_version: version of the adapter file's layout.
 
     Raises:
         ValueError: a value is out of its bounds; the message names it.
@@ -70,29 +67,12 @@ class MosConfig(FactoredConfig):
     )
     routing_seed: int = field(default=0, metadata={"help": "Seed of the routing."})
     save_dtype: str | None = field(default=None, metadata={"help": "Dtype of the pools on disk."})
-    format_version: int = field(
-        default=FORMAT_VERSION, metadata={"help": "Version of the file's layout."}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("MOS")
-        self._check_version(self.format_version)
         self._check_sizes()
         self._check_values()
-
-    @classmethod
-    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        cls._check_version(kwargs.get("format_version", FORMAT_VERSION))
-        return super().check_kwargs(**kwargs)
-
-    @staticmethod
-    def _check_version(version: int) -> None:
-        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-            raise ValueError(
-                f"The MoS adapter has format_version={version!r}, but this version of mos reads "
-                f"versions 1 to {FORMAT_VERSION}. Upgrade mos, or save the adapter with this one."
-            )
 
     def _check_sizes(self) -> None:
         for name, least in (("equivalent_rank", 1), ("shards_per_vector", 1), ("private_rank", 0)):

@@ -8,19 +8,19 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from mos.adapters.linear import FactoredLinear
+from mos.adapters.linear import SharedLinear
 from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.pools import SharedPools
 from mos.adapters.mos.routing import Place
 
 
-class MosLinear(FactoredLinear):
+class MosLinear(SharedLinear):
     """Knows its place in its group and its frozen indices. The pools are the group's."""
 
     method_name = "mos"
     adapter_layer_names = ("mos_pool_A", "mos_pool_B")
     other_param_names = (
-        *FactoredLinear.other_param_names,
+        *SharedLinear.other_param_names,
         "mos_index_A",
         "mos_index_B",
         "mos_scale",
@@ -29,32 +29,29 @@ class MosLinear(FactoredLinear):
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
         super().__init__(base_layer, **quantization_kwargs)
-        # In a tuple, so that the pools are registered by the tuner alone.
-        self._group: tuple[SharedPools] | None = None
         self.position: dict[str, int] = {}  # which layer of its group this is
-        self.mos_index_A = BufferDict(persistent=True)  # (r * l,), int32
+        self.mos_index_A = BufferDict(persistent=True)  # (r * l,), integers
         self.mos_index_B = BufferDict(persistent=True)
         self.mos_scale = BufferDict(persistent=True)  # (r,), with random scaling only
 
+    # PEFT freezes and trains the pools through these.
     @property
-    def group(self) -> SharedPools:
-        assert self._group is not None
-        return self._group[0]
-
-    # PEFT freezes, trains and deletes the pools through these.
-    @property
-    def mos_pool_A(self) -> nn.ParameterDict:  # noqa: N802
-        return self.group.pool_A
+    def mos_pool_A(self) -> nn.ModuleDict:  # noqa: N802
+        return self._pools("A")
 
     @property
-    def mos_pool_B(self) -> nn.ParameterDict:  # noqa: N802
-        return self.group.pool_B
+    def mos_pool_B(self) -> nn.ModuleDict:  # noqa: N802
+        return self._pools("B")
+
+    def _pools(self, side: str) -> nn.ModuleDict:
+        for group in self.groups.values():  # one and the same
+            return group.pool(side).weights_of_adapters
+        return nn.ModuleDict()
 
     def update_layer(
         self, adapter_name: str, config: MosConfig, group: SharedPools, place: Place
     ) -> None:
         """Add an adapter, whose pools the group has already."""
-        self._group = (group,)
         self.position[adapter_name] = place.position
         rank = place.index_A.shape[0] // config.shards_per_vector
         self.add_adapter_state(adapter_name, rank, config.mos_alpha, config.mos_dropout)
@@ -62,14 +59,14 @@ class MosLinear(FactoredLinear):
         self.mos_index_B[adapter_name] = place.index_B
         if place.scale is not None:
             self.mos_scale[adapter_name] = place.scale
+        self.join(adapter_name, group)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        # PEFT's own would cast the pools to the dtype of every layer in turn. The first layer of a
-        # group moves its pools.
+        # PEFT's own would cast the scale, and the pools once for each layer.
         if adapter_name not in self.position:
             return
         device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
@@ -78,13 +75,11 @@ class MosLinear(FactoredLinear):
         for buffers in (self.mos_index_A, self.mos_index_B, self.mos_scale):
             if adapter_name in buffers:
                 buffers[adapter_name] = buffers[adapter_name].to(device)
-        if self.position[adapter_name] == 0:
-            self.group.move(adapter_name, device)
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        rank = self.r[adapter_name]
-        A = _read(self.mos_pool_A[adapter_name], self.mos_index_A[adapter_name]).view(rank, -1)
-        B = _read(self.mos_pool_B[adapter_name], self.mos_index_B[adapter_name]).view(rank, -1).T
+        rank, group = self.r[adapter_name], self.groups[adapter_name]
+        A = _read(group.lora_A.of(adapter_name), self.mos_index_A[adapter_name]).view(rank, -1)
+        B = _read(group.lora_B.of(adapter_name), self.mos_index_B[adapter_name]).view(rank, -1).T
         if adapter_name in self.mos_scale:
             B = B * self.mos_scale[adapter_name].to(B)
         return A, B.contiguous()
@@ -120,7 +115,7 @@ class MosLinear(FactoredLinear):
 
     def _hidden(self, x: torch.Tensor, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The input of B `(..., r)`, and the columns of B `(r, out_features)`."""
-        A, B = self.group.vectors(adapter_name, self.position[adapter_name])
+        A, B = self.groups[adapter_name].vectors(adapter_name, self.position[adapter_name])
         if A.device != x.device:
             A, B = A.to(x.device), B.to(x.device)
         x = self.adapter_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
@@ -131,4 +126,4 @@ class MosLinear(FactoredLinear):
 
 
 def _read(pool: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return pool.index_select(0, index.to(pool.device))
+    return pool.index_select(0, index.to(pool.device, torch.int32))

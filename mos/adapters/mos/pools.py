@@ -8,14 +8,16 @@ atomics, in a fixed order. Launches therefore do not depend on the number of lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from mos.adapters.mos.routing import GroupKey
+from mos.adapters.mos.config import MosConfig
+from mos.adapters.mos.routing import GroupKey, check_index
+from mos.adapters.weights import SharedGroup, SharedTensors, Weights
 
 
 class _GatherShards(torch.autograd.Function):
@@ -83,16 +85,25 @@ class PoolReader(nn.Module):
     ) -> None:
         super().__init__()
         self.n_layers, self.shards_per_vector = len(indices), shards_per_vector
+        self.n_shards = n_shards
+        for name, tensor in self._tensors(indices).items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _tensors(self, indices: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         index = torch.cat([index.cpu() for index in indices]).long()
         # Where each shard is read: the positions in `index` sorted by shard, and where each begins.
-        counts = torch.bincount(index, minlength=n_shards)
+        counts = torch.bincount(index, minlength=self.n_shards)
         tensors = {
             "index": index,
             "readers": index.argsort(stable=True),
             "first_reader": counts.cumsum(0) - counts,
         }
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor.to(torch.int32), persistent=False)
+        return {name: tensor.to(torch.int32) for name, tensor in tensors.items()}
+
+    def reroute(self, indices: Sequence[torch.Tensor]) -> None:
+        """Read by other indices, in place: what was compiled goes on to hold."""
+        for name, tensor in self._tensors(indices).items():
+            getattr(self, name).copy_(tensor)
 
     def forward(
         self, pool: torch.Tensor, dtype: torch.dtype, release: tuple[dict, Any] | None = None
@@ -127,66 +138,62 @@ class _Vectors:
         )
 
 
-class SharedPools(nn.Module):
-    """A pair of pools per adapter, shared by the layers of one group.
+class Pool(nn.Module):
+    """One side of a group: a pool by adapter, and what was gathered from it."""
 
-    The tuner model owns these modules, so that a state dict has each pool once; the layers refer
-    to theirs without registering it.
-    """
-
-    def __init__(self, key: GroupKey) -> None:
+    def __init__(self, side: str) -> None:
         super().__init__()
-        self.key = key
-        self.pool_A = nn.ParameterDict()  # adapter -> (n_shards, in_features / l)
-        self.pool_B = nn.ParameterDict()  # adapter -> (n_shards, out_features / l)
-        self.readers_A = nn.ModuleDict()
-        self.readers_B = nn.ModuleDict()
-        self._slots: dict[tuple[str, str], _Vectors] = {}  # by side, A or B, and adapter
+        self.side = side
+        self.add_module(f"mos_pool_{side}", Weights())  # adapter -> (n_shards, width / l)
+        self.readers = nn.ModuleDict()
+        self._routed: dict[str, list[tuple[torch.Tensor, int]]] = {}  # indices, as last seen
+        self._slots: dict[str, _Vectors] = {}
 
-    def route(
-        self,
-        adapter_name: str,
-        indices_A: Sequence[torch.Tensor],
-        indices_B: Sequence[torch.Tensor],
-        shards_per_vector: int,
-    ) -> None:
-        """Set the indices of all layers of the group, in their order. The pools exist already."""
-        for readers, pools, indices in (
-            (self.readers_A, self.pool_A, indices_A),
-            (self.readers_B, self.pool_B, indices_B),
+    @property
+    def weights_of_adapters(self) -> Weights:
+        weights = self._modules[f"mos_pool_{self.side}"]
+        assert isinstance(weights, Weights)
+        return weights
+
+    def of(self, adapter_name: str) -> nn.Parameter:
+        return self.weights_of_adapters.of(adapter_name)
+
+    def route(self, adapter_name: str, layers: Sequence[Any], config: MosConfig) -> None:
+        """Read the pool by the layers' indices, if these are not what they were.
+
+        Raises:
+            ValueError: an index is not one that MoS could have drawn.
+        """
+        name = f"mos_index_{self.side}"
+        indices = [layer._modules[name]._buffers[adapter_name] for layer in layers]
+        routed, reader = self._routed.get(adapter_name), self.readers._modules.get(adapter_name)
+        pool = self.of(adapter_name)
+        if (
+            routed is not None
+            and len(routed) == len(indices)
+            and all(
+                index is seen and _version(index) == version
+                for index, (seen, version) in zip(indices, routed, strict=True)
+            )
+            and (pool.is_meta or reader.index.device == pool.device)  # type: ignore[union-attr]
         ):
-            pool = pools[adapter_name]
-            reader = PoolReader(indices, pool.shape[0], shards_per_vector)
-            readers[adapter_name] = reader if pool.is_meta else reader.to(pool.device)
-        self._slots.clear()
-
-    def n_layers(self, adapter_name: str) -> int:
-        """L: how many layers read the pools of this adapter."""
-        reader = self.readers_A[adapter_name]
-        assert isinstance(reader, PoolReader)
-        return reader.n_layers
+            return
+        if any(index.is_meta for index in indices):
+            return  # a model without memory
+        for i, index in enumerate(indices):
+            check_index(config, len(layers), i, index, f"layer {i} of {name}")
+        if isinstance(reader, PoolReader) and reader.n_layers == len(indices):
+            reader.reroute(indices)
+        else:
+            reader = PoolReader(indices, pool.shape[0], config.shards_per_vector)
+            reader.train(self.training)
+        self.readers[adapter_name] = reader if pool.is_meta else reader.to(pool.device)
+        self._routed[adapter_name] = [(index, _version(index)) for index in indices]
+        self._slots.pop(adapter_name, None)
 
     def forget(self, adapter_name: str) -> None:
-        """Drop everything of an adapter."""
-        for container in (self.pool_A, self.pool_B, self.readers_A, self.readers_B):
-            if adapter_name in container:
-                del container[adapter_name]
-        self._slots.clear()
-
-    def move(
-        self, adapter_name: str, device: torch.device | None, dtype: torch.dtype | None = None
-    ) -> None:
-        """Move an adapter's pools, and their readers, unless they are on the meta device."""
-        for pools, readers in ((self.pool_A, self.readers_A), (self.pool_B, self.readers_B)):
-            pool = pools[adapter_name]
-            if not pool.is_meta:
-                # Only when needed: an optimizer may hold the parameter.
-                if pool.device != (device or pool.device) or pool.dtype != (dtype or pool.dtype):
-                    pools[adapter_name] = nn.Parameter(
-                        pool.detach().to(device=device, dtype=dtype), pool.requires_grad
-                    )
-                    self._slots.clear()
-                readers[adapter_name].to(pools[adapter_name].device)
+        for kept in (self.readers._modules, self._routed, self._slots):
+            kept.pop(adapter_name, None)
 
     def prepare(self, adapter_names: Sequence[str]) -> None:
         """Gather at the start of a forward pass, so that it happens once and outside of any block
@@ -195,26 +202,21 @@ class SharedPools(nn.Module):
         With gradients, always anew: an optimizer may have written to the pools in ways that leave
         no trace (bitsandbytes' kernels). Without, what was gathered is kept until a pool changes.
         """
-        keys = [(side, name) for name in adapter_names if name in self.pool_A for side in "AB"]
-        for unused in self._slots.keys() - set(keys):
+        for unused in self._slots.keys() - set(adapter_names):
             del self._slots[unused]
-        for key in keys:
-            slot = self._slots.get(key)
-            if torch.is_grad_enabled() or slot is None or not self._unchanged(key, slot):
-                self._gather(key)
+        for name in adapter_names:
+            slot = self._slots.get(name)
+            if torch.is_grad_enabled() or slot is None or not self._unchanged(name, slot):
+                self._gather(name)
 
     def release(self) -> None:
         self._slots.clear()
 
-    def vectors(self, adapter_name: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of A `(r, in_features)` and columns of B `(r, out_features)` of one layer, in the
-        dtype to compute in."""
-        return self._of_all("A", adapter_name)[layer], self._of_all("B", adapter_name)[layer]
-
-    def _of_all(self, side: str, adapter_name: str) -> tuple[torch.Tensor, ...]:
-        slot = self._slots.get((side, adapter_name))
+    def vectors(self, adapter_name: str) -> tuple[torch.Tensor, ...]:
+        """The vectors of every layer, L x `(r, width)`, in the dtype to compute in."""
+        slot = self._slots.get(adapter_name)
         if torch.compiler.is_compiling():
-            return (slot or self._gather((side, adapter_name))).vectors
+            return (slot or self._gather(adapter_name)).vectors
         with_grad = torch.is_grad_enabled()
         # Otherwise the layer was called without the model around it, or is being recomputed.
         if slot is not None and slot.current() and (slot.with_grad or not with_grad):
@@ -225,26 +227,25 @@ class SharedPools(nn.Module):
                     'gradient_checkpointing_kwargs={"use_reentrant": False}.'
                 )
             return slot.vectors
-        return self._gather((side, adapter_name)).vectors
+        return self._gather(adapter_name).vectors
 
-    def _gather(self, key: tuple[str, str]) -> _Vectors:
-        side, adapter_name = key
-        pool, with_grad = self._pool(key), torch.is_grad_enabled()
-        reader = (self.readers_A if side == "A" else self.readers_B)[adapter_name]
+    def _gather(self, adapter_name: str) -> _Vectors:
+        pool, with_grad = self.of(adapter_name), torch.is_grad_enabled()
         compiling = torch.compiler.is_compiling()
-        slot = self._slots[key] = _Vectors(
+        release = None if compiling else (self._slots, adapter_name)
+        slot = self._slots[adapter_name] = _Vectors(
             pool=pool,
-            vectors=reader(pool, _compute_dtype(pool), None if compiling else (self._slots, key)),
+            vectors=self.readers[adapter_name](pool, _compute_dtype(pool), release),
             with_grad=with_grad,
             version=0 if compiling else pool._version,
             sample=None if compiling or with_grad else pool.detach()[:, 0].clone(),
         )
         return slot
 
-    def _unchanged(self, key: tuple[str, str], slot: _Vectors) -> bool:
+    def _unchanged(self, adapter_name: str, slot: _Vectors) -> bool:
         # Writing through `.data` (moving averages, hand-made updates) does not count as a version:
         # compare one entry of every shard as well.
-        pool = self._pool(key)
+        pool = self.of(adapter_name)
         return (
             slot.sample is not None
             and slot.pool is pool
@@ -253,12 +254,109 @@ class SharedPools(nn.Module):
             and torch.equal(slot.sample, pool.detach()[:, 0])
         )
 
-    def _pool(self, key: tuple[str, str]) -> nn.Parameter:
-        return (self.pool_A if key[0] == "A" else self.pool_B)[key[1]]
-
     def __getstate__(self) -> dict[str, Any]:
         # What was gathered belongs to a running computation: it is neither copied nor pickled.
-        return {**self.__dict__, "_slots": {}}
+        return {**self.__dict__, "_slots": {}, "_routed": {}}
+
+
+class SharedPools(SharedGroup):
+    """The pools of one group of layers.
+
+    `lora_A` and `lora_B` are so called because LoRA+ gives what has `lora_B` in its name the higher
+    learning rate.
+    """
+
+    def __init__(self, key: GroupKey) -> None:
+        super().__init__()
+        self.key = key
+        self.lora_A, self.lora_B = Pool("A"), Pool("B")
+        self.configs: dict[str, MosConfig] = {}
+
+    def pool(self, side: str) -> Pool:
+        return self.lora_A if side == "A" else self.lora_B
+
+    def add(
+        self, adapter_name: str, config: MosConfig, pool_A: torch.Tensor, pool_B: torch.Tensor
+    ) -> None:
+        self.configs[adapter_name] = config
+        self.lora_A.weights_of_adapters.add(adapter_name, pool_A)
+        self.lora_B.weights_of_adapters.add(adapter_name, pool_B)
+
+    def n_layers(self, adapter_name: str) -> int:
+        """L: how many layers read the pools of this adapter."""
+        return len(self.layers[adapter_name])
+
+    def route(self, adapter_names: Iterable[str]) -> None:
+        """Read by the indices that the layers have now: they may have been loaded."""
+        for name in adapter_names:
+            if name in self.layers:
+                for pool in (self.lora_A, self.lora_B):
+                    pool.route(name, self.layers[name], self.configs[name])
+
+    def prepare(self, adapter_names: Sequence[str]) -> None:
+        names = [name for name in adapter_names if name in self.layers]
+        if not torch.compiler.is_compiling():
+            self.route(names)
+        self.lora_A.prepare(names)
+        self.lora_B.prepare(names)
+
+    def release(self) -> None:
+        self.lora_A.release()
+        self.lora_B.release()
+
+    def vectors(self, adapter_name: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of A `(r, in_features)` and columns of B `(r, out_features)` of one layer, in the
+        dtype to compute in."""
+        return self.lora_A.vectors(adapter_name)[layer], self.lora_B.vectors(adapter_name)[layer]
+
+    def forget(self, adapter_name: str) -> None:
+        super().forget(adapter_name)
+        self.configs.pop(adapter_name, None)
+        self.lora_A.forget(adapter_name)
+        self.lora_B.forget(adapter_name)
+
+    def move(self, adapter_name: str, dtype: torch.dtype | None = None) -> None:
+        super().move(adapter_name, dtype)
+        self.release()
+
+
+class MosTensors(SharedTensors):
+    """All pools of a model, gathered at the start of each of its forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed_adapter_names: list[str] | None = None  # of a batch that mixes adapters
+        self.register_load_state_dict_post_hook(_loaded)
+
+    def before_forward(self, model: nn.Module, args: tuple) -> None:
+        for group in self:
+            layer = next(iter(group.layers.values()))[0]
+            if layer.disable_adapters or layer.merged:
+                return
+            group.prepare(self.mixed_adapter_names or layer.active_adapters)
+
+    def after_forward(self, model: nn.Module, args: tuple, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            # Nothing that was traced may be left behind. Otherwise the backward pass, or the next
+            # forward pass in evaluation, still needs it.
+            for group in self:
+                group.release()
+
+    def train(self, mode: bool = True) -> MosTensors:
+        self.loaded()  # transformers puts tensors into a model without a word, then sets the mode
+        return super().train(mode)
+
+    def loaded(self) -> None:
+        for group in self:
+            group.route(list(group.layers))
+
+
+def _loaded(tensors: MosTensors, incompatible_keys: Any) -> None:
+    tensors.loaded()
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_distributed() -> bool:

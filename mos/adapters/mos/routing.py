@@ -7,7 +7,8 @@ its private ones in order. Row j of A is the concatenation of shards `index[j*l 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,25 +46,33 @@ class Place:
     scale: torch.Tensor | None
 
 
-def check_bounds(config: MosConfig, key: GroupKey, n_layers: int) -> None:
-    """Raise ValueError, naming the module type and the value, where MoS cannot be built."""
-    where = f"{key.type} (in {key.in_features}, out {key.out_features}, {n_layers} layers)"
+def check_bounds(config: MosConfig, n_layers: Mapping[GroupKey, int]) -> None:
+    """Check that MoS can be built on groups of so many layers.
+
+    Raises:
+        ValueError: naming the type of layer, the value and those that fit.
+    """
     shards, e, p = config.shards_per_vector, config.equivalent_rank, config.private_rank
-    for side, width in (("in_features", key.in_features), ("out_features", key.out_features)):
-        if width % shards:
+    widths = math.gcd(*(width for k in n_layers for width in (k.in_features, k.out_features)))
+    for key, n in n_layers.items():
+        where = f"{key.type} (in {key.in_features}, out {key.out_features}, {n} layers)"
+        for side, width in (("in_features", key.in_features), ("out_features", key.out_features)):
+            if width % shards:
+                fit = ", ".join(str(d) for d in range(1, min(widths, 64) + 1) if widths % d == 0)
+                raise ValueError(
+                    f"{where}: {side}={width} is not divisible by shards_per_vector={shards}. "
+                    f"Those that divide the widths of all targets: {fit}. Or leave this one out: "
+                    f"exclude_modules=['{key.type}']."
+                )
+        needed = (config.rank(n) - p) * shards
+        if needed > config.n_public(n):
             raise ValueError(
-                f"{where}: {side}={width} is not divisible by shards_per_vector={shards}. Choose "
-                "one that divides the widths of all target modules, or exclude this one."
+                f"{where}: r={config.r} with private_rank={p} picks {needed} different public "
+                "shards for a layer, but the pool has only (equivalent_rank - private_rank) * "
+                f"layers * shards_per_vector = ({e} - {p}) * {n} * {shards} = "
+                f"{config.n_public(n)}. r up to {(e - p) * n + p} fits; or raise equivalent_rank, "
+                f"or leave this layer out: exclude_modules=['{key.type}']."
             )
-    needed = (config.rank(n_layers) - p) * shards
-    if needed > config.n_public(n_layers):
-        raise ValueError(
-            f"{where}: r={config.r} with private_rank={p} picks {needed} different public shards "
-            "for a layer, but the pool has only (equivalent_rank - private_rank) * layers * "
-            f"shards_per_vector = ({e} - {p}) * {n_layers} * {shards} = "
-            f"{config.n_public(n_layers)}. "
-            "Lower r or private_rank, or raise equivalent_rank."
-        )
 
 
 def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterator[Place]:

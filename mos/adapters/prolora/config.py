@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from mos.adapters.tuner import FactoredConfig
+from mos.adapters.config import FactoredConfig
 
 
 @dataclass

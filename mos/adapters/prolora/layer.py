@@ -9,6 +9,7 @@ from torch import nn
 
 from mos.adapters.linear import FactoredLinear
 from mos.adapters.prolora.config import ProloraConfig
+from mos.adapters.weights import Weights
 
 
 class ProloraLinear(FactoredLinear):
@@ -31,10 +32,10 @@ class ProloraLinear(FactoredLinear):
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
         super().__init__(base_layer, **quantization_kwargs)
-        self.prolora_A_shared = nn.ParameterDict()
-        self.prolora_B_shared = nn.ParameterDict()
-        self.prolora_A_unshared = nn.ParameterDict()
-        self.prolora_B_unshared = nn.ParameterDict()
+        self.prolora_A_shared = Weights()
+        self.prolora_B_shared = Weights()
+        self.prolora_A_unshared = Weights()
+        self.prolora_B_unshared = Weights()
         self.prolora_features = BufferDict(persistent=True)
         self.reductions: dict[str, tuple[int, int]] = {}
 
@@ -56,11 +57,11 @@ class ProloraLinear(FactoredLinear):
         if shared:
             A = torch.empty(shared, math.ceil(self.in_features / m))
             B = torch.empty(math.ceil(self.out_features / n), shared)
-            self.prolora_A_shared[adapter_name] = nn.Parameter(A)
-            self.prolora_B_shared[adapter_name] = nn.Parameter(B)
+            self.prolora_A_shared.add(adapter_name, A)
+            self.prolora_B_shared.add(adapter_name, B)
         if u:
-            self.prolora_A_unshared[adapter_name] = nn.Parameter(torch.empty(u, self.in_features))
-            self.prolora_B_unshared[adapter_name] = nn.Parameter(torch.empty(self.out_features, u))
+            self.prolora_A_unshared.add(adapter_name, torch.empty(u, self.in_features))
+            self.prolora_B_unshared.add(adapter_name, torch.empty(self.out_features, u))
         self.reset_parameters(adapter_name, zero_update=config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
@@ -72,22 +73,22 @@ class ProloraLinear(FactoredLinear):
         bound_B = 0.0 if zero_update else 1 / math.sqrt(self.r[adapter_name])
         for A in (self.prolora_A_shared, self.prolora_A_unshared):
             if adapter_name in A:
-                A[adapter_name].uniform_(-bound_A, bound_A)
+                A.of(adapter_name).uniform_(-bound_A, bound_A)
         for B in (self.prolora_B_shared, self.prolora_B_unshared):
             if adapter_name in B:
-                B[adapter_name].uniform_(-bound_B, bound_B)
+                B.of(adapter_name).uniform_(-bound_B, bound_B)
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         A, B = [], []
         if adapter_name in self.prolora_A_shared:
             m, n = self.reductions[adapter_name]
-            A_shared = self.prolora_A_shared[adapter_name]  # (r-u, ceil(in/m))
-            B_shared = self.prolora_B_shared[adapter_name]  # (ceil(out/n), r-u)
+            A_shared = self.prolora_A_shared.of(adapter_name)  # (r-u, ceil(in/m))
+            B_shared = self.prolora_B_shared.of(adapter_name)  # (ceil(out/n), r-u)
             A.append(_rotated_chunks(A_shared, m)[:, : self.in_features])
             B.append(_rotated_chunks(B_shared.T, n)[:, : self.out_features].T)
         if adapter_name in self.prolora_A_unshared:
-            A.append(self.prolora_A_unshared[adapter_name])
-            B.append(self.prolora_B_unshared[adapter_name])
+            A.append(self.prolora_A_unshared.of(adapter_name))
+            B.append(self.prolora_B_unshared.of(adapter_name))
         return torch.cat(A), torch.cat(B, dim=1)  # (r, in), (out, r)
 
 

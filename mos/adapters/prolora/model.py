@@ -6,7 +6,8 @@ from safetensors import safe_open
 from torch import nn
 
 from mos.adapters.prolora.layer import ProloraLinear
-from mos.adapters.tuner import SAVED_PREFIX, FactoredTuner, Shapes, saved_paths
+from mos.adapters.saved import Shapes, keys_of, paths_with
+from mos.adapters.tuner import FactoredTuner
 
 
 class ProloraModel(FactoredTuner):
@@ -14,13 +15,14 @@ class ProloraModel(FactoredTuner):
 
     prefix = "prolora_"
     tuner_layer_cls = ProloraLinear
+    renamed = ((r"(\.prolora_[AB]_(?:un)?shared)$", r"\1.weight"),)
 
     @classmethod
     def saved_shapes(cls, file: safe_open) -> Shapes:
-        name = ".prolora_features"
+        keys, name = keys_of(file, cls.renamed), ".prolora_features"
         return {
-            path: tuple(file.get_tensor(SAVED_PREFIX + path + name).tolist())
-            for path in saved_paths(file, name)
+            path: tuple(file.get_tensor(keys[path + name]).tolist())
+            for path in paths_with(keys, name)
         }
 
     @classmethod
@@ -36,11 +38,11 @@ class ProloraModel(FactoredTuner):
         )
         for path, layer in model.named_modules():
             if isinstance(layer, ProloraLinear) and adapter_name in layer.prolora_features:
-                saved = remapped[f"{path}.prolora_features.{adapter_name}"].tolist()
-                if saved != [layer.in_features, layer.out_features]:
+                features = remapped[f"{path}.prolora_features.{adapter_name}"].tolist()
+                if features != [layer.in_features, layer.out_features]:
                     raise ValueError(
                         f"The adapter '{adapter_name}' was trained on a {path} of "
-                        f"{tuple(saved)} (in, out) features; this model's has "
+                        f"{tuple(features)} (in, out) features; this model's has "
                         f"{layer.in_features, layer.out_features}."
                     )
         return remapped

@@ -1,44 +1,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from mos.adapters.linear import FactoredLinear
-from mos.adapters.shared import SharedParameters
+from mos.adapters.linear import SharedLinear
 from mos.adapters.tied_lora.config import TiedLoraConfig
+from mos.adapters.weights import SharedGroup, Weights
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a layer stands in the shared tensors of an adapter: which group of blocks, the number
-    of its block in the group, and its rows of the joint projection's B."""
-
-    group: str
-    block: int
-    first_row: int
-
-
-class TiedTensors:
-    """What the tuner owns and all its layers read, by group of blocks:
-    `A (r, in)`, `B (sum of out, r)`, `v (blocks, r)`."""
+class TiedTensors(SharedGroup):
+    """What a group of blocks reads, by adapter: `A (r, in)`, `B (sum of out, r)`,
+    `v (blocks, r)`."""
 
     def __init__(self) -> None:
-        self.A, self.B, self.v = SharedParameters(), SharedParameters(), SharedParameters()
-
-    def __iter__(self):
-        return iter((self.A, self.B, self.v))
+        super().__init__()
+        self.tied_lora_A, self.tied_lora_B, self.tied_lora_v = Weights(), Weights(), Weights()
 
 
-class TiedLoraLinear(FactoredLinear):
-    """Linear layer with its rows of a Tied LoRA update; `tied_lora_u (out)` is its own.
-
-    The shared tensors are the tuner's: the layer refers to them without registering them, so that
-    they have one name in the state dict.
-    """
+class TiedLoraLinear(SharedLinear):
+    """Linear layer with its rows of a Tied LoRA update; `tied_lora_u (out)` is its own."""
 
     method_name = "tied_lora"
     adapter_layer_names: tuple[str, ...] = (
@@ -47,48 +30,47 @@ class TiedLoraLinear(FactoredLinear):
         "tied_lora_B",
         "tied_lora_v",
     )
-    other_param_names = (*FactoredLinear.other_param_names, "places")
+    other_param_names = (*SharedLinear.other_param_names, "places")
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
         super().__init__(base_layer, **quantization_kwargs)
-        self.tied_lora_u = nn.ParameterDict()
-        self.places: dict[str, Place] = {}
-        self.tensors = TiedTensors()
+        self.tied_lora_u = Weights()
+        # adapter -> number of the layer's block in the group, its first row of the joint B
+        self.places: dict[str, tuple[int, int]] = {}
 
     def update_layer(
-        self, adapter_name: str, config: TiedLoraConfig, tensors: TiedTensors, place: Place
+        self, adapter_name: str, config: TiedLoraConfig, group: TiedTensors, block: int, row: int
     ) -> None:
-        self.tensors = tensors
-        self.places[adapter_name] = place
+        self.places[adapter_name] = block, row
         self.add_adapter_state(
             adapter_name, config.r, config.tied_lora_alpha, config.tied_lora_dropout
         )
-        self.tied_lora_u[adapter_name] = nn.Parameter(torch.ones(self.out_features))
+        self.tied_lora_u.add(adapter_name, torch.ones(self.out_features))
+        self.join(adapter_name, group)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
-    # PEFT reaches the shared tensors through these to freeze, train and list them
+    # PEFT reaches the shared tensors through these to freeze and to train them.
     @property
-    def tied_lora_A(self) -> dict[str, nn.Parameter]:  # noqa: N802
-        return {a: self.tensors.A.get(p.group, a) for a, p in self.places.items()}
+    def tied_lora_A(self) -> dict[str, nn.Module]:  # noqa: N802
+        return {name: group.tied_lora_A[name] for name, group in self.groups.items()}
 
     @property
-    def tied_lora_B(self) -> dict[str, nn.Parameter]:  # noqa: N802
-        return {a: self.tensors.B.get(p.group, a) for a, p in self.places.items()}
+    def tied_lora_B(self) -> dict[str, nn.Module]:  # noqa: N802
+        return {name: group.tied_lora_B[name] for name, group in self.groups.items()}
 
     @property
-    def tied_lora_v(self) -> dict[str, nn.Parameter]:
-        return {a: self.tensors.v.get(p.group, a) for a, p in self.places.items()}
+    def tied_lora_v(self) -> dict[str, nn.Module]:
+        return {name: group.tied_lora_v[name] for name, group in self.groups.items()}
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        u = self.tied_lora_u[adapter_name]  # (out)
-        place = self.places[adapter_name]
+        u = self.tied_lora_u.of(adapter_name)  # (out)
+        group, (block, row) = self.groups[adapter_name], self.places[adapter_name]
         A, B, v = (
-            tensor.get(place.group, adapter_name).to(device=u.device, dtype=u.dtype)
-            for tensor in self.tensors
+            weights.of(adapter_name).to(device=u.device, dtype=u.dtype)
+            for weights in (group.tied_lora_A, group.tied_lora_B, group.tied_lora_v)
         )
-        rows = B[place.first_row : place.first_row + self.out_features]
-        return v[place.block, :, None] * A, u[:, None] * rows
+        return v[block, :, None] * A, u[:, None] * B[row : row + self.out_features]
 
 
 @torch.no_grad()

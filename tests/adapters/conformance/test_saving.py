@@ -134,9 +134,15 @@ def test_refused_file_leaves_the_model_as_it_was(saved):
     assert torch.equal(logits(model), before)
 
 
-def test_config_of_a_newer_version_is_refused(saved):
-    _, path = saved
+def test_config_of_a_newer_version(saved):
+    """As with PEFT's own, unknown keys are named and left out; a newer layout is refused."""
+    model, path = saved
     config = json.loads((path / "adapter_config.json").read_text())
+    assert config["format_version"] == 2
     (path / "adapter_config.json").write_text(json.dumps({**config, "option_of_tomorrow": 1}))
-    with pytest.raises(ValueError, match="option_of_tomorrow"):
+    with pytest.warns(UserWarning, match="option_of_tomorrow"):
+        loaded = PeftModel.from_pretrained(tiny_llama(), path)
+    assert torch.equal(logits(loaded), logits(model))
+    (path / "adapter_config.json").write_text(json.dumps({**config, "format_version": 3}))
+    with pytest.raises(ValueError, match=r"format_version=3.*Upgrade mos"):
         PeftModel.from_pretrained(tiny_llama(), path)

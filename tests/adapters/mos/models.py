@@ -116,7 +116,7 @@ def tokens(rows: int = 2, length: int = 7, seed: int = 1) -> torch.Tensor:
 
 
 def pools(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if ".pool_" in name}
+    return {name: p for name, p in model.named_parameters() if ".mos_pool_" in name}
 
 
 def pool_gradients(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -43,11 +43,11 @@ def loss_and_gradients(base, adapter: dict[str, torch.Tensor], config, batch):
         weight = base.get_submodule(name).weight
         out_features, in_features = weight.shape
         kind = name.rpartition(".")[2]
-        group = f"base_model.mos_groups.{kind}_{in_features}x{out_features}"
+        group = f"base_model.model.mos.{kind}_{in_features}x{out_features}"
         scale = adapter.get(key.replace("index_A", "scale"))
         weights[f"{name}.weight"] = weight + delta_weight(
-            pools[f"{group}.pool_A"],
-            pools[f"{group}.pool_B"],
+            pools[f"{group}.lora_A.mos_pool_A.weight"],
+            pools[f"{group}.lora_B.mos_pool_B.weight"],
             index_A,
             adapter[key.replace("index_A", "index_B")],
             len(index_A) // config.shards_per_vector,

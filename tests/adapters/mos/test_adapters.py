@@ -141,8 +141,8 @@ def test_copies_are_independent(clone):
             pool.zero_()
     assert torch.equal(logits(other), logits(llama()))
     assert torch.equal(logits(model), expected)
-    assert other.base_model.model.model.layers[0].mlp.up_proj.group in set(
-        other.base_model.mos_groups
+    assert other.base_model.model.model.layers[0].mlp.up_proj.groups["default"] in set(
+        other.base_model.model.mos
     )
 
 

@@ -64,7 +64,7 @@ def test_training_goes_on_with_the_loaded_routing(saved):
     )
     layer = first.get_submodule(Q0)
     A, _, _ = layer.lora_factors("default")
-    shards = layer.mos_pool_A["default"][layer.mos_index_A["default"].long()]
+    shards = layer.mos_pool_A["default"].weight[layer.mos_index_A["default"].long()]
     assert torch.equal(A, shards.view_as(A))
     for loaded in (first, second):
         loaded(tokens(), labels=tokens()).loss.backward()
@@ -132,13 +132,13 @@ def set_entry(key, index, value):
 
 PUBLIC, PRIVATE = 24, 36  # e=3, L=3, l=4, p=1: the pool's parts end here
 INDEX = f"{Q0}.mos_index_A"
-POOL = "base_model.mos_groups.q_proj_64x64.pool_A"
+POOL = "base_model.model.mos.q_proj_64x64.lora_A.mos_pool_A.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e.pop(POOL), "missing: .*q_proj_64x64.pool_A"),
+        (lambda e: e.pop(POOL), "missing: .*q_proj_64x64.lora_A.mos_pool_A"),
         (lambda e: e.pop(INDEX), "missing: .*mos_index_A"),
         (
             lambda e: e.update({f"{Q0}.lora_A.weight": torch.zeros(1)}),
@@ -146,7 +146,7 @@ POOL = "base_model.mos_groups.q_proj_64x64.pool_A"
         ),
         (
             lambda e: e.update({POOL: e[POOL][:-1]}),
-            r"shape \(35, 16\), expected \(36, 16\): .*q_proj_64x64.pool_A",
+            r"shape \(35, 16\), expected \(36, 16\): .*q_proj_64x64.lora_A.mos_pool_A",
         ),
         (lambda e: e.update({INDEX: e[INDEX][:-1]}), r"shape \(19,\), expected \(20,\)"),
         (
@@ -214,9 +214,9 @@ def test_file_of_another_method_is_refused(saved, tmp_path):
 
 def test_config_of_a_newer_version_is_refused(saved):
     path = saved[1] / "adapter_config.json"
-    config = {**json.loads(path.read_text()), "format_version": 2, "something_new": True}
+    config = {**json.loads(path.read_text()), "format_version": 3, "something_new": True}
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"format_version=2.*Upgrade mos"):
+    with pytest.raises(ValueError, match=r"format_version=3.*Upgrade mos"):
         PeftModel.from_pretrained(llama(), saved[1])
 
 

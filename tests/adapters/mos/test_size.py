@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mos import MosConfig
@@ -65,11 +64,8 @@ def test_no_switch_changes_the_number_of_parameters(switches):
     assert meta_model("LLaMA2-7B", **switches).get_nb_trainable_parameters()[0] == 4_997_120
 
 
-@pytest.mark.parametrize(
-    ("save_dtype", "width", "file_size"),
-    [(None, 4, 80_127_280), ("bfloat16", 2, 40_150_328)],
-)
-def test_saved_bytes_at_7b(save_dtype, width, file_size, tmp_path):
+@pytest.mark.parametrize(("save_dtype", "width"), [(None, 4), ("bfloat16", 2)])
+def test_saved_bytes_at_7b(save_dtype, width):
     """LLaMA2-7B, e=8, r=32, l=4: 80 MB of pools in float32, and 114,688 bytes of indices."""
     model = meta_model(
         "LLaMA2-7B",
@@ -87,7 +83,3 @@ def test_saved_bytes_at_7b(save_dtype, width, file_size, tmp_path):
     assert indices == 2 * 2 * 7 * 32 * 32 * 4  # two bytes, A and B, types, blocks, r, l
     assert sum(nbytes.values()) == pools + indices
     assert len(entries) == 2 * 7 + 2 * 7 * 32
-
-    real = {key: torch.zeros_like(tensor, device="cpu") for key, tensor in entries.items()}
-    save_file(real, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
-    assert (tmp_path / "adapter_model.safetensors").stat().st_size == file_size

@@ -33,11 +33,11 @@ def test_forward_and_every_gradient():
     config = TiedLoraConfig(r=5, tied_lora_alpha=7)
     model = adapted(config).double()
     names = {
-        "A": f"base_model.tied_lora_A.{GROUP}.default",
-        "B": f"base_model.tied_lora_B.{GROUP}.default",
-        "v": f"base_model.tied_lora_v.{GROUP}.default",
+        "A": f"base_model.model.tied_lora.{GROUP}.tied_lora_A.default.weight",
+        "B": f"base_model.model.tied_lora.{GROUP}.tied_lora_B.default.weight",
+        "v": f"base_model.model.tied_lora.{GROUP}.tied_lora_v.default.weight",
         **{
-            (k, p): f"base_model.model.model.layers.{k}.self_attn.{p}.tied_lora_u.default"
+            (k, p): f"base_model.model.model.layers.{k}.self_attn.{p}.tied_lora_u.default.weight"
             for k in range(BLOCKS)
             for p in ("q_proj", "k_proj", "v_proj")
         },
@@ -62,19 +62,12 @@ def test_parameter_count():
 
 def test_targets_of_another_input_width_are_another_projection():
     model = adapted(TiedLoraConfig(r=3, target_modules="all-linear"))
-    groups = {name for name, _ in model.base_model.tied_lora_A.named_children()}
+    groups = {name for name, _ in model.base_model.model.tied_lora.named_children()}
     assert groups == {
         "q_proj+k_proj+v_proj+o_proj:64+32+32+64x64",
         "gate_proj+up_proj:128+128x64",
         "down_proj:64x128",
     }
-
-
-def test_direct_injection_is_refused():
-    from peft import inject_adapter_in_model
-
-    with pytest.raises(ValueError, match="shared state"):
-        inject_adapter_in_model(TiedLoraConfig(), tiny_llama())
 
 
 @pytest.mark.parametrize(
