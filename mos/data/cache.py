@@ -1,13 +1,17 @@
-"""What the cache of tokenised data stands on: rows as Arrow, and the version of this code."""
+"""What the cache of tokenised data stands on: rows as Arrow, and the code that makes them."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
+
+from mos.data import chat, encoder, messages, rows, templates
+from mos.data.corpora import corpus_of
 
 
 def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -17,11 +21,12 @@ def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
             writer.write_batch(batch)
 
 
-def code_hash() -> str:
-    """Hash of what turns files into ids: the sources of this package, and the tokenizers."""
+def code_hash(corpus: str) -> str:
+    """Hash of what turns the files of a corpus into ids: the code for it, and the tokenizers."""
+    converter = sys.modules[corpus_of(corpus).rows.__module__]
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for module in (rows, templates, messages, converter, chat, encoder):
+        digest.update(Path(str(module.__file__)).read_bytes())
     for package in ("tokenizers", "transformers"):
         digest.update(importlib.metadata.version(package).encode())
     return digest.hexdigest()

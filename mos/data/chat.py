@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -33,6 +33,7 @@ LabelMask = Literal["reference", "clean"]
 class Message(TypedDict):
     role: str
     content: str
+    train: NotRequired[bool]  # false: an assistant turn that is not trained on
 
 
 class Encoded(TypedDict):
@@ -82,7 +83,8 @@ def render_training(
     `label_mask="reference"` masks every message that is not the assistant's, plus the header of an
     assistant turn that follows one. Hence the line feed after a non-final EOS is trained on, and
     so is the header of an assistant message that comes first or follows another assistant message.
-    `label_mask="clean"` trains on assistant contents and their EOS alone.
+    `label_mask="clean"` trains on assistant contents and their EOS alone. An assistant turn with
+    `train: False` is masked like the turn of another role.
 
     Raises:
         UserError: no messages, or an unknown role.
@@ -99,13 +101,13 @@ def render_training(
     spans = []
     if label_mask == "reference":
         for i, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if not _is_trained(message):
                 header = i + 1 < len(messages) and messages[i + 1]["role"] == "assistant"
                 spans.append((starts[i], ends[i] + len(GENERATION_HEADER) * header))
     elif label_mask == "clean":
         unmasked_until = 0
         for i, message in enumerate(messages):
-            if message["role"] == "assistant":
+            if _is_trained(message):
                 spans.append((unmasked_until, starts[i] + len(GENERATION_HEADER)))
                 unmasked_until = ends[i] - 1
         spans.append((unmasked_until, len(text)))
@@ -203,6 +205,10 @@ def encode_by_prefixes(
             row = replace(row, full_length=len(whole))
         rows.append(row)
     return rows
+
+
+def _is_trained(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("train", True)
 
 
 def _role(message: Message) -> str:

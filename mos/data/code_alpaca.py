@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from mos.data.corpus import Corpus
+from mos.data.fetch import Original, github
 from mos.data.rows import (
     Example,
     Report,
     conversation,
-    read_json_list,
-    read_jsonl,
+    read_rows,
     require_content,
     require_files,
     text_field,
@@ -26,6 +26,7 @@ WHERE = (
     "Run scripts/prepare_train_data.py code_alpaca, or take data/code_alpaca_20k.json from"
     " github.com/sahil280114/codealpaca."
 )
+COMMIT = "2f78ddc5c682ed6738ad092bbbfa59ba915afcb0"
 
 
 def files(source: Path) -> list[Path]:
@@ -44,7 +45,7 @@ def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
     (path,) = files(source)
     if path.name in VARIANTS:
         report.note(f"code_alpaca: no {FILE} in {source}: used {path.name}.")
-    for index, (line, item) in enumerate(_items(path, report)):
+    for index, (line, item) in enumerate(read_rows(path, report)):
         try:
             instruction = text_field(item, "instruction", path, line)
             output = text_field(item, "output", path, line)
@@ -60,12 +61,10 @@ def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
         )
 
 
-def _items(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    if path.suffix == ".jsonl":
-        yield from read_jsonl(path, report)
-        return
-    for line, item in read_json_list(path):
-        if isinstance(item, dict):
-            yield line, item
-        else:
-            report.bad(DataError(path, line, "expected an object with instruction and output."))
+CORPUS = Corpus(
+    files,
+    rows,
+    WHERE,
+    folder="codealpaca",
+    originals=lambda _: [Original(FILE, github("sahil280114/codealpaca", COMMIT, f"data/{FILE}"))],
+)

@@ -1,4 +1,4 @@
-"""The corpora by name: what they need on disk, and their conversion to conversations."""
+"""The corpora by name, and their conversion to conversations."""
 
 from __future__ import annotations
 
@@ -7,20 +7,31 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mos.data import code_alpaca, cot, flan_v2, messages, super_ni
+from mos.data.corpus import Corpus
 from mos.data.rows import Example, OnBadRow, Report, require_content
-from mos.errors import DataError, MissingFileError, UserError
+from mos.errors import DataError, MissingFileError, unknown
 
-CORPORA: dict[str, ModuleType] = {
-    "super_ni": super_ni,
-    "flan_v2": flan_v2,
-    "cot": cot,
-    "code_alpaca": code_alpaca,
-    "messages": messages,
+CORPORA: dict[str, Corpus] = {
+    "super_ni": super_ni.CORPUS,
+    "flan_v2": flan_v2.CORPUS,
+    "cot": cot.CORPUS,
+    "code_alpaca": code_alpaca.CORPUS,
+    "messages": messages.CORPUS,
 }
+
+
+def corpus_of(name: str) -> Corpus:
+    """A corpus by name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in CORPORA:
+        raise unknown("corpus", name, CORPORA)
+    return CORPORA[name]
 
 
 def check_source(corpus: str, source: str | Path) -> None:
@@ -36,8 +47,8 @@ def check_source(corpus: str, source: str | Path) -> None:
 
 def source_files(corpus: str, source: str | Path) -> list[Path]:
     """The files that a corpus is made from; raises as `check_source`."""
-    module, source = _module(corpus), _folder(corpus, source)
-    return _converted_files(corpus, source) or module.files(source)
+    source = _existing(corpus, source)
+    return _converted_files(corpus, source) or corpus_of(corpus).files(source)
 
 
 def corpus_rows(corpus: str, source: str | Path, seed: int, report: Report) -> Iterator[Example]:
@@ -46,12 +57,12 @@ def corpus_rows(corpus: str, source: str | Path, seed: int, report: Report) -> I
     A source may also hold the corpus converted already: `<corpus>_data.jsonl` as open-instruct
     writes it, or the parquet files of a Tulu mixture, of which the rows of this corpus are taken.
     """
-    module, source = _module(corpus), _folder(corpus, source)
+    source = _existing(corpus, source)
     if converted := _converted_files(corpus, source):
         report.note(f"{corpus}: took rows converted already from {converted[0].name} in {source}.")
         yield from messages.mixture_rows(converted, report, dataset=corpus)
     else:
-        yield from module.rows(source, random.Random(seed), report)
+        yield from corpus_of(corpus).rows(source, random.Random(seed), report)
 
 
 def convert(
@@ -108,19 +119,10 @@ def no_rows(corpus: str, source: str | Path, report: Report) -> DataError:
     return DataError(source, None, reason)
 
 
-def _module(corpus: str) -> ModuleType:
-    if corpus not in CORPORA:
-        raise UserError(f"data.corpus={corpus!r}: expected one of {', '.join(CORPORA)}.")
-    return CORPORA[corpus]
-
-
-def _folder(corpus: str, source: str | Path) -> Path:
-    source = Path(source)
+def _existing(corpus: str, source: str | Path) -> Path:
+    where, source = corpus_of(corpus).where, Path(source)
     if not source.exists():
-        module = CORPORA[corpus]
-        raise MissingFileError(
-            f"{corpus}: no {source}. {getattr(module, 'WHERE', None) or messages.FORMAT}"
-        )
+        raise MissingFileError(f"{corpus}: no {source}. {where}")
     return source
 
 

@@ -11,7 +11,6 @@ import logging
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,12 @@ from mos.data.corpora import corpus_rows, no_rows, source_files
 from mos.data.encoder import ChatEncoder
 from mos.data.rows import Example, OnBadRow, Report
 from mos.data.statistics import Statistics
-from mos.data.verify import sha256_of
 from mos.errors import DataError, UserError
-from mos.files import build_once, hash_json, write_json
+from mos.files import build_once, hash_file, hash_json, write_json
 
 logger = logging.getLogger(__name__)
 
-BATCH = 1000
+BATCH, BATCH_CHARACTERS = 1000, 4_000_000  # encoded at a time, whichever comes first
 ROWS = "rows.arrow"
 STATISTICS = "statistics.json"
 LISTS = pa.list_(pa.int32())
@@ -58,6 +56,7 @@ class TrainingData:
         collator: rows -> padded batch.
         fingerprint: hash of files, tokenizer, options and code.
         statistics: see `Statistics`, plus `train_rows` and `eval_rows`.
+        cached: whether the tokens were found in the cache.
     """
 
     train: Dataset
@@ -65,6 +64,29 @@ class TrainingData:
     collator: Collator
     fingerprint: str
     statistics: dict[str, Any]
+    cached: bool
+
+    def summary(self) -> list[str]:
+        """Lines that say what became of the rows of the source."""
+        counts = self.statistics
+        beyond = counts["read"] - counts["skipped"] - counts["dropped"] - counts["rows"]
+        origin = "from the cache" if self.cached else "tokenised now"
+        lines = [
+            f"{counts['read']:,} rows read, {counts['skipped']:,} bad ones skipped,"
+            f" {counts['dropped']:,} dropped with nothing left to train on,"
+            f" {counts['truncated']:,} truncated"
+            + (f", {beyond:,} beyond data.max_rows" if beyond else "")
+            + f"; {origin}",
+            f"{counts['train_rows']:,} training examples, {counts['eval_rows']:,} held out",
+        ]
+        for what, key in (
+            ("skipped", "bad_rows"),
+            ("dropped", "first_dropped"),
+            ("truncated", "first_truncated"),
+        ):
+            if counts[key]:
+                lines.append(f"{what}, first: {counts[key][0]}")
+        return lines + counts["notes"]
 
 
 def load_training_data(
@@ -105,16 +127,16 @@ def load_training_data(
     tokenizers.check_tokenizer(tokenizer)
     identity = {
         "corpus": corpus,
-        "files": [(path.name, sha256_of(path)) for path in source_files(corpus, source)],
+        "files": [(path.name, hash_file(path)) for path in source_files(corpus, source)],
         "tokenizer": tokenizers.fingerprint(tokenizer),
         "max_seq_length": max_seq_length,
         "seed": seed,
         "max_rows": max_rows,
         "on_bad_row": on_bad_row,
         "label_mask": label_mask,
-        "code": code_hash(),
+        "code": code_hash(corpus),
     }
-    folder = Path(cache_dir) / "training_data"
+    built = []
 
     def build(target: Path) -> None:
         encoder = ChatEncoder(tokenizer, max_seq_length, label_mask)
@@ -122,16 +144,16 @@ def load_training_data(
         examples = _examples(corpus, source, seed, max_rows, report)
         statistics = Statistics()
         write_arrow(target / ROWS, SCHEMA, encoded_batches(examples, encoder, statistics))
+        statistics.read = report.good + report.skipped
         statistics.skipped, statistics.bad_rows = report.skipped, report.bad_rows
         statistics.notes = report.notes
+        built.append(target)
         if statistics.rows == 0:
             raise _nothing_left(corpus, source, report, statistics)
         write_json(target / STATISTICS, vars(statistics))
 
-    entry = build_once(folder / hash_json(identity)[:24], build)
+    entry = build_once(Path(cache_dir) / "training_data" / hash_json(identity)[:24], build)
     statistics = json.loads((entry / STATISTICS).read_text())
-    for note in statistics["notes"]:
-        logger.info("%s", note)
     rows = Dataset.from_file(str(entry / ROWS))
     for_training, for_eval = split_indices(len(rows), eval_size, seed)
     statistics |= {"train_rows": len(for_training), "eval_rows": len(for_eval)}
@@ -140,7 +162,8 @@ def load_training_data(
     train = rows.select(for_training, keep_in_memory=True)
     held_out = rows.select(for_eval, keep_in_memory=True) if eval_size else None
     assert tokenizer.pad_token_id is not None
-    return TrainingData(train, held_out, Collator(tokenizer.pad_token_id), fingerprint, statistics)
+    collator = Collator(tokenizer.pad_token_id)
+    return TrainingData(train, held_out, collator, fingerprint, statistics, cached=not built)
 
 
 def _examples(
@@ -173,6 +196,7 @@ def _encodable(examples: Iterable[Example], report: Report) -> Iterator[Example]
                 )
             )
             continue
+        report.good += 1
         yield example
 
 
@@ -180,7 +204,7 @@ def encoded_batches(
     examples: Iterator[Example], encoder: ChatEncoder, statistics: Statistics
 ) -> Iterator[pa.RecordBatch]:
     """Encode rows as Arrow batches of `SCHEMA`, without those that nothing is trained on."""
-    while batch := list(islice(examples, BATCH)):
+    for batch in _batches(examples):
         rows = encoder.encode_batch([example.row["messages"] for example in batch])
         kept = [r for e, r in zip(batch, rows, strict=True) if statistics.add(e, r)]
         if not kept:
@@ -202,6 +226,19 @@ def encoded_batches(
             ],
             schema=SCHEMA,
         )
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    batch: list[Example] = []
+    characters = 0
+    for example in examples:
+        batch.append(example)
+        characters += sum(len(message["content"]) for message in example.row["messages"])
+        if len(batch) >= BATCH or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def split_indices(count: int, eval_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -234,5 +271,5 @@ def _nothing_left(
         f"{corpus}: all {statistics.dropped} rows were dropped because no token of them is"
         f" trained on, the first: {statistics.first_dropped[0]}"
         f" ({statistics.truncated} were cut before their answer).",
-        "Raise data.max_seq_length, or check that the rows have assistant messages.",
+        "Raise data.max_seq_length, or check that the rows have assistant messages with a weight.",
     )

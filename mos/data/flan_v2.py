@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from mos.data.rows import (
-    Example,
-    Report,
-    conversation,
-    read_jsonl,
-    require_content,
-    require_files,
-    text_field,
-)
-from mos.errors import DataError
+from mos.data.corpus import Corpus
+from mos.data.fetch import Original
+from mos.data.rows import Example, Report, prompt_rows, read_rows, require_content, require_files
 
 FILE = "tulu_v1_resampled_flan_100k.jsonl"
+TULU_STORE = "hf://datasets/hamishivi/tulu_mix_store@7508c5e92f6ebee594f3d60854970a0d0a9587a3"
 WHERE = (
-    "Run scripts/prepare_train_data.py flan_v2, or take the file from"
-    " huggingface.co/datasets/hamishivi/tulu_mix_store."
+    "Run scripts/prepare_train_data.py flan_v2, or take"
+    " flan_v2_resampled_100k.jsonl from huggingface.co/datasets/hamishivi/tulu_mix_store and give"
+    f" it the name {FILE}."
 )
 
 
@@ -36,24 +30,13 @@ def files(source: Path) -> list[Path]:
 def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
     """Rows in file order."""
     (path,) = files(source)
-    yield from flan_rows("flan_v2", ((path, *item) for item in read_jsonl(path, report)), report)
+    yield from prompt_rows("flan_v2", ((path, *item) for item in read_rows(path, report)), report)
 
 
-def flan_rows(
-    dataset: str, items: Iterable[tuple[Path, int, dict[str, Any]]], report: Report
-) -> Iterator[Example]:
-    """Conversations of FLAN's `inputs` and `targets`, numbered through.
-
-    A prompt that ends neither in LF nor, apart from spaces, in a colon gets a LF; targets are
-    verbatim.
-    """
-    for index, (path, line, item) in enumerate(items):
-        try:
-            prompt = text_field(item, "inputs", path, line)
-            completion = text_field(item, "targets", path, line)
-        except DataError as error:
-            report.bad(error)
-            continue
-        if not prompt.endswith("\n") and not prompt.rstrip().endswith(":"):
-            prompt += "\n"
-        yield Example(conversation(dataset, f"{dataset}_{index}", prompt, completion), path, line)
+CORPUS = Corpus(
+    files,
+    rows,
+    WHERE,
+    folder="flan_v2",
+    originals=lambda _: [Original(FILE, f"{TULU_STORE}/flan_v2_resampled_100k.jsonl")],
+)

@@ -21,7 +21,6 @@ from mos.console import console, fail
 from mos.data.chat import IGNORE_INDEX
 from mos.data.corpora import CORPORA, check_source
 from mos.data.dataset import TrainingData, load_training_data
-from mos.data.sources import FOLDERS
 from mos.data.statistics import Statistics
 from mos.errors import MissingFileError, UserError
 
@@ -33,14 +32,13 @@ def found_corpora(data_dir: Path) -> dict[str, Path]:
         MissingFileError: it holds none.
     """
     found = {}
-    for corpus, folder in {**FOLDERS, "messages": "messages"}.items():
-        if (data_dir / folder).is_dir():
-            check_source(corpus, data_dir / folder)
-            found[corpus] = data_dir / folder
+    for name, corpus in CORPORA.items():
+        if (data_dir / corpus.folder).is_dir():
+            check_source(name, data_dir / corpus.folder)
+            found[name] = data_dir / corpus.folder
     if not found:
-        raise MissingFileError(
-            f"no corpus in {data_dir}: expected one of the folders {', '.join(FOLDERS.values())}."
-        )
+        folders = ", ".join(corpus.folder for corpus in CORPORA.values())
+        raise MissingFileError(f"no corpus in {data_dir}: expected one of the folders {folders}.")
     return found
 
 

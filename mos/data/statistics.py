@@ -13,16 +13,19 @@ class Statistics:
     """Counts over a corpus, as written to `statistics.json`.
 
     Attributes:
+        read: rows of the source, bad ones and those beyond `max_rows` among them.
         rows: encoded and kept.
         tokens: of the kept rows, after truncation; `supervised_tokens` of them have a label.
         truncated: kept or dropped rows that were longer than the limit.
         dropped: rows left out because no label survived.
         empty_answers: rows of the reference's corpora with an empty assistant turn, kept.
         skipped: bad rows left out; the first are listed in `bad_rows`.
+        notes: see `mos.data.rows.Report`.
         first_truncated, first_dropped, first_empty: where the first of each stand.
         lengths: rows by length before truncation, in bins of `LENGTH_BIN` tokens.
     """
 
+    read: int = 0
     rows: int = 0
     tokens: int = 0
     supervised_tokens: int = 0

@@ -13,16 +13,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mos.data.corpus import Corpus
+from mos.data.fetch import Original, fetch, github
 from mos.data.rows import Example, Report, conversation, line_of, read_json
 from mos.data.templates import fill
 from mos.errors import DataError, MissingFileError
 
 ZERO_SHOT, FEW_SHOT, SHOTS = 60, 20, 2  # instances a task, and examples in a few-shot prompt
 SPLITS = ("xlingual", "default")
+REPOSITORY = ("allenai/natural-instructions", "55a365637381ce7f3748fa2eac7aef1a113bbb82")
 LISTS = ("train_tasks.txt", "train_tasks_available.txt")
 WHERE = (
-    "Expected a checkout of github.com/allenai/natural-instructions:"
-    " run scripts/prepare_train_data.py super_ni, or clone it."
+    "Run scripts/prepare_train_data.py super_ni, or clone github.com/allenai/natural-instructions."
 )
 
 
@@ -161,3 +163,15 @@ def _instance(path: Path, instances: list[Any], index: int, text: str) -> tuple[
         line_of(text, "Instances", index),
         f"instance {index} must have an id, an input (string) and an output (list of strings).",
     )
+
+
+def originals(folder: Path) -> list[Original]:
+    """The reference's split list, which is fetched at once, and the training tasks in it."""
+    name = f"splits/{SPLITS[0]}/{LISTS[0]}"
+    task_list = Original(name, github(*REPOSITORY, name))
+    fetch([task_list], folder)
+    names = [f"tasks/{task}.json" for task in _tasks(folder)[1]]
+    return [task_list, *(Original(name, github(*REPOSITORY, name)) for name in names)]
+
+
+CORPUS = Corpus(files, rows, WHERE, folder="natural-instructions", originals=originals)

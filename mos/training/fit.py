@@ -84,7 +84,8 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
 def load_data(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> TrainingData:
     """The tokenised corpus of the `data` config group."""
     data = load_training_data(tokenizer, cache_dir=config["paths"]["cache_dir"], **config["data"])
-    say(f"data: {len(data.train)} training examples, {len(data.eval or ())} held out")
+    for line in data.summary():
+        say(f"data: {line}")
     return data
 
 

@@ -211,7 +211,7 @@ def test_cache_is_found_again_and_never_stale(load, tmp_path, monkeypatch):
     fingerprints.add(load(source).fingerprint)
     assert len(fingerprints) == 6
     assert len(built) == 6
-    monkeypatch.setattr(module, "code_hash", lambda: "another version")
+    monkeypatch.setattr(module, "code_hash", lambda corpus: "another version")
     assert load(source).fingerprint not in fingerprints
 
 
