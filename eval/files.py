@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[st
                 if len(line) > MAX_LINE:
                     raise ValueError(f"a line of more than {MAX_LINE >> 20} MB")
                 if line.strip():
-                    yield number, check_fields(parse_json(line), fields, path, number)
+                    row = parse_json(line.removeprefix(BOM_UTF8))
+                    yield number, check_fields(row, fields, path, number)
         except DataError:
             raise
         except UnicodeDecodeError as error:

@@ -103,7 +103,8 @@ def render_training(
         for i, message in enumerate(messages):
             if not _is_trained(message):
                 header = i + 1 < len(messages) and messages[i + 1]["role"] == "assistant"
-                spans.append((starts[i], ends[i] + len(GENERATION_HEADER) * header))
+                start = max(starts[i], spans[-1][1]) if spans else starts[i]
+                spans.append((start, ends[i] + len(GENERATION_HEADER) * header))
     elif label_mask == "clean":
         unmasked_until = 0
         for i, message in enumerate(messages):

@@ -42,6 +42,7 @@ def conversations(count: int, seed: int, ascii_only: bool = False):
             {
                 "role": rng.choice(["system", "user", "assistant", "assistant"]),
                 "content": "".join(rng.choices(fragments, k=rng.choice([0, 1, 3, 12]))),
+                "train": rng.random() < 0.9,
             }
             for _ in range(rng.choice([1, 2, 2, 3, 5]))
         ]

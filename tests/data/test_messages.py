@@ -193,7 +193,10 @@ def test_turns_and_rows_without_weight_are_not_trained_on(
     [row] = data.train
     kept = [label for label in row["labels"] if label != IGNORE_INDEX]
     assert tiny_tokenizer.decode(kept) == "Oslo</s>"
-    assert "Bergen</s>" in tiny_tokenizer.decode(row["input_ids"])
+    assert tiny_tokenizer.decode(row["input_ids"]) == (
+        "<s><|user|>\nCapital of Norway?\n<|assistant|>\nBergen</s>\n"
+        "<|user|>\nSure?\n<|assistant|>\nOslo</s>"
+    )
     assert data.summary() == [
         "2 rows read, 0 bad ones skipped, 1 dropped with nothing left to train on, 0 truncated;"
         " tokenised now",
