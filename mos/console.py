@@ -86,6 +86,8 @@ def signals_interrupt() -> None:
 
 def override(key: str, value: object) -> str:
     """A Hydra override that gives `value` to `key` as it is, whatever characters it has."""
+    if re.fullmatch(r"[\w./@:+-]*[a-zA-Z/][\w./@:+-]*", str(value)):
+        return f"{key}={value}"
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value))  # elsewhere Hydra leaves backslashes alone
     text = text.replace("'", "\\'").replace("${", "\\${")
     return f"{key}='{text}'"

@@ -22,6 +22,7 @@ from mos.config import CONFIG_DIR, validate
 from mos.console import (
     config_tree,
     console,
+    exit_on_user_error,
     fail,
     is_main_process,
     logged_to,
@@ -35,7 +36,14 @@ from mos.console import (
 from mos.errors import UserError
 from mos.identity import finished_run, open_run
 from mos.runs import Run
-from mos.training.sweep import in_sweep, record_member, sweep_dir
+from mos.training.sweep import (
+    Labelled,
+    check_launcher,
+    end_member,
+    in_sweep,
+    start_member,
+    sweep_dir,
+)
 from mos.training.tracking import tracked
 
 
@@ -88,7 +96,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
             agreed(False, device)
         if not ours:
             say(f"{run.path} is at work in another process: skipped")
-            record_member("at work elsewhere", run.path)
+            end_member("at work elsewhere", run)
             return None
         return report(run)
 
@@ -96,14 +104,15 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
 def report(run: Run) -> dict[str, Any] | None:
     """Show what a run has come to; returns its results if they are complete."""
     status, reason = run.state
-    record_member(status, run.path, reason)
-    if results := run.results:
+    results, complete = run.results, run.complete
+    if results and not in_sweep():  # whose table at the end has the scores of all members
         console.print(results_table(results))
-    if run.complete:
+    if complete:
         say(f"complete: {run.path / 'results.json'} (overwrite=true starts anew)")
-        return results
-    say(f"{status}: {run.path}" + (f" ({reason})" if reason else ""))
-    return None
+    elif not in_sweep():
+        say(f"{status}: {run.path}" + (f" ({reason})" if reason else ""))
+    end_member(status, run, reason)
+    return results if complete else None
 
 
 def train_adapter(config: Mapping[str, Any], run: Run) -> None:
@@ -137,8 +146,14 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
         run.set_status("trained", f"to be evaluated: {command}")
         return
     command = [sys.executable, "-m", "mos.evaluate", *overrides]
-    with subprocess.Popen(command, env=plain_environment()) as evaluation:
+    # Where lines are labelled, the evaluation's pass through here to get their label.
+    output = subprocess.PIPE if isinstance(console.file, Labelled) else None
+    with subprocess.Popen(
+        command, env=plain_environment(), stdout=output, stderr=output and subprocess.STDOUT
+    ) as evaluation:
         try:
+            for line in evaluation.stdout or ():
+                console.out(line.decode(errors="replace").rstrip("\n"), highlight=False)
             code = evaluation.wait()
         except BaseException:
             evaluation.terminate()  # it keeps what it has, and ends its engine
@@ -195,23 +210,27 @@ def print_plan(config: Mapping[str, Any], run: Run) -> None:
 def main(cfg: DictConfig) -> None:
     """The command line around `train`: messages instead of tracebacks, exit codes, sweeps."""
     signals_interrupt()
+    start_member()
     try:
         train(cfg)
     except KeyboardInterrupt:
+        end_member("interrupted")
         sys.exit(130)
     except UserError as error:
         fail(str(error))
-        record_member("failed", "", str(error))
+        end_member("failed", reason=str(error))
         if not in_sweep():
             sys.exit(2)
     except Exception as error:
-        record_member("failed", "", f"{type(error).__name__}: {error}")
+        end_member("failed", reason=f"{type(error).__name__}: {error}")
         if not in_sweep():
             raise
         show_traceback()
 
 
 if __name__ == "__main__":
+    with exit_on_user_error():
+        check_launcher(sys.argv)
     # Launchers pickle `main` with what it refers to, which in __main__ would go by value.
     from mos.train import main as importable_main
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -10,15 +12,72 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from mos.config import CONFIG_DIR
+from mos.config import CONFIG_DIR, compose_config, validate
+from mos.errors import UserError
+from mos.identity import open_run
 from mos.runs import find_runs
+from mos.train import main
+from mos.training.sweep import Labelled, check_launcher, progress
 from tests.tiny_job import TINY, run_cli
 
 
 @pytest.fixture
 def paths(tmp_path):
     return [f"paths.output_dir={tmp_path}/outputs", f"paths.cache_dir={tmp_path}/cache"]
+
+
+def test_a_dry_run_lists_each_member_with_its_run(monkeypatch, paths, capsys, tmp_path):
+    sweep = ["-m", "+experiment=superni_mmlu", "adapter=lora,mos", "adapter.r=8,64", "seed=0,1,2"]
+    monkeypatch.setattr(sys, "argv", ["mos.train", *sweep, "dry_run=true", *TINY, *paths])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1  # mos with r=64 does not fit the pools of the tiny model
+    out = capsys.readouterr().out
+    assert "12 members: 9 new, 3 cannot run" in out
+    assert out.count("picks 252 different public shards") == 1
+    for seed in range(3):
+        job = ["+experiment=superni_mmlu", "adapter=lora", "adapter.r=8", f"seed={seed}"]
+        run = open_run(validate(compose_config([*job, *TINY, *paths])))
+        assert run.path.parent.name in out
+    assert not (tmp_path / "outputs" / "superni_mmlu").exists()
+
+
+def test_how_far_a_sweep_is_and_about_how_long_it_takes(tmp_path):
+    def member(number: int, **entry) -> None:
+        file = tmp_path / "members" / f"{number:05}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(entry))
+
+    now = time.time()
+    (tmp_path / "sweep.json").write_text(json.dumps({"members": 10, "started": now - 120}))
+    assert progress(tmp_path) == "0 of 10 done, 0 running, 10 left"
+    member(0, outcome="trained", seconds=60.0)
+    member(1, outcome="evaluated", seconds=0.1)  # it was complete before
+    member(2, outcome="failed", seconds=60.0)
+    member(3, outcome="running")
+    # One after another, a minute each: six and, of the one at work, half.
+    assert progress(tmp_path) == "3 of 10 done, 1 running, 6 left, about 0:06:30 to go"
+    (tmp_path / "sweep.json").write_text(json.dumps({"members": 10, "started": now - 60}))
+    assert progress(tmp_path).endswith("about 0:03:15 to go")  # two at once
+
+
+def test_launchers_without_what_they_need_are_refused_by_name(monkeypatch):
+    with pytest.raises(UserError, match="add -m"):
+        check_launcher(["mos", "hydra/launcher=processes"])
+    with pytest.raises(UserError, match="srun"):
+        check_launcher(["mos", "-m", "hydra/launcher=slurm"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'mos-tuning\[joblib\]'"):
+        check_launcher(["mos", "--multirun", "hydra/launcher=processes"])
+    check_launcher(["mos", "-m", "seed=0,1"])
+
+
+def test_lines_of_members_at_once_begin_with_their_number():
+    stream = io.StringIO()
+    Console(file=Labelled(stream, "[3] ")).print("one\ntwo")
+    assert stream.getvalue() == "[3] one\n[3] two\n"
 
 
 @pytest.mark.slow

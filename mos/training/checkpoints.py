@@ -7,18 +7,17 @@ checkpoint or one that is recognised as unfinished; bytes that change later no l
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mos.files import write_json
+from mos.console import say
+from mos.files import parse_json, write_json
 
 SEAL = "complete.json"
-logger = logging.getLogger(__name__)
 
 
 def seal(checkpoint: Path) -> None:
@@ -34,35 +33,44 @@ def seal(checkpoint: Path) -> None:
 def damage(checkpoint: Path) -> str:
     """Why a checkpoint cannot be trusted, or "" if it is as it was sealed."""
     try:
-        sealed = json.loads((checkpoint / SEAL).read_text("utf-8"))["sha256"]
-    except FileNotFoundError:
-        return "it was not finished"
-    except (json.JSONDecodeError, KeyError):
+        sealed = parse_json((checkpoint / SEAL).read_text("utf-8"))["sha256"]
+        if not sealed:
+            return f"its {SEAL} names no file"
+        for name, expected in sealed.items():
+            if _sha256(checkpoint / name) != expected:
+                return f"{name} has changed since it was written"
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        return "it was not finished" if name == SEAL else f"{name} is missing"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    except (ValueError, TypeError, KeyError, AttributeError):
         return f"its {SEAL} is damaged"
-    for name, expected in sealed.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _sha256(file) != expected:
-            return f"{name} has changed since it was written"
     return ""
 
 
 def newest_valid(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; those past it are named, and removed.
 
-    They are removed because the run will write checkpoints of the same names again.
+    They are removed because the run will write checkpoints of the same names again. What has
+    another name is not looked at.
     """
-    for checkpoint in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True):
+    named = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
+    checkpoints = [path for path in folder.glob("*") if named.fullmatch(path.name)]
+    for checkpoint in sorted(checkpoints, key=step_of, reverse=True):
         reason = damage(checkpoint)
         if not reason:
             return checkpoint
-        logger.warning("%s is not used: %s", checkpoint.name, reason)
-        shutil.rmtree(checkpoint)
+        say(f"{checkpoint.name} is not used: {reason}")
+        if checkpoint.is_dir() and not checkpoint.is_symlink():
+            shutil.rmtree(checkpoint)
+        else:
+            checkpoint.unlink()
     return None
 
 
 def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps after which a checkpoint was taken."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mos.data.chat import IGNORE_INDEX
-from mos.files import hash_json, write_atomically
+from mos.files import hash_json, write_atomically, write_json
 
 NAME = "heldout"
 
@@ -105,7 +105,7 @@ def write_heldout(
     folder = run_dir / "eval" / NAME
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "records.jsonl", records)
-    write_atomically(folder / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_json(folder / "metrics.json", result)
     return {**shown, "stderr": losses.stderr, "n": len(ids), "lower_is_better": ["loss"]}
 
 

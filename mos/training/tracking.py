@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from mos.console import is_main_process
+from mos.console import is_main_process, say
 from mos.runs import Run
 
 
@@ -43,6 +44,10 @@ def tracked(config: Mapping[str, Any], run: Run, group: str | None) -> Iterator[
         resume="allow",
         settings=wandb.Settings(silent=True),
     )
+    if tracker.url:
+        say(f"wandb: online, {tracker.url}")
+    else:
+        say(f"wandb: offline; upload with: wandb sync {Path(tracker.dir).parent}")
     exit_code = 1
     try:
         yield

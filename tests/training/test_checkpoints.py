@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from mos.training.checkpoints import SEAL, damage, newest_valid, seal
@@ -29,21 +27,33 @@ def test_the_newest_is_taken_by_step_not_by_name(checkpoints):
     ("break_it", "reason"),
     [
         (lambda c: (c / SEAL).unlink(), "not finished"),
-        (lambda c: (c / SEAL).write_text("{"), "damaged"),
+        *(
+            (lambda c, seal=seal: (c / SEAL).write_bytes(seal), "damaged")
+            for seal in (b"{", b"[]", b"null", b"{}", b'{"sha256": 1}', b"\xff", b"[" * 100_000)
+        ),
+        (lambda c: (c / SEAL).write_text('{"sha256": {}}'), "names no file"),
         (lambda c: (c / "optimizer.pt").unlink(), "missing"),
         (lambda c: (c / "optimizer.pt").write_bytes(b"other"), "changed"),
         (lambda c: (c / "adapter_model.safetensors").write_bytes(b"\x0a" * 99), "changed"),
     ],
 )
-def test_a_damaged_one_is_named_and_passed_over(checkpoints, break_it, reason, caplog):
+def test_a_damaged_one_is_named_and_passed_over(checkpoints, break_it, reason, capsys):
     broken = checkpoints / "checkpoint-10"
     break_it(broken)
     assert reason in damage(broken)
-    with caplog.at_level(logging.WARNING):
-        assert newest_valid(checkpoints).name == "checkpoint-4"
-    assert "checkpoint-10" in caplog.text
-    assert reason in caplog.text
+    assert newest_valid(checkpoints).name == "checkpoint-4"
+    said = capsys.readouterr().out
+    assert "checkpoint-10" in said
+    assert reason in said
     assert not broken.exists()
+
+
+def test_odd_names_beside_are_left_alone(checkpoints):
+    for name in ("checkpoint-11.bak", "checkpoint-old", "checkpoint-"):
+        (checkpoints / name).mkdir()
+    (checkpoints / "checkpoint-12").write_text("no folder")
+    assert newest_valid(checkpoints).name == "checkpoint-10"
+    assert (checkpoints / "checkpoint-11.bak").is_dir()
 
 
 def test_none_is_left(tmp_path):

@@ -26,7 +26,12 @@ def wandb(monkeypatch):
 
     def init(**options):
         calls.opened.append(options)
-        return SimpleNamespace(finish=lambda exit_code: calls.closed.append(exit_code))
+        online = options["mode"] == "online"
+        return SimpleNamespace(
+            finish=lambda exit_code: calls.closed.append(exit_code),
+            url="https://wandb.example/run" if online else None,
+            dir="outputs/wandb/offline-run-1/files",
+        )
 
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -49,7 +54,7 @@ def test_a_failed_run_is_closed_as_failed(config, wandb):
     assert wandb.closed == [1]
 
 
-def test_it_is_offline_without_a_key(config, wandb, monkeypatch):
+def test_it_is_offline_without_a_key_and_says_so(config, wandb, monkeypatch, capsys):
     monkeypatch.setattr("wandb.api", SimpleNamespace(api_key=None))
     with tracked(config, open_run(config), group=None):
         pass
@@ -57,6 +62,9 @@ def test_it_is_offline_without_a_key(config, wandb, monkeypatch):
     with tracked(config, open_run(config), group=None):
         pass
     assert [opened["mode"] for opened in wandb.opened] == ["offline", "online"]
+    offline, online = capsys.readouterr().out.splitlines()
+    assert "wandb sync outputs/wandb/offline-run-1" in offline
+    assert "https://wandb.example/run" in online
 
 
 def test_only_the_first_process_opens_a_run(config, wandb, monkeypatch):
