@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from mos.config import CONFIG_DIR, resolved
 from mos.console import console, exit_on_user_error, say
-from mos.report.build import Report, build, extra_sheets, write
+from mos.report.build import Report, build, write
 from mos.report.formats import terminal
-from mos.report.runs import LEFT_OUT, REFUSED, Problem
+from mos.report.results import LEFT_OUT, REFUSED, Problem
 from mos.report.sheets import Sheet, measured
 from mos.report.tables import Filled
 
@@ -51,7 +51,7 @@ def _names(given: str | list[str] | None) -> list[str]:
 
 
 def _print(report: Report, out: str) -> None:
-    extra = extra_sheets(report)
+    extra = report.sheets
     shown = [terminal(_run_rows(f), _caption(f)) for f in report.filled if not f.empty]
     if "grouped" in extra:
         shown = [terminal(extra["grouped"])]

@@ -11,14 +11,18 @@ import pandas as pd
 from mos.adapters import METHODS
 from mos.errors import UserError, unknown
 from mos.files import claim, write_atomically
-from mos.report import figures, formats, paper, plots
+from mos.report import figures, formats, paper
 from mos.report.cells import HELDOUT, Column
 from mos.report.claims import Verdict, judge
 from mos.report.groups import Group, group_runs, spread
 from mos.report.html import render
+from mos.report.losses import loss_plot
+from mos.report.maps import sweep_maps
 from mos.report.pivot import pivot
-from mos.report.rates import Curve, rate_curves, rates_sheet
-from mos.report.runs import LEFT_OUT, NOTED, REFUSED, Problem, read_runs
+from mos.report.plots import ablation_plot, budget_plot
+from mos.report.rates import Curve, rate_curves, rates_plot, rates_sheet
+from mos.report.results import LEFT_OUT, NOTED, REFUSED, Problem
+from mos.report.runs import read_runs
 from mos.report.select import Selected, select
 from mos.report.sheets import Sheet, other_rows, paper_sheets
 from mos.report.tables import Filled, fill_table, other_groups
@@ -32,7 +36,7 @@ class Report:
         runs: the usable ones, all of one scale.
         filled: the paper's tables, in order.
         others: configurations that are in none of them.
-        grouped: the table that `rows` and `columns` asked for.
+        sheets: the tables besides the paper's that have rows, by the name of their files.
         curves: the sweeps over learning rates.
         problems: everything refused, left out or to be known.
     """
@@ -41,7 +45,7 @@ class Report:
     runs: Selected
     filled: list[Filled]
     others: list[Group]
-    grouped: Sheet | None
+    sheets: dict[str, Sheet]
     verdicts: list[Verdict]
     curves: list[Curve]
     problems: list[Problem]
@@ -101,12 +105,15 @@ def build(
         fill_table(table, groups, runs, problems, model=model, yardstick=instead)
         for table in paper.TABLES
     ]
-    grouped = pivot(runs, rows, columns, value) if rows or columns else None
     verdicts = judge(filled, problems)
     others = other_groups(groups, filled)
     problems = list(dict.fromkeys(problems))
     curves = rate_curves(runs)
-    return Report(list(sources), runs, filled, others, grouped, verdicts, curves, problems)
+    sheets = {"grouped": pivot(runs, rows, columns, value)} if rows or columns else {}
+    sheets["rates"] = rates_sheet(runs, curves)
+    sheets["others"] = other_rows(others, spread(runs))
+    sheets = {name: sheet for name, sheet in sheets.items() if len(sheet.frame)}
+    return Report(list(sources), runs, filled, others, sheets, verdicts, curves, problems)
 
 
 def _yardstick(runs: Selected, key: str | None) -> list[Column]:
@@ -136,7 +143,7 @@ def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path
         files[f"{name}.md"] = formats.markdown(pages)
         files[f"{name}.tex"] = formats.latex(pages, name)
         files[f"{name}.csv"] = formats.paper_csv(filled)
-    for name, sheet in extra_sheets(report).items():
+    for name, sheet in report.sheets.items():
         files[f"{name}.md"] = formats.markdown([sheet])
         files[f"{name}.tex"] = formats.latex([sheet], name)
         files[f"{name}.csv"] = formats.to_csv(sheet.frame)
@@ -152,7 +159,7 @@ def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path
     files["runs.csv"] = formats.to_csv(_runs_table(report.runs))
     if with_plots:
         _draw(report)
-    files["report.html"] = render(report, extra_sheets(report))
+    files["report.html"] = render(report)
     out = claim(out, [*files, "plots"])
     try:
         (out / "plots").mkdir(exist_ok=True)
@@ -166,16 +173,6 @@ def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path
     return [out / name for name in files]
 
 
-def extra_sheets(report: Report) -> dict[str, Sheet]:
-    """The tables besides the paper's that have rows, by the name of their files."""
-    sheets = {
-        "grouped": report.grouped,
-        "rates": rates_sheet(report.runs, report.curves) if report.curves else None,
-        "others": other_rows(report.others, spread(report.runs)),
-    }
-    return {name: sheet for name, sheet in sheets.items() if sheet is not None and len(sheet.frame)}
-
-
 def _draw(report: Report) -> None:
     if not figures.available():
         report.plots_missing = (
@@ -186,11 +183,11 @@ def _draw(report: Report) -> None:
         return
     main = report.filled[1]
     drawn = [
-        plots.budget_plot(main, report.others, spread(report.runs)),
-        plots.ablation_plot(main),
-        plots.rates_plot(report.curves),
-        plots.loss_plot(report.runs, report.problems),
-        plots.sweep_maps(report.runs),
+        budget_plot(main, report.others, spread(report.runs)),
+        ablation_plot(main),
+        rates_plot(report.curves),
+        loss_plot(report.runs, report.problems),
+        sweep_maps(report.runs),
     ]
     report.plots = [plot for plot in drawn if plot is not None]
 

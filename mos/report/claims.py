@@ -17,7 +17,7 @@ import numpy as np
 from mos.errors import DataError
 from mos.report import paper
 from mos.report.cells import Column, millions
-from mos.report.runs import REFUSED, Problem
+from mos.report.results import REFUSED, Problem
 from mos.report.statistics import (
     Bootstrap,
     Interval,

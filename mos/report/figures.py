@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from mos.adapters import METHODS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
@@ -18,6 +20,7 @@ P = ParamSpec("P")
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 UNKNOWN = "#6b7280"  # a method that this installation does not have
 MARKERS = "osD^vP*Xh<>p"
+MAX_PANELS = 6
 STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "mos",
@@ -89,12 +92,29 @@ def plot(
     return decorate
 
 
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list]:
-    """A figure without pyplot's global state, and its axes."""
+def panels(count: int, width: float, height: float, across: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure without pyplot's global state, and the axes of its panels.
+
+    Args:
+        count: of panels, at most `across` beside each other.
+        width, height: of one, in inches.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+    columns = min(across, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows))
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
+
+
+def with_legend(figure: Figure, entries: dict[str, Any]) -> Figure:
+    """Put the legend beside the panels, in room of its own."""
+    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.068 * max(map(len, entries)))
+    figure.legend(entries.values(), entries.keys(), loc="outside right upper")
+    return figure
 
 
 def colour(method: str, label: str) -> str:

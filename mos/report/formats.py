@@ -127,8 +127,10 @@ def paper_csv(filled: Filled) -> str:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """CSV in which no text is a formula to a spreadsheet."""
-    safe = frame.rename(columns=_no_formula)
-    return safe.apply(lambda c: c.map(_no_formula)).to_csv(index=False, lineterminator="\n")
+    rows = [map(_no_formula, row) for row in frame.itertuples(index=False, name=None)]
+    # As objects: whole numbers stay whole beside cells that are empty.
+    safe = pd.DataFrame(rows, columns=[_no_formula(c) for c in frame], dtype=object)
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
 def _no_formula(value: object) -> object:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from mos.report import paper
 from mos.report.cells import HELDOUT, Cell, Column
-from mos.report.runs import Problem, Runs
+from mos.report.results import Problem
+from mos.report.runs import Runs
 
 _KEYS = ["model", "method.label", "method.rank", "method.trainable_parameters", "configuration"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -28,8 +28,8 @@ _SPAN = Markup('<span class="{}">{}</span>{}')
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
-def render(report: Report, sheets: Mapping[str, Sheet]) -> str:
-    """The page; `sheets` are the tables besides the paper's."""
+def render(report: Report) -> str:
+    """The page."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -37,7 +37,6 @@ def render(report: Report, sheets: Mapping[str, Sheet]) -> str:
     template = environment.from_string(TEMPLATE.read_text("utf-8"))
     return template.render(
         report=report,
-        sheets=sheets,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         tables={filled.table.name: _detailed(filled) for filled in report.filled},
         counts=Counter(verdict.verdict for verdict in report.verdicts),

@@ -1,35 +1,33 @@
-"""The plots of the report."""
+"""Plots of scores: over size, and of the ablations."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
-
-from mos.errors import DataError, UserError
-from mos.report.cells import MISSING, Cell, Column, shown
-from mos.report.figures import INK, MARKERS, MUTED, canvas, colour, plot
+from mos.report.cells import Cell, Column, shown
+from mos.report.figures import (
+    INK,
+    MARKERS,
+    MAX_PANELS,
+    MUTED,
+    colour,
+    panels,
+    plot,
+    with_legend,
+)
 from mos.report.groups import Group, place
-from mos.report.pivot import natural, run_average, shown_value, splitting
-from mos.report.rates import Curve
-from mos.report.runs import Problem, Runs
+from mos.report.pivot import natural, shown_value
 from mos.report.statistics import seed_interval
 from mos.report.tables import Filled
-from mos.runs import read_losses
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ABLATIONS = tuple((label, "16/32") for label in ("MoS", "MoS -sp", "MoS -vs", "MoS -pd"))
-MAX_CURVES, MAX_POINTS, MAX_MAPS, MAX_PANELS = 12, 150, 6, 6
-MAX_LOG_BYTES = 64_000_000
 
 
 class Spot(NamedTuple):
@@ -83,15 +81,15 @@ def budget_plot(
     shared = _shared(filled)
     known = {place(c) for c in filled.table.columns}
     parts = [shared, *([c] for c in columns if place(c) not in known)]
-    panels = [(part, _spots(filled, others, part)) for part in parts if part]
-    panels = [(part, spots) for part, spots in panels if any(s.parameters for s in spots)]
-    panels = panels[:MAX_PANELS]
-    if not panels:
+    drawn = [(part, _spots(filled, others, part)) for part in parts if part]
+    drawn = [(part, spots) for part, spots in drawn if any(s.parameters for s in spots)]
+    drawn = drawn[:MAX_PANELS]
+    if not drawn:
         return None
-    figure, axes = _panels(len(panels), 5.2, 3.6)
+    figure, axes = panels(len(drawn), 5.2, 3.6)
     entries: dict[str, Any] = {}
-    labels = sorted({spot.label for _, spots in panels for spot in spots if spot.parameters})
-    for axis, (part, spots) in zip(axes, panels, strict=False):
+    labels = sorted({spot.label for _, spots in drawn for spot in spots if spot.parameters})
+    for axis, (part, spots) in zip(axes, drawn, strict=True):
         figures = _paper_figures(filled, part)
         spots.sort(key=lambda spot: (spot.parameters, natural(spot.rank)))
         places = _side_by_side(spots)
@@ -123,7 +121,10 @@ def budget_plot(
         for spot, style in zip(bare, (":", "--", "-."), strict=False):
             line = axis.axhline(spot.average.mean, color=MUTED, linestyle=style, linewidth=1)
             entries[f"{spot.label}  {shown(spot.average.mean, part[0])}"] = line
+        sizes = [spot.parameters for spot in spots if spot.parameters]
         axis.set_xscale("log")
+        axis.set_xlim(min(sizes) / 2.5, max(sizes) * 2.5)
+        axis.xaxis.set_minor_formatter("")
         axis.set_xlabel("trainable parameters (log scale)")
         axis.set_ylabel(_score_label(filled, part))
         if part[0].lower_is_better:
@@ -132,7 +133,7 @@ def budget_plot(
         (entries["hollow: the paper"],) = axes[0].plot(
             [], [], "o", markersize=9, markerfacecolor="none", color=MUTED
         )
-    return _with_legend(figure, entries)
+    return with_legend(figure, entries)
 
 
 def _side_by_side(spots: Sequence[Spot]) -> dict[tuple[str, str, int], float]:
@@ -150,13 +151,6 @@ def _side_by_side(spots: Sequence[Spot]) -> dict[tuple[str, str, int], float]:
     return places
 
 
-def _with_legend(figure: Figure, entries: dict[str, Any]) -> Figure:
-    """Put the legend beside the panels, in room of its own."""
-    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.068 * max(map(len, entries)))
-    figure.legend(entries.values(), entries.keys(), loc="outside right upper")
-    return figure
-
-
 def _paper_figures(filled: Filled, columns: Sequence[Column]) -> dict[tuple[str, str], float]:
     """The paper's mean of the columns, by label and rank."""
     if not filled.comparable or not set(columns) <= set(filled.table.columns):
@@ -166,16 +160,6 @@ def _paper_figures(filled: Filled, columns: Sequence[Column]) -> dict[tuple[str,
         figures = dict(zip(filled.table.columns, line.row.figures, strict=True))
         found[line.row.label, line.rank] = statistics.fmean(figures[c] for c in columns)
     return found
-
-
-def _panels(count: int, width: float, height: float, across: int = 2) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, the axes that are not needed hidden."""
-    columns = min(across, count)
-    rows = math.ceil(count / columns)
-    figure, axes = canvas(width * columns, height * rows, rows, columns)
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, axes
 
 
 @plot(
@@ -191,7 +175,7 @@ def ablation_plot(filled: Filled) -> Figure | None:
     spots = _spots(ablated, (), columns) if columns else []
     if len(spots) < 2:
         return None
-    figure, (axis,) = canvas(6.2, 0.6 + 0.55 * len(spots))
+    figure, (axis,) = panels(1, 6.2, 0.6 + 0.55 * len(spots))
     figures = _paper_figures(ablated, columns)
     for position, spot in enumerate(spots):
         interval = seed_interval(list(spot.average.per_seed.values()) or [spot.average.mean])
@@ -209,166 +193,3 @@ def ablation_plot(filled: Filled) -> Figure | None:
     axis.grid(axis="y", visible=False)
     axis.set_xlabel(_score_label(filled, columns))
     return figure
-
-
-@plot(
-    "rates",
-    "Learning rates.",
-    "Validation loss; bars are ±1 standard deviation over seeds. Stars: the best rate, hollow "
-    "where it lies at the edge of the grid: a better one may lie outside.",
-)
-def rates_plot(curves: Sequence[Curve]) -> Figure | None:
-    """Validation loss over the learning rate (log axis), one panel an experiment."""
-    experiments = sorted({curve.experiment for curve in curves})[:MAX_PANELS]
-    if not experiments:
-        return None
-    figure, axes = _panels(len(experiments), 5.0, 3.4)
-    entries: dict[str, Any] = {}
-    for axis, experiment in zip(axes, experiments, strict=False):
-        own = [curve for curve in curves if curve.experiment == experiment]
-        for number, curve in enumerate(own):
-            ink, cells = colour(curve.method, curve.label), list(curve.losses.values())
-            entries[curve.name] = axis.errorbar(
-                list(curve.losses), [c.mean for c in cells], yerr=[c.std or 0.0 for c in cells],
-                fmt=MARKERS[number % len(MARKERS)], linestyle="-", color=ink, capsize=2.5,
-                markersize=4.5, linewidth=1.2,
-            )  # fmt: skip
-            axis.plot(
-                curve.best, curve.losses[curve.best].mean, "*", markersize=15, zorder=4,
-                markerfacecolor="white" if curve.at_edge else ink, markeredgecolor=ink,
-            )  # fmt: skip
-        axis.set_xscale("log")
-        axis.set_title(experiment, color=INK)
-        axis.set_xlabel("learning rate (log scale)")
-        axis.set_ylabel("validation loss, nats per token")
-    return _with_legend(figure, entries)
-
-
-@plot("losses", "Loss curves.", "Training loss, smoothed, of one seed a setup; dots: held out.")
-def loss_plot(runs: Runs, problems: list[Problem]) -> Figure | None:
-    """Losses over steps, one panel an experiment, one curve a setup (its first seed)."""
-    logged = [(Path(str(folder)) / "loss.jsonl").is_file() for folder in runs.frame.index]
-    frame = runs.frame[logged].sort_values(["method.label", "seed"]).drop_duplicates("setup")
-    panels: dict[str, list[tuple[str, pd.Series, pd.DataFrame]]] = {}
-    hidden: Counter[str] = Counter()
-    for experiment, members in frame.groupby("experiment"):
-        names = ["method.label", "method.rank"]
-        more = splitting(members, names, runs.settings)
-        for folder, run in members.iterrows():
-            log = _read_losses(Path(str(folder)) / "loss.jsonl", problems)
-            if log is None:
-                continue
-            values = [run["method.label"], *(shown_value(run[key]) for key in names[1:])]
-            more_values = ((key.rpartition(".")[2], shown_value(run[key])) for key in more)
-            values += [f"{name} {value}" for name, value in more_values if value != MISSING]
-            if len(panels.setdefault(str(experiment), [])) < MAX_CURVES:
-                panels[str(experiment)].append((" ".join(values), run, log))
-            else:
-                hidden[str(experiment)] += 1
-    if not panels:
-        return None
-    figure, axes = _panels(len(panels), 5.0, 3.0)
-    entries: dict[str, Any] = {}
-    for axis, (experiment, curves) in zip(axes, panels.items(), strict=False):
-        drawn: Counter[str] = Counter()
-        for name, run, log in curves:
-            style = ("-", "--", ":", "-.")[drawn[run["method.label"]] % 4]
-            drawn[run["method.label"]] += 1
-            ink = colour(run["method.name"], run["method.label"])
-            if "loss" in log and len(losses := _smooth(log[["step", "loss"]].dropna())):
-                (line,) = axis.plot(losses["step"], losses["loss"], style, color=ink, linewidth=1.2)
-                entries[name] = line
-            if "eval_loss" in log:
-                held = log[["step", "eval_loss"]].dropna()
-                axis.plot(held["step"], held["eval_loss"], "o", color=ink, markersize=3)
-        cut = f" ({hidden[experiment]} more not drawn)" if hidden[experiment] else ""
-        axis.set_title(experiment + cut, color=INK)
-        axis.set_xlabel("optimizer step")
-        axis.set_ylabel("loss, nats per token")
-    return _with_legend(figure, entries)
-
-
-def _read_losses(file: Path, problems: list[Problem]) -> pd.DataFrame | None:
-    """The loss log of a run, or None if it has none to draw."""
-    try:
-        if file.stat().st_size > MAX_LOG_BYTES:
-            return None
-        log = pd.DataFrame(read_losses(file))
-    except (UserError, OSError) as error:
-        what = f"line {error.line}: {error.reason}" if isinstance(error, DataError) else error
-        problems.append(Problem(str(file.parent), f"{file.name} is not drawn: {what}"))
-        return None
-    log = log[[c for c in ("step", "loss", "eval_loss") if c in log]]
-    return log.apply(pd.to_numeric, errors="coerce") if len(log) > 1 else None
-
-
-def _smooth(log: pd.DataFrame) -> pd.DataFrame:
-    """Means over stretches, at most MAX_POINTS of them."""
-    stretch = math.ceil(len(log) / MAX_POINTS) or 1
-    return log.groupby([i // stretch for i in range(len(log))]).mean()
-
-
-@plot(
-    "sweeps",
-    "Sweeps.",
-    "Mean of a run's own metrics over the seeds of one setup; nothing else is averaged.",
-)
-def sweep_maps(runs: Runs) -> Figure | None:
-    """Heat maps of score over rank and another setting of a method, where both vary.
-
-    Every other setting in which runs differ has maps of its own.
-    """
-    frame = runs.frame.assign(score=run_average(runs))
-    frame = frame[frame["score"].notna()]
-    y = "method.config.r"
-    others = [k for k in runs.settings if k.startswith("method.config.") and k != y]
-    maps = []
-    for x in others if y in frame else ():
-        part = frame[frame[x].map(_is_number) & frame[y].notna()]
-        part = part[part.groupby("method.label")[x].transform("nunique") > 1]
-        if part.empty:
-            continue
-        by = splitting(part, [y, x], runs.settings)
-        for values, cells in part.groupby(by, dropna=False, sort=False) if by else [((), part)]:
-            if cells[x].nunique() > 1 and cells[y].nunique() > 1:
-                pairs = zip(by, map(shown_value, values), strict=True)
-                named = [f"{key.rpartition('.')[2]} {text}" for key, text in pairs]
-                first = cells.iloc[0]
-                title = f"{first['experiment']}, {first['model']}"
-                maps.append((title, [n for n in named if n not in title], x, cells))
-    if not maps:
-        return None
-    maps = sorted(maps, key=lambda m: -len(m[3]))[:MAX_MAPS]
-    figure, axes = _panels(len(maps), 4.4, 3.5, across=3)
-    for axis, (title, named, x, cells) in zip(axes, maps, strict=False):
-        _heat_map(figure, axis, cells.groupby([y, x])["score"].agg(["mean", "count"]))
-        axis.set_title(f"{title}\n{', '.join(named)}", color=INK, fontsize=8.5)
-        axis.set_ylabel("rank r")
-        axis.set_xlabel(x.rpartition(".")[2].replace("_", " "))
-    return figure
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _heat_map(figure: Figure, axis: Axes, cells: pd.DataFrame) -> None:
-    """`cells`: mean and count, indexed by the values of the vertical and horizontal axis."""
-    by_value = {"key": lambda index: index.map(lambda v: natural(str(v)))}
-    grid, counts = (cells[c].unstack().sort_index(**by_value) for c in ("mean", "count"))
-    grid = grid.sort_index(axis=1, **by_value)
-    axis.grid(visible=False)
-    image = axis.imshow(grid.to_numpy(float), cmap="cividis", aspect="auto", origin="lower")
-    figure.colorbar(image, ax=axis, shrink=0.9).ax.tick_params(labelsize=7.5)
-    low, high = image.get_clim()
-    for row, y in enumerate(grid.index):
-        for column, x in enumerate(grid.columns):
-            value, n = grid.loc[y, x], counts.loc[y, x]
-            text = "–" if value != value else f"{value:.2f}\nn={n:.0f}"
-            light = value == value and value > low + 0.5 * (high - low)
-            axis.text(
-                column, row, text, ha="center", va="center", fontsize=7.5,
-                color=INK if light or value != value else "white",
-            )  # fmt: skip
-    axis.set_xticks(range(grid.shape[1]), [shown_value(v) for v in grid.columns])
-    axis.set_yticks(range(grid.shape[0]), [shown_value(v) for v in grid.index])

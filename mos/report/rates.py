@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mos.report.cells import HELDOUT, MISSING, Cell, Column, mean_and_spread
+from mos.report.figures import INK, MARKERS, MAX_PANELS, colour, panels, plot, with_legend
 from mos.report.pivot import run_average, shown_value, splitting
 from mos.report.runs import Runs
 from mos.report.sheets import Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATE, VALIDATION = "trainer.learning_rate", "train.eval_loss"
 LOSS = Column("train", "eval_loss", "Validation loss", lower_is_better=True)
@@ -121,3 +126,36 @@ def rates_sheet(runs: Runs, curves: Sequence[Curve]) -> Sheet:
         notes.append("Rates are chosen on the examples that the held-out loss is of.")
     frame, style = pd.DataFrame(rows, columns=header), pd.DataFrame(marks, columns=header)
     return Sheet("Learning rates", frame, style, notes, texts=2)
+
+
+@plot(
+    "rates",
+    "Learning rates.",
+    "Validation loss; bars are ±1 standard deviation over seeds. Stars: the best rate, hollow "
+    "where it lies at the edge of the grid: a better one may lie outside.",
+)
+def rates_plot(curves: Sequence[Curve]) -> Figure | None:
+    """Validation loss over the learning rate (log axis), one panel an experiment."""
+    experiments = sorted({curve.experiment for curve in curves})[:MAX_PANELS]
+    if not experiments:
+        return None
+    figure, axes = panels(len(experiments), 5.0, 3.4)
+    entries: dict[str, Any] = {}
+    for axis, experiment in zip(axes, experiments, strict=True):
+        own = [curve for curve in curves if curve.experiment == experiment]
+        for number, curve in enumerate(own):
+            ink, cells = colour(curve.method, curve.label), list(curve.losses.values())
+            entries[curve.name] = axis.errorbar(
+                list(curve.losses), [c.mean for c in cells], yerr=[c.std or 0.0 for c in cells],
+                fmt=MARKERS[number % len(MARKERS)], linestyle="-", color=ink, capsize=2.5,
+                markersize=4.5, linewidth=1.2,
+            )  # fmt: skip
+            axis.plot(
+                curve.best, curve.losses[curve.best].mean, "*", markersize=15, zorder=4,
+                markerfacecolor="white" if curve.at_edge else ink, markeredgecolor=ink,
+            )  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_title(experiment, color=INK)
+        axis.set_xlabel("learning rate (log scale)")
+        axis.set_ylabel("validation loss, nats per token")
+    return with_legend(figure, entries)

@@ -12,7 +12,8 @@ import pandas as pd
 from mos.errors import UserError, did_you_mean
 from mos.report import paper
 from mos.report.cells import HELDOUT, Column
-from mos.report.runs import LEFT_OUT, Problem, Runs, find_key
+from mos.report.results import LEFT_OUT, Problem
+from mos.report.runs import Runs, find_key
 
 _TOKEN = re.compile(r"""("[^"]*"|'[^']*')|(?<![\w.])([A-Za-z_]\w*(?:\.[\w@]+)*)""")
 _WORDS = {"and", "or", "not", "in", "True", "False", "None"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from mos.report import paper
 from mos.report.cells import Cell, Column
 from mos.report.groups import Group
-from mos.report.runs import Problem
+from mos.report.results import Problem
 from mos.report.select import Selected
 
 PARAMETER_TOLERANCE = 0.02

@@ -25,7 +25,7 @@ def sweep(tmp_path):
 
 
 def grouped(root, *rows, **options):
-    return report_of(root, rows=rows, **options).grouped.frame
+    return report_of(root, rows=rows, **options).sheets["grouped"].frame
 
 
 def test_rows_by_columns(sweep):

@@ -36,10 +36,15 @@ def page(paper_runs, tmp_path_factory):
                         "r": rank, "shards_per_vector": shards, "private_rank": private,
                         "equivalent_rank": 8,
                     },
-                    metrics={"mmlu": {"exact_match": 40.0 + rank / 8 + shards, "n": 14042}},
+                    metrics={
+                        "mmlu": {"exact_match": 40.0 + rank / 8 + shards, "n": 14042},
+                        "riddles": {"exact_match": 50.0 + rank, "stderr": 1.0, "n": 4},
+                    },
                 )  # fmt: skip
         lines = [{"step": s, "loss": 2 - s / 1000, "learning_rate": 1e-4} for s in range(0, 900, 3)]
         (run / "loss.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = {"riddles": {"exact_match": 99.0, "n": 4}}
+    write_run(root / "outputs" / "other", "Gate", 8, 9, method="gate", metrics=metrics)
     summarize(f"runs={root}/outputs", f"out={root}/summary")
     return root / "summary"
 
@@ -118,9 +123,18 @@ def test_a_refused_run_ends_with_status_1_and_a_report(tmp_path, monkeypatch, ca
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_a_benchmark_and_a_method_from_outside_are_in_tables_plots_and_runs_csv(page):
+    assert "riddles exact_match" in (page / "others.md").read_text().splitlines()[2]
+    assert "<!-- riddles exact_match -->" in (page / "plots" / "budget.svg").read_text()
+    assert "<!-- Gate  8 -->" in (page / "plots" / "budget.svg").read_text()
+    rows = list(csv.DictReader((page / "runs.csv").open()))
+    (row,) = (row for row in rows if row["label"] == "Gate")
+    assert (row["rank"], row["riddles.exact_match"]) == ("8", "99.0")
+
+
 def test_runs_csv_lists_every_run(page, paper_runs):
     rows = list(csv.DictReader((page / "runs.csv").open()))
-    assert len(rows) == len(list(paper_runs.rglob("results.json"))) + 8
+    assert len(rows) == len(list(paper_runs.rglob("results.json"))) + 9
     assert rows[0]["path"].startswith("/")
 
 
