@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: short lines that say what happens and where things are."""
+"""Output on the terminal: messages, errors, tables; what goes to train.log instead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mos.errors import UserError
 
 
 def is_main_process() -> bool:
-    """Whether this is the first process of a distributed run, which speaks and writes; or alone.
+    """Whether this process prints and writes: the first of a distributed run, or the only one.
 
     `accelerate launch` and torchrun set RANK.
     """
@@ -39,7 +39,7 @@ logging.getLogger("mos").addHandler(logging.NullHandler())
 def printable(text: str) -> str:
     """The text with control characters and line ends written out (`\\x1b`).
 
-    For names that somebody else chose: they must not steer the terminal or start a new line.
+    For names that come from outside: they must not control the terminal or start a new line.
     """
     if text.isprintable():
         return text
@@ -54,7 +54,7 @@ def say(message: str) -> None:
 
 
 def fail(message: str) -> None:
-    """Print an error that the user can mend, as `say` prints messages."""
+    """Print and log an error that the user can correct."""
     message = _lines(message)
     errors.print("error:", style="bold red", end=" ")
     errors.print(message, highlight=False, markup=False)
@@ -74,10 +74,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def signals_interrupt() -> None:
-    """Let each signal that ends programs do what Ctrl-C does: raise KeyboardInterrupt.
+    """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does.
 
-    Schedulers send SIGTERM, a closed terminal SIGHUP (unless `nohup` ignores it). A job in the
-    background of a script starts with SIGINT ignored, and is heard again.
+    Schedulers send SIGTERM; closing a terminal sends SIGHUP, which stays ignored under `nohup`. A
+    script starts its background jobs with SIGINT ignored; here it works again.
     """
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -85,7 +85,7 @@ def signals_interrupt() -> None:
 
 
 def override(key: str, value: object) -> str:
-    """A Hydra override that gives `value` to `key` as it is, whatever characters it has."""
+    """A Hydra override that sets `key` to `value`, whatever characters the value has."""
     if re.fullmatch(r"[\w./@:+-]*[a-zA-Z/][\w./@:+-]*", str(value)):
         return f"{key}={value}"
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value))  # elsewhere Hydra leaves backslashes alone

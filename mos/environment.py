@@ -1,4 +1,4 @@
-"""What a run ran on, for its manifest: versions, commit, command, hardware, peak memory."""
+"""What a run used, for its manifest: versions, git commit, command, hardware, peak memory."""
 
 from __future__ import annotations
 

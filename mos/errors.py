@@ -1,4 +1,4 @@
-"""Errors that a user can mend: what was found, where, what was expected, what to do."""
+"""Errors that a user can correct: what was found and where, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ LISTED = 40
 
 
 class UserError(ValueError):
-    """What the user asked for or supplied is wrong. Entry points print it without a traceback."""
+    """Something the user asked for or supplied is wrong. Commands print only its message."""
 
 
 class DataError(UserError):
-    """A row of a data file is unusable.
+    """A row of a data file, or the file, cannot be used.
 
     Args:
         path: the file.
-        line: 1-based line (or row) number, or None where the whole file is at fault.
+        line: 1-based line (or row) number; None if it concerns the whole file.
         reason: what is wrong and what was expected.
         hint: what to do about it.
     """
@@ -35,20 +35,20 @@ class DataError(UserError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that the job needs is not there."""
+    """A file or folder that the job needs does not exist."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:
-    """` Did you mean 'x'?`, with the known name that is closest; nothing where none is close."""
+    """ " Did you mean 'x'?" with the closest of the known names; "" if none is close."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def unknown(what: str, name: Any, known: Iterable[str]) -> UserError:
-    """The error for a name (or dotted key, which ends in it) that is not among those known."""
+    """The error for a name, or a dotted key that ends in one, which is not among the known ones."""
     known = sorted(known)
     among = f"Known: {', '.join(known)}." if known else "There are none."
     if len(known) > LISTED:

@@ -27,7 +27,7 @@ from mos.adapters.skeleton import skeleton
 from mos.config import CONFIG_DIR
 from mos.console import exit_on_user_error, say
 from mos.errors import MissingFileError, UserError, unknown
-from mos.files import check_own, replaced
+from mos.folders import check_own, replaced
 from mos.model_check import check_model_folder
 from mos.model_sources import resolve_model
 from mos.modeling import copy_tokenizer, dequantized_base, grow_vocabulary

@@ -1,6 +1,6 @@
-"""Base models and tokenizers: how they are loaded, quantised, and dequantised for evaluation.
+"""Base models and tokenizers: loading, quantising, and dequantising for evaluation.
 
-All take the local folder that `mos.model_sources.resolve_model` makes of a model's path.
+`path` is the local folder that `mos.model_sources.resolve_model` returns.
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ from transformers import (
 )
 
 from mos.errors import UserError
-from mos.files import build_once, fingerprint, hash_json
+from mos.files import fingerprint, hash_json
+from mos.folders import build_once
 from mos.model_check import load_config
 
 
 def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a resolved model, with a pad token that is not EOS.
 
-    Padding is masked by position, never by id, so the choice has no effect on the loss; a pad
-    token apart from EOS keeps it that way in code that masks by id. No vocabulary is added.
+    Padding is masked by position, not by id, so the pad token does not change the loss. It differs
+    from EOS for the sake of code that masks by id. The vocabulary does not grow.
 
     Args:
         path: folder from `resolve_model`.
-        pad_token: an existing token; None keeps the model's own or takes the unknown token.
+        pad_token: an existing token; None keeps the model's own, or takes the unknown token if
+            there is none or it is EOS.
+
+    Raises:
+        UserError: the tokenizer is damaged, brings code of its own, has no such token, or does not
+            belong to the model.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -98,7 +104,7 @@ def quantization_config(quantization: Mapping[str, Any]) -> BitsAndBytesConfig |
 def load_base(
     path: str | Path, quantization: Mapping[str, Any], device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """Load a resolved model, quantised as configured, onto one device.
+    """Load a model onto one device, quantised as configured.
 
     Args:
         path: folder from `resolve_model`.
@@ -121,9 +127,9 @@ def load_base(
 
 
 def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
-    """Give ids up to `size` an embedding and an output row, where the model has fewer.
+    """Give the model embedding and output rows for `size` token ids, if it has fewer.
 
-    A new row starts as the mean of the others, in both: a token that means nothing yet.
+    Each new row starts as the mean of the others.
     """
     known = len(model.get_input_embeddings().get_parameter("weight"))
     if size <= known:
@@ -138,7 +144,7 @@ def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
 def learn_tokens(
     model: PreTrainedModel, adapter: Mapping[str, Any], ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Give new tokens their rows, and return the adapter config that trains and saves them."""
+    """Add rows for new token ids, and return the adapter config that trains and saves them."""
     grow_vocabulary(model, max(ids) + 1)
     if adapter["method"] == "full":
         return dict(adapter)
@@ -150,10 +156,10 @@ def learn_tokens(
 def dequantized_base(
     path: str | Path, quantization: Mapping[str, Any], cache_dir: str | Path
 ) -> Path:
-    """The weights that training saw, as a plain bf16 model folder, made once per model.
+    """A model folder with the quantised weights of a base, written out as bf16; made once.
 
-    An adapter is trained against the quantised weights; evaluating it on the original ones is
-    another function (KL 6e-2 against 2e-4 here). Unquantised settings return `path` itself.
+    An adapter is trained on the quantised weights. On the original weights it would be another
+    function (KL 6e-2 against 2e-4 here). Without quantisation, `path` itself is returned.
     """
     config = quantization_config(quantization)
     if config is None:
@@ -189,7 +195,7 @@ def dequantize_weight(module: torch.nn.Module) -> torch.Tensor | None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files as they are: saving through a class may rewrite them."""
+    """Copy the tokenizer's files. Saving through its class may change them."""
     for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"):
         for file in source.glob(pattern):
             shutil.copyfile(file, target / file.name)

@@ -4,9 +4,9 @@
         config.yaml  manifest.json  status.json  results.json  train.log  loss.jsonl
         checkpoints/  adapter/  eval/<benchmark>/{metrics.json,records.jsonl}
 
-The id is a hash of everything that shapes the result, so the same command finds the same run:
-complete, it does nothing; interrupted, it goes on. A lock that dies with its process tells a run
-that is at work from one that was killed.
+The id is a hash of everything that shapes the result, so the same command finds the same run: it
+does nothing if the run is complete, and continues it if it was interrupted. A running process holds
+a lock on the folder, which ends with the process: that tells a run at work from a killed one.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ SET_ASIDE = re.compile(r"\.old-\d{8}-\d{6}$")
 
 
 class State(NamedTuple):
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         status: one of `STATUSES`.
-        reason: why it failed or stopped, what is left to do, or "".
+        reason: why the run failed or stopped, or what is left to do; may be empty.
     """
 
     status: str
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def state(self) -> State:
-        """What status.json says, checked against the lock: a killed process wrote nothing.
+        """What status.json says; "interrupted" if it says "running" and no process holds the lock.
 
         Raises:
             UserError: status.json is damaged.
@@ -108,7 +108,7 @@ class Run:
         if state.status not in STATUSES or not isinstance(state.reason, str):
             raise UserError(f"{file} names no known status ({state.status!r}): was it edited?")
         if state.status == "running" and not self.busy:
-            return State("interrupted", state.reason or "its process ended without a word")
+            return State("interrupted", state.reason or "its process was killed")
         return state
 
     @property
@@ -117,19 +117,19 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether training is over and its adapter on disk, whatever became of the evaluation."""
+        """Whether training has ended and its adapter is on disk; says nothing of the evaluation."""
         return "method" in self.manifest
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to do, and results say so."""
+        """Whether there is nothing left to do and results.json is there."""
         status = self.status
         asks_for_no_more = status == "trained" and not self.config["eval"]["benchmarks"]
         return (status == "evaluated" or asks_for_no_more) and bool(self.results)
 
     @property
     def busy(self) -> bool:
-        """Whether a process works on this run now. Nothing is written to find out."""
+        """Whether a process works on this run now. Asking writes nothing."""
         lock = self.path / ".lock"
         if not lock.is_file():
             return False
@@ -142,14 +142,17 @@ class Run:
 
     @contextmanager
     def claimed(self, wait: bool = False) -> Iterator[bool]:
-        """Hold the run for this process; yields False if another has it and `wait` is False.
+        """Lock the run for this process; yields False if another process has it.
+
+        Args:
+            wait: for the other process to end.
 
         Raises:
             UserError: the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Who looks whether a run is busy holds its lock for an instant.
+            # A process that only asks whether the run is busy holds the lock for an instant.
             self._lock.acquire(timeout=-1 if wait else 0.5)
         except Timeout:
             yield False
@@ -189,7 +192,7 @@ class Run:
     def write_results(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Write results.json (schema 1) from the manifest and the metrics of each benchmark.
 
-        Benchmarks that were there and are not given stay.
+        Metrics of other benchmarks that results.json has already are kept.
         """
         config, manifest = self.config, self.manifest
         results = {
@@ -210,7 +213,7 @@ class Run:
         return results
 
     def set_aside(self) -> Path | None:
-        """Move an existing run out of the way; returns where it is kept."""
+        """Move what an existing run wrote to a folder beside it, and return that folder."""
         if not (self.path / "status.json").is_file():
             return None
         kept = self.path.with_name(f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -226,12 +229,12 @@ class Run:
 
 
 def find_runs(where: str | Path | Iterable[str | Path]) -> list[Run]:
-    """Runs at any depth at or below folders and globs, each once, in order of their paths.
+    """The runs in folders, or in those that globs match, at any depth; sorted, without duplicates.
 
-    Folders that `overwrite=true` set aside and folders inside of a run are none.
+    Folders that `overwrite=true` moved aside, and folders inside a run, do not count as runs.
 
     Raises:
-        MissingFileError: a path that is not there, a glob that matches nothing, no run below one.
+        MissingFileError: a path does not exist, a glob matches nothing, or there is no run below.
     """
     found: set[Path] = set()
     for pattern in [where] if isinstance(where, str | Path) else where:

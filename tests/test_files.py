@@ -12,17 +12,8 @@ import pytest
 
 from mos.config import compose_config, resolved
 from mos.errors import UserError
-from mos.files import (
-    MAX_LINE,
-    SEAL,
-    bounded_lines,
-    build_once,
-    claim,
-    hash_files,
-    parse_json,
-    replaced,
-    write_json,
-)
+from mos.files import MAX_LINE, bounded_lines, hash_files, parse_json, write_json
+from mos.folders import SEAL, build_once, claim, replaced
 
 
 @pytest.fixture
@@ -117,7 +108,7 @@ def test_places_that_cannot_be_replaced_are_named(tmp_path, monkeypatch):
     Path("file").write_text("")
     for place, message in {
         ".": "out=. is the working folder",
-        "..": "out=.. is the working folder or above",
+        "..": "out=.. is the working folder or a parent",
         "file": "is a file",
         "file/below": "cannot be written",
     }.items():
@@ -132,7 +123,7 @@ def test_files_of_others_are_never_overwritten(tmp_path):
         assert claim(tmp_path, ["report.html"]) == tmp_path
         (tmp_path / "report.html").write_text("ours")
     (tmp_path / ".written-by-mos").unlink()
-    with pytest.raises(UserError, match=r"holds a report\.html that mos did not write"):
+    with pytest.raises(UserError, match=r"has a report\.html that mos did not write"):
         claim(tmp_path, ["runs.csv", "report.html"])
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 
 from mos.adapters import METHODS
 from mos.errors import UserError, unknown
-from mos.files import claim, write_atomically
+from mos.files import write_atomically
+from mos.folders import claim
 from mos.report import figures, formats, paper
 from mos.report.cells import HELDOUT, Column
 from mos.report.claims import Verdict, judge
