@@ -86,7 +86,7 @@ def signals_interrupt() -> None:
 
 def override(key: str, value: object) -> str:
     """A Hydra override that sets `key` to `value`, whatever characters the value has."""
-    if re.fullmatch(r"[\w./@:+-]*[a-zA-Z/][\w./@:+-]*", str(value)):
+    if re.fullmatch(r"[\w.@:+-]*/[\w./@:+-]*", str(value)):  # "true" and "1e5" are no texts
         return f"{key}={value}"
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value))  # elsewhere Hydra leaves backslashes alone
     text = text.replace("'", "\\'").replace("${", "\\${")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from mos import console
@@ -35,3 +37,15 @@ def test_configs_and_results_show_names_as_they_are():
         "metrics": {HOSTILE: {HOSTILE: 1.0, "n": 4}},
     }
     assert rendered(console.results_table(results)).count(SHOWN) == 4
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/a/b-c_1.2", "a/[v1]", "it's", "a=b", "a,b", "~/a", "a b", "#a", "-a", "", "ü", "${a}"),
+        *("true", "null", "1e5", "12", r"a\b", "a\\", "a\\'", "{a: 1}", "a\tb", '"a"', "glob(*)"),
+    ],
+)
+def test_an_override_gives_any_value_as_it_is(path):
+    (parsed,) = OverridesParser.create().parse_overrides([console.override("key", path)])
+    assert OmegaConf.create({"key": parsed.value()}).key == path

@@ -70,7 +70,7 @@ def test_it_works_in_an_empty_folder(repo_dir, tmp_path):
     assert (tmp_path / "cache/mos/models").is_dir()
     assert not (folder / "data").exists()
 
-    summarize = (mos, "summarize", "runs=outputs", "out=summary", "select.partial=true")
+    summarize = (mos, "summarize", "runs=outputs", "out=summary", "partial=true")
     imported = run(python, "-X", "importtime", *summarize)
     assert "MoS" in (folder / "summary/table2.md").read_text()
     assert "mos.report.build\n" in imported
