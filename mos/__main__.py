@@ -14,8 +14,12 @@ COMMANDS = {
     "summarize": "make the paper's tables, plots and a report from runs",
     "plan": "count parameters, memory, disk and time before anything is loaded",
     "export": "write an adapter as a plain LoRA, or merged into its model",
+    "runs": "a table of runs: state, progress, scores, age, what failed",
+    "show": "records of an evaluation to read: prompt, answer, target",
+    "chat": "try an adapter in the terminal",
     "inspect": "show what a model is trained on, token by token",
 }
+MODULES = {"inspect": "mos.data.inspect", "runs": "mos.list_runs"}
 USAGE = "\n".join(
     [
         "usage: mos COMMAND [key=value ...]",
@@ -37,7 +41,7 @@ def main() -> None:
         sys.exit(2)
     else:
         del sys.argv[1]
-        module = "mos.data.inspect" if command == "inspect" else f"mos.{command}"
+        module = MODULES.get(command, f"mos.{command}")
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
@@ -33,6 +34,19 @@ from mos.files import parse_json, write_atomically, write_json
 
 SCHEMA = 1
 STATUSES = ("new", "running", "interrupted", "trained", "evaluated", "failed")
+
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+CONFIG_KEYS = {
+    "experiment",
+    "seed",
+    "scale",
+    "model",
+    "adapter",
+    "data",
+    "trainer",
+    "eval",
+    "paths",
+}
 
 # A folder with one of these files, or with the name of a seed, is a run's.
 MARKERS = frozenset({"results.json", "status.json", "manifest.json", "config.yaml"})
@@ -81,11 +95,21 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config that the run was started with."""
+        """The resolved config that the run was started with.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
         file = self.path / "config.yaml"
-        if not file.is_file():
-            raise UserError(f"{self.path} is not a run: it has no config.yaml.")
-        return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
+        try:
+            content = yaml.load(file.read_text("utf-8"), Loader=YAML_LOADER)
+            if not isinstance(content, dict) or not content.keys() >= CONFIG_KEYS:
+                raise ValueError("it is not whole")
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is not a run: it has no config.yaml.") from None
+        except (ValueError, RecursionError, OSError, yaml.YAMLError) as error:
+            raise UserError(f"{file} is damaged ({error}): was it edited?") from error
+        return content
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,9 +12,10 @@ import time
 
 import pytest
 
+from mos import chat, list_runs, show
 from mos.config import compose_config
 from mos.errors import UserError
-from mos.runs import find_runs
+from mos.runs import Run, find_runs
 from mos.train import train
 from tests import tiny_job
 from tests.tiny_job import run_cli
@@ -57,6 +59,52 @@ def test_a_run_ends_in_results_of_schema_1(results, paths):
     assert {"id", "prompt_sha256", "output", "parsed", "target", "scores"} <= set(
         json.loads(records[0])
     )
+
+
+@pytest.fixture
+def run(results, paths) -> Run:
+    (run,) = find_runs(paths[0].partition("=")[2])
+    return run
+
+
+def command(module, monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["mos", *map(str, arguments)])
+    module.main()
+
+
+def test_runs_lists_states_scores_and_reasons(run, tmp_path, monkeypatch, capsys):
+    failed = Run(tmp_path / "lora-r2-0" / "seed0")
+    failed.path.mkdir(parents=True)
+    failed.set_status("failed", "the disk was full")
+    (tmp_path / "broken" / "seed1").mkdir(parents=True)
+    (tmp_path / "broken" / "seed1" / "status.json").write_text("[")
+    command(list_runs, monkeypatch, run.path, tmp_path)
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.strip().startswith(run.path.parent.name)]
+    assert "evaluated" in line
+    assert "heldout loss" in out
+    assert "lora-r2-0/seed0: the disk was full" in out
+    assert "broken/seed1" in out
+
+
+def test_show_prints_prompt_answer_and_target(run, monkeypatch, capsys):
+    command(show, monkeypatch, run.path, "mmlu", "n=1")
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("prompt", "<|user|>", "output", "parsed", "target"))
+    command(show, monkeypatch, run.path, "mmlu", "wrong", "n=9")
+    assert capsys.readouterr().out.count("exact_match 0") <= 4
+    with pytest.raises(SystemExit):
+        command(show, monkeypatch, run.path, "mmul")
+    assert "Did you mean 'mmlu'" in capsys.readouterr().err
+
+
+def test_chat_answers_in_the_terminal(run, monkeypatch, capsys):
+    for place in (run.path, run.adapter_dir):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nHello\n"))
+        command(chat, monkeypatch, place, "max_tokens=4")
+        out = capsys.readouterr().out
+        assert out.count("you:") == 4
+        assert "(a new conversation)" in out
 
 
 def test_asking_again_does_nothing_and_says_so(results, paths, capsys):

@@ -1,0 +1,131 @@
+"""Try an adapter in the terminal, in the format it was trained on: `mos chat RUN|ADAPTER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mos.console import console, exit_on_user_error, fail, printable, quiet_libraries, say
+from mos.errors import UserError
+
+USAGE = """usage: mos chat RUN|ADAPTER [max_tokens=256]
+
+RUN is a run's folder (.../seed0), ADAPTER a folder as PEFT saves it. Decoding is greedy. An empty
+line begins a new conversation; Ctrl-D ends."""
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """The model of a run or an adapter, and its tokenizer, on a GPU where there is one.
+
+    A run's base is quantised as in training; an adapter's is taken in bfloat16.
+
+    Raises:
+        UserError: neither a trained run nor an adapter, or its base is not there.
+    """
+    import torch
+    from peft import PeftModel
+
+    from mos.adapters import register_all
+    from mos.config import compose_config
+    from mos.evaluation.serving import Model
+    from mos.files import read_json
+    from mos.model_sources import resolve_model
+    from mos.modeling import grow_vocabulary, load_base, load_tokenizer
+    from mos.runs import Run
+
+    run = Run(folder)
+    if (folder / "config.yaml").is_file():
+        if not run.trained:
+            raise UserError(f"{folder} is not trained yet ({run.status}).")
+        config = run.config
+        base, quantization, adapter = config["model"], config["quantization"], run.adapter_dir
+    elif (folder / "adapter_config.json").is_file():
+        saved = read_json(folder / "adapter_config.json")
+        path = saved.get("base_model_name_or_path") or ""
+        base = {"name": path, "path": path, "revision": saved.get("revision"), "pad_token": None}
+        quantization, adapter = {"bits": None, "compute_dtype": "bfloat16"}, folder
+    else:
+        raise UserError(f"{folder} is neither a run (config.yaml) nor an adapter of PEFT.")
+    cache_dir = compose_config([], "evaluate").paths.cache_dir
+    base_dir = resolve_model(base["path"], cache_dir, base["revision"])
+    served = Model(base["name"], base_dir, quantization, adapter if adapter.is_dir() else None)
+    tokenizer = load_tokenizer(served.tokenizer_dir, base["pad_token"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if served.adapter_dir is None or served.adapter_config:
+        model: Any = load_base(base_dir, quantization, device)
+    else:  # all weights were trained
+        model = load_base(adapter, {**quantization, "bits": None}, device)
+    if served.adapter_config:
+        register_all()
+        grow_vocabulary(model, len(tokenizer) if served.tokenizer_dir != base_dir else 0)
+        try:
+            model = PeftModel.from_pretrained(model, str(adapter))
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise UserError(f"{adapter} does not fit {base['name']}: {error}") from error
+    model.config.use_cache = True
+    return model.eval(), tokenizer
+
+
+def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], max_tokens: int) -> str:
+    """What the model says after a conversation, by greedy decoding."""
+    import torch
+
+    from mos.data.chat import render_chat
+
+    prompt = tokenizer(render_chat(messages), return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        ids = model.generate(
+            **prompt,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # (1, prompt + answer)
+    return tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def converse(model: Any, tokenizer: Any, max_tokens: int) -> None:
+    """Ask for lines and answer them until the input ends."""
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            line = console.input("[bold]you:[/] ")
+        except EOFError:
+            return
+        if not line.strip():
+            messages.clear()
+            say("(a new conversation)")
+            continue
+        messages.append({"role": "user", "content": line})
+        reply = answer(model, tokenizer, messages, max_tokens).strip()
+        messages.append({"role": "assistant", "content": reply})
+        for text in reply.splitlines() or ["(nothing)"]:
+            console.print(printable(text), markup=False, highlight=False)
+
+
+def main() -> None:
+    """Read the command line, load, and converse."""
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    folder, *options = arguments
+    with exit_on_user_error():
+        max_tokens = 256
+        for option in options:
+            key, _, value = option.partition("=")
+            if key != "max_tokens" or not value.isdecimal() or not int(value):
+                raise UserError(f"{option}: expected max_tokens=<number>.")
+            max_tokens = int(value)
+        say(f"loading {folder}")
+        quiet_libraries()
+        model, tokenizer = load(Path(folder).expanduser())
+        try:
+            converse(model, tokenizer, max_tokens)
+        except KeyboardInterrupt:
+            fail("stopped")
+            sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

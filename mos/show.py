@@ -1,0 +1,117 @@
+"""Records of an evaluation to read: `mos show RUN BENCHMARK [wrong] [n=5]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mos.console import console, exit_on_user_error, printable, say
+from mos.errors import MissingFileError, UserError, unknown
+from mos.files import parse_json
+from mos.runs import Run
+
+USAGE = """usage: mos show RUN BENCHMARK [wrong] [n=5]
+
+Prints prompt, answer, what was parsed of it, and the target of n records of a run's evaluation.
+`wrong` leaves out those with a full score. BENCHMARK may be heldout: losses of examples."""
+
+
+def records(run: Run, benchmark: str, wrong: bool = False) -> Iterator[dict[str, Any]]:
+    """The records of a run's evaluation.
+
+    Args:
+        wrong: only those that have less than the full score.
+
+    Raises:
+        UserError: the run was not evaluated on that benchmark, or a record is damaged.
+    """
+    file = run.path / "eval" / benchmark / "records.jsonl"
+    if not file.is_file():
+        found = [path.parent.name for path in run.path.glob("eval/*/records.jsonl")]
+        if found:
+            raise unknown("benchmark of this run", benchmark, found)
+        raise MissingFileError(f"{run.path} has no evaluation (a run is a folder such as seed0).")
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        try:
+            record = parse_json(line)
+            full = all(score == 1 for score in record["scores"].values())
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{file}:{number}: no record ({error}): was it edited?") from error
+        if not (wrong and full):
+            yield record
+
+
+def prompts(run: Run, benchmark: str) -> dict[str, str]:
+    """The prompts of a benchmark as the run's config builds them, by id; {} where it cannot."""
+    from eval import BENCHMARKS
+
+    if benchmark not in BENCHMARKS:
+        return {}
+    from mos.evaluation.jobs import build_benchmarks
+    from mos.model_sources import resolve_model
+    from mos.modeling import load_tokenizer
+
+    config = run.config
+    model, evaluation = config["model"], config["eval"]
+    options = evaluation["benchmarks"].get(benchmark)
+    if options is None:  # evaluated otherwise than the run was configured
+        return {}
+    try:
+        folder = resolve_model(model["path"], config["paths"]["cache_dir"], model["revision"])
+        tokenizer = load_tokenizer(folder, model["pad_token"])
+        built = build_benchmarks({**evaluation, "benchmarks": {benchmark: options}}, tokenizer)
+    except (UserError, OSError) as error:
+        say(f"prompts are not shown: {error}")
+        return {}
+    return {request.id: request.prompt for request in built[benchmark].requests}
+
+
+def show(record: Mapping[str, Any], prompt: str | None) -> None:
+    """Print one record."""
+    console.rule(printable(str(record["id"])), align="left")
+    if prompt is not None:
+        _part("prompt", prompt)
+    for name in ("output", "parsed", "target"):
+        if name in record:
+            _part(name, record[name])
+    _part("scores", "  ".join(f"{name} {value:.4g}" for name, value in record["scores"].items()))
+
+
+def _part(title: str, value: Any) -> None:
+    lines = str(value).splitlines() or [""]
+    console.print(f"[bold]{title}")
+    for line in lines:
+        console.print(f"  {printable(line)}", markup=False, highlight=False)
+
+
+def main() -> None:
+    """Read the command line, and print."""
+    arguments = sys.argv[1:]
+    if len(arguments) < 2 or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        sys.exit(0 if len(arguments) != 1 or arguments[0] in ("-h", "--help") else 2)
+    folder, benchmark, *options = arguments
+    with exit_on_user_error():
+        wrong, n = False, 5
+        for option in options:
+            key, _, value = option.partition("=")
+            if option == "wrong":
+                wrong = True
+            elif key == "n" and value.isdecimal():
+                n = int(value)
+            else:
+                raise UserError(f"{option}: expected wrong or n=<number>.")
+        run = Run(Path(folder).expanduser())
+        chosen = list(islice(records(run, benchmark, wrong), n))
+        texts = prompts(run, benchmark) if chosen else {}
+        for record in chosen:
+            show(record, texts.get(record["id"]))
+        if not chosen:
+            say("no such record")
+
+
+if __name__ == "__main__":
+    main()
