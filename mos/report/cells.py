@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
 import pandas as pd
 
@@ -73,7 +74,7 @@ class Cell:
     mean: float
     std: float | None
     n: int
-    per_seed: Mapping[int, float]
+    per_seed: Mapping[Any, float]
 
     @classmethod
     def of(cls, values: pd.Series) -> Cell | None:

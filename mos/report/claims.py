@@ -202,11 +202,10 @@ class Comparer:
         for c in columns:
             parts.setdefault((c.benchmark, c.experiment), []).append(c)
         for (benchmark, _), members in parts.items():
-            pair = [self._records_of(line, tuple(members), seeds) for line in (one, two)]
-            if pair[0] is None or pair[1] is None:
+            first, second = (self._records_of(line, members, seeds) for line in (one, two))
+            if not first or not second:
                 complete = False
                 continue
-            first, second = pair
             paired = paired_strata(first, second)
             if paired is None:
                 where = f"{_name(one.row.key)} and {_name(two.row.key)}"
@@ -223,18 +222,19 @@ class Comparer:
         return (strata if complete else []), tests
 
     def _records_of(
-        self, line: Line, columns: tuple[Column, ...], seeds: Sequence[int]
-    ) -> list[Records] | None:
-        """Each seed's records of one benchmark; None if one of them has none."""
+        self, line: Line, columns: Sequence[Column], seeds: Sequence[int]
+    ) -> list[Records]:
+        """Each seed's records of one benchmark; [] if one of them has none."""
         if line.group is None:
-            return None
+            return []
         folders = line.group.folders_of(columns[0])
         cells = {c.metric: line.cell(c) for c in columns}
         found = []
         for seed in seeds:
             stored = tuple((m, cell.per_seed[seed]) for m, cell in cells.items() if cell)
             found.append(self._records(Path(folders[seed]), columns[0].benchmark, stored))
-        return [r for r in found if r is not None] if None not in found else None
+        whole = [records for records in found if records is not None]
+        return whole if len(whole) == len(seeds) else []
 
     def _read_records(
         self, folder: Path, benchmark: str, stored: tuple[tuple[str, float], ...]

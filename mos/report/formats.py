@@ -154,7 +154,7 @@ def terminal(sheet: Sheet, caption: str = "") -> Table:
             no_wrap=True,
         )
     for row in range(len(frame)):
-        texts = [textwrap.fill(frame.iat[row, i], 30, break_long_words=False) for i in used]
+        texts = [textwrap.fill(str(frame.iat[row, i]), 30, break_long_words=False) for i in used]
         styles = [sheet.mark(row, i).strip() for i in used]
         table.add_row(*map(Text, texts, styles))
     return table

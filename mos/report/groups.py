@@ -43,10 +43,10 @@ class Group:
         name = place(column)
         return Cell.of(self.scores[name]) if name in self.scores else None
 
-    def folders_of(self, column: Column) -> dict[int, str]:
+    def folders_of(self, column: Column) -> dict[Any, str]:
         """The run of each seed in a column, {} for a column without values."""
         name = place(column)
-        return self.folders[name].dropna().to_dict() if name in self.folders else {}
+        return dict(self.folders[name].dropna()) if name in self.folders else {}
 
     def average(self, columns: Sequence[Column]) -> Cell | None:
         """Unweighted mean of the columns, or None while one of them is missing."""
@@ -105,7 +105,9 @@ def group_runs(runs: Runs, problems: list[Problem]) -> list[Group]:
     for number, members in frame.groupby("group"):
         first = members.iloc[0]
         own_scores, own_folders = (
-            t.loc[number].dropna(axis=1, how="all") if number in t.index else pd.DataFrame()
+            t.loc[[number]].droplevel("group").dropna(axis=1, how="all")
+            if number in t.index
+            else pd.DataFrame()
             for t in tables
         )
         groups.append(
@@ -141,7 +143,7 @@ def _paired(frame: pd.DataFrame, benchmark: str, problems: list[Problem]) -> pd.
     own = trained & ~frame["experiment"].isin(paired)
     beside = own & (~own).groupby(frame["group"]).transform("any")
     for folder, name in frame.loc[own, "experiment"].items():
-        used = "left out beside the paper's own" if beside[folder] else "used, not the paper's"
+        used = "left out beside the paper's own" if beside.get(folder) else "used, not the paper's"
         problems.append(Problem(str(folder), f"experiment {name!r} is {used}"))
     return frame[~beside]
 
@@ -154,8 +156,8 @@ def _one_setup(
 ) -> pd.DataFrame:
     """The runs of one setup a group; what is left out is told with the settings that differ."""
     loss = pd.to_numeric(frame.get("train.eval_loss", pd.Series(index=frame.index, dtype=float)))
-    setups = frame.assign(gain=-loss.fillna(float("inf"))).groupby(["group", "setup"])
-    setups = setups.agg(n=("seed", "size"), gain=("gain", "mean"), newest=("modified", "max"))
+    members = frame.assign(gain=-loss.fillna(float("inf"))).groupby(["group", "setup"])
+    setups = members.agg(n=("seed", "size"), gain=("gain", "mean"), newest=("modified", "max"))
     setups = setups.sort_values(["n", "gain", "newest"], kind="stable").reset_index()
     chosen = setups.drop_duplicates("group", keep="last").set_index("group")["setup"]
     is_chosen = frame["setup"] == frame["group"].map(chosen)

@@ -30,20 +30,21 @@ def loss_plot(runs: Runs, problems: list[Problem]) -> Figure | None:
     """Losses over steps, one panel an experiment, one curve a setup (its first seed)."""
     logged = [(Path(folder) / "loss.jsonl").is_file() for folder in runs.frame.index]
     frame = runs.frame[logged].sort_values(["method.label", "seed"]).drop_duplicates("setup")
-    drawn: dict[str, list[tuple[str, str, pd.Series, pd.DataFrame]]] = {}
+    drawn: dict[str, list[tuple[str, str, dict[Any, Any], pd.DataFrame]]] = {}
     hidden: Counter[str] = Counter()
-    for experiment, members in frame.groupby("experiment"):
+    for experiment in sorted(frame["experiment"].unique()):
+        members = frame[frame["experiment"] == experiment]
         more = splitting(members, ["method.label", "method.rank"], runs.settings)
         styles: dict[str, Iterator[str]] = defaultdict(lambda: iter(STYLES))
-        for folder, run in members.iterrows():
+        for folder, run in zip(members.index, members.to_dict("records"), strict=True):
             style = next(styles[run["method.label"]], None)
             if style is None or len(drawn.get(experiment, ())) == MAX_CURVES:
                 hidden[experiment] += 1
             elif (log := _read_log(Path(folder) / "loss.jsonl", problems)) is not None:
                 values = [(key.rpartition(".")[2], shown_value(run[key])) for key in more]
-                name = [run["method.label"], shown_value(run["method.rank"])]
-                name += [f"{key} {value}" for key, value in values if value != MISSING]
-                drawn.setdefault(experiment, []).append((" ".join(name), style, run, log))
+                words = [run["method.label"], shown_value(run["method.rank"])]
+                words += [f"{key} {value}" for key, value in values if value != MISSING]
+                drawn.setdefault(experiment, []).append((" ".join(words), style, run, log))
     if not drawn:
         return None
     figure, axes = panels(len(drawn), 5.0, 3.0)

@@ -62,7 +62,7 @@ def _is_number(value: Any) -> bool:
 
 def _heat_map(figure: Figure, axis: Axes, cells: pd.DataFrame) -> None:
     """`cells`: mean and count, indexed by the values of the vertical and horizontal axis."""
-    by_value = {"key": lambda index: index.map(lambda v: natural(str(v)))}
+    by_value: Any = {"key": lambda index: index.map(lambda v: natural(str(v)))}
     grid, counts = (cells[c].unstack().sort_index(**by_value) for c in ("mean", "count"))
     grid = grid.sort_index(axis=1, **by_value)
     axis.grid(visible=False)

@@ -64,7 +64,9 @@ def rate_curves(runs: Runs) -> list[Curve]:
     found = []
     for _, members in frame.groupby("curve", sort=False):
         first = members.iloc[0]
-        by_rate = {value: part.set_index("seed") for value, part in members.groupby(RATE)}
+        by_rate: dict[Any, pd.DataFrame] = {
+            value: part.set_index("seed") for value, part in members.groupby(RATE)
+        }
         losses = {value: Cell.of(part[VALIDATION]) for value, part in by_rate.items()}
         found.append(
             Curve(

@@ -138,9 +138,10 @@ def _with_configs(
     table = pd.DataFrame(list(distinct.values()), index=list(distinct), dtype=object)
     which = pd.Series({path: id(c) if c else None for path, c in configs.items()}, dtype=object)
     which = which.fillna(which.groupby(frame["id"]).transform("first"))
-    new = [key for key in table if key not in frame]
+    new = [str(key) for key in table if key not in frame]
     frame = frame.join(table[new].loc[which.dropna()].set_axis(which.dropna().index))
-    own = [k for k in frame if k.startswith("method.config.") and k != "method.config.routing_seed"]
+    names = [str(key) for key in frame]
+    own = [k for k in names if k.startswith("method.config.") and k != "method.config.routing_seed"]
     settings = [
         *("scale", "model", "experiment", "method.label", "method.rank", *own),
         *(*filter(_is_setting, new), "method.name", "method.trainable_parameters", "train.steps"),

@@ -35,7 +35,7 @@ class Sheet:
     texts: int = 1
 
     def mark(self, row: int, column: int) -> str:
-        return "" if self.marks is None else self.marks.iat[row, column]
+        return "" if self.marks is None else str(self.marks.iat[row, column])
 
 
 def paper_sheets(filled: Filled) -> list[Sheet]:
@@ -67,10 +67,11 @@ def measured(filled: Filled) -> Sheet:
     marks[values.columns] = bold.map({True: "bold", False: ""}.get) + underline.map(
         {True: " underline", False: ""}.get
     )
-    for row, line in enumerate(filled.lines):
-        for column, cell in zip(values.columns, filled.cells(line), strict=True):
-            if cell and cell.n != filled.seeds and line.trained:
-                sheet.frame.loc[row, column] += f" (n={cell.n})"
+    few = [
+        [f" (n={c.n})" if c and c.n != filled.seeds and line.trained else "" for c in cells]
+        for line, cells in zip(filled.lines, map(filled.cells, filled.lines), strict=True)
+    ]
+    sheet.frame[values.columns] = values + pd.DataFrame(few, columns=values.columns)
     number = filled.table.name.replace("table", "Table ")
     title = f"{number}: {filled.table.title}"
     return Sheet(title, sheet.frame, marks, _notes(filled), sheet.rules, sheet.texts)

@@ -112,9 +112,7 @@ class Strata:
 
     def resample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` bootstrap replicates of `mean`, (count, metrics)."""
-        return sum(_bootstrap(group, count, rng) for group in self.differences) / len(
-            self.differences
-        )
+        return np.mean([_bootstrap(group, count, rng) for group in self.differences], axis=0)
 
 
 def _bootstrap(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -258,5 +256,6 @@ def paired_strata(first: Sequence[Records], second: Sequence[Records]) -> Strata
     if not all(r.asked.sort_index().equals(reference) for r in (*first, *second)):
         return None
     metrics = list(first[0].metrics)
-    means = [sum(r.table[metrics] for r in records) / len(records) for records in (first, second)]
-    return _strata((means[0] - means[1]).join(reference), metrics)
+    tables = [pd.concat([r.table[metrics] for r in records]) for records in (first, second)]
+    one, two = (table.groupby(level=0).mean() for table in tables)
+    return _strata((one - two).join(reference), metrics)

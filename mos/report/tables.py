@@ -121,16 +121,15 @@ def fill_table(
     for row in table.rows:
         matching = [group for group in candidates if matches(row, group, table.model)]
         matching.sort(key=lambda group: _completeness(group, shown.columns))
-        group = matching.pop() if matching else None
-        if group and not any(group.cell(column) for column in shown.columns):
-            group = None
-        for other in matching if group else ():
+        matching = [g for g in matching if any(g.cell(column) for column in shown.columns)]
+        chosen = matching.pop() if matching else None
+        for other in matching:
             reason = (
-                f"{table.name} shows rank {group.rank}, the fuller or better of "
-                f"{len(matching) + 1} configurations; rank {other.rank} is among the other rows"
+                f"rank {other.rank} is among the other rows: {table.name} shows the fuller or "
+                f"better of {len(matching) + 1} configurations"
             )
             problems.append(Problem(f"{row.label} {row.rank}", reason))
-        lines.append(Line(row, group, group.average(shown.columns) if group else None))
+        lines.append(Line(row, chosen, chosen.average(shown.columns) if chosen else None))
     filled = Filled(shown, selected.scale, model, comparable, lines, selected.cut)
     problems += _different_prompts(filled, selected)
     return filled
