@@ -42,12 +42,15 @@ class Encoded(TypedDict):
     labels: list[int]
 
 
-def render_chat(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+def render_chat(
+    messages: Sequence[Message], add_generation_prompt: bool = True, eos: str = EVALUATION_EOS
+) -> str:
     """Render an evaluation prompt (protocol section 0).
 
     Args:
         messages: system, user and assistant messages; may be empty.
         add_generation_prompt: end with the header of the assistant's turn.
+        eos: what ends assistant turns; the protocol's, whatever the model's own is.
 
     Raises:
         UserError: a role that is none of the three.
@@ -56,7 +59,7 @@ def render_chat(messages: Sequence[Message], add_generation_prompt: bool = True)
     for message in messages:
         content = message["content"]
         if _role(message) == "assistant":
-            content = content.strip() + EVALUATION_EOS
+            content = content.strip() + eos
         text += f"<|{message['role']}|>\n{content}\n"
     return text + GENERATION_HEADER if add_generation_prompt else text
 
@@ -217,6 +220,34 @@ def _role(message: Message) -> str:
     if role not in ROLES:
         raise UserError(f"unknown role {role!r}: expected one of {', '.join(ROLES)}.")
     return role
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The Jinja template with which other programs speak to a model as it was trained.
+
+    `tokenizer.apply_chat_template` then gives the text of `render_chat` with the tokenizer's own
+    EOS, behind a BOS where the tokenizer puts one before texts: such programs encode the text
+    without adding any, so that the ids are those of training.
+    """
+    bos = "{{ bos_token }}" if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else ""
+    return bos + _TEMPLATE
+
+
+_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + message['role']"
+    " + ': expected system, user or assistant') }}"
+    "{% endif %}"
+    "{{ '<|' + message['role'] + '|>\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ message['content'].strip() + eos_token + '\n' }}"
+    "{% else %}"
+    "{{ message['content'] + '\n' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 
 
 def eos_of(tokenizer: PreTrainedTokenizerBase) -> str:

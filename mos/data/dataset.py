@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from mos.folders import build_once
 
 logger = logging.getLogger(__name__)
 
+LONGEST = 2_000_000  # characters of a conversation: encoding takes some 400 bytes for each
 BATCH, BATCH_CHARACTERS = 1000, 4_000_000  # encoded at a time, whichever comes first
 ROWS = "rows.arrow"
 STATISTICS = "statistics.json"
@@ -184,21 +185,22 @@ def _examples(
 
 def _encodable(examples: Iterable[Example], report: Report) -> Iterator[Example]:
     for example in examples:
-        try:
-            for message in example.row["messages"]:
-                message["content"].encode()
-        except UnicodeEncodeError as error:
-            report.bad(
-                DataError(
-                    example.path,
-                    example.line,
-                    f"row {example.row['id']}: the content holds half of a surrogate pair"
-                    f" (\\u{ord(error.object[error.start]):04x}), which is no text.",
-                )
-            )
+        if reason := _not_encodable([m["content"] for m in example.row["messages"]]):
+            report.bad(DataError(example.path, example.line, f"row {example.row['id']}: {reason}."))
             continue
         report.good += 1
         yield example
+
+
+def _not_encodable(contents: Sequence[str]) -> str | None:
+    if (characters := sum(map(len, contents))) > LONGEST:
+        return f"{characters:,} characters; expected at most {LONGEST:,}"
+    try:
+        "".join(contents).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        return f"the content holds half of a surrogate pair (\\u{half:04x}), which is no text"
+    return None
 
 
 def encoded_batches(

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from mos.data.chat import IGNORE_INDEX, MARKERS, encode_messages
+from mos.data.chat import (
+    IGNORE_INDEX,
+    MARKERS,
+    Message,
+    encode_messages,
+    eos_of,
+    render_chat,
+)
 from mos.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,12 +29,29 @@ PROBES = (
 )
 
 
+CONVERSATIONS: tuple[list[Message], ...] = (
+    [
+        {"role": "user", "content": "What is 7 * 6?"},
+        {"role": "assistant", "content": "It is 42."},
+    ],
+    [
+        {"role": "system", "content": "Answer in a word."},
+        {"role": "user", "content": "def f(x):\n    return x  # what is this?"},
+        {"role": "assistant", "content": "Python"},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes: the colon says so."},
+    ],
+)
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that would silently spoil the training data.
+    """Refuse a tokenizer that would silently spoil training data or evaluation prompts.
 
     It must round-trip whitespace, agree with the sentencepiece model it was made from (transformers
-    5 mis-builds LLaMA's from a bare `tokenizer.model`: runs of spaces merge wrongly), encode its
-    EOS as one token that ends up supervised, and have a pad token.
+    5 mis-builds LLaMA's from a bare `tokenizer.model`: runs of spaces merge wrongly), and have a
+    pad token. On sample conversations, an evaluation prompt must be at most one BOS and the ids of
+    its text; the ids of the prompt must begin those of prompt and answer; exactly the answers and
+    their EOS must be trained on; and whatever is cut must be cut at its end.
 
     Raises:
         UserError: naming the first of these that does not hold.
@@ -42,18 +66,58 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
                 " Use the tokenizer.json of the model's authors."
             )
     _check_sentencepiece(tokenizer, name)
-    row = encode_messages(
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}],
-        tokenizer,
-        512,
-    )
-    if row["input_ids"][-1] != tokenizer.eos_token_id or row["labels"][-1] == IGNORE_INDEX:
-        raise UserError(
-            f"tokenizer {name} does not encode its EOS {tokenizer.eos_token!r} in text as one token"
-            f" (id {tokenizer.eos_token_id}), so that answers would be trained without an end."
-        )
+    eos = eos_of(tokenizer)
+    for messages in CONVERSATIONS:
+        if problem := _problem_with(tokenizer, messages, eos):
+            raise UserError(
+                f"tokenizer {name} {problem} Mend its tokenizer.json (post_processor) or"
+                " tokenizer_config.json, or use those of the model's authors."
+            )
     if tokenizer.pad_token_id is None:
         raise UserError(f"tokenizer {name} has no pad token: set model.pad_token.")
+
+
+def _problem_with(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], eos: str
+) -> str | None:
+    """What the tokenizer does wrong with a conversation, or None."""
+    prompt = render_chat(messages[:-1], eos=eos)
+    ids = tokenizer(prompt)["input_ids"]
+    plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = len(ids) - len(plain)
+    if start < 0 or ids[start:] != plain:
+        last = tokenizer.convert_ids_to_tokens(ids[-1])
+        return f"ends a prompt in {last!r}, which does not belong to its text."
+    if start > 1:
+        first = tokenizer.convert_ids_to_tokens(ids[:start])
+        return f"begins a prompt with {first}; expected one BOS or none."
+    row = encode_messages(messages, tokenizer, 512)
+    whole = row["input_ids"]
+    if whole[-1] != tokenizer.eos_token_id:
+        return (
+            f"does not encode its EOS {eos!r} in text as one token (id {tokenizer.eos_token_id}),"
+            " so that answers would be trained without an end."
+        )
+    if whole[: len(ids)] != ids:
+        return "gives a prompt other ids where an answer follows it."
+    trained = [[]]  # type: list[list[int]]
+    for label in encode_messages(messages, tokenizer, 512, "clean")["labels"]:
+        if label != IGNORE_INDEX:
+            trained[-1].append(label)
+        elif trained[-1]:
+            trained.append([])
+    found = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in trained]
+    expected = [m["content"] + eos for m in messages if m["role"] == "assistant"]
+    if found != expected:
+        return f"masks the wrong tokens: {found} would be trained on; expected {expected}."
+    for length in (len(whole) - 3, len(ids) - 3):
+        cut = encode_messages(messages, tokenizer, length)
+        if (cut["input_ids"], cut["labels"]) != (whole[:length], row["labels"][:length]):
+            return (
+                f"does not cut long texts at their end (truncation_side="
+                f"{tokenizer.truncation_side!r}; ids and labels would not belong together)."
+            )
+    return None
 
 
 def _check_sentencepiece(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mos.data.chat import encode_messages
+from mos.data.chat import chat_template, encode_messages, render_chat
 from mos.data.encoder import ChatEncoder
 from mos.data.tokenizer import PROBES, add_chat_tokens, check_tokenizer, fingerprint
 from mos.errors import UserError
@@ -26,11 +27,65 @@ def test_tokenizer_that_drops_whitespace_is_refused(tokenizers_by_kind):
         check_tokenizer(tokenizers_by_kind["unknown"])
 
 
-def test_eos_that_is_not_a_token_of_text_is_refused(tiny_tokenizer):
+def changed(tokenizer, single=None, **settings):
+    """A copy with another template around texts, or other settings."""
+    copied = copy.deepcopy(tokenizer)
+    if single:
+        copied.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, pair="$A $B", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    for name, value in settings.items():
+        setattr(copied, name, value)
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"single": "<s> $A </s>"}, "ends a prompt in '</s>'"),
+        ({"single": "$A </s>"}, "ends a prompt in '</s>'"),
+        ({"single": "<s> <s> $A"}, "begins a prompt with .*expected one BOS or none"),
+        ({"truncation_side": "left"}, r"does not cut long texts at their end \(.*'left'"),
+        ({"split_special_tokens": True}, "does not encode its EOS '</s>' in text as one token"),
+    ],
+)
+def test_tokenizers_that_break_the_mask_are_refused_by_name(change, problem, tiny_tokenizer):
+    with pytest.raises(UserError, match=problem):
+        check_tokenizer(changed(tiny_tokenizer, **change))
+
+
+def test_tokenizers_that_merge_across_turns_are_refused(tiny_tokenizer):
+    """`\\nI`, a line feed and the first letter of an answer, is one token here."""
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.split_special_tokens = True
-    with pytest.raises(UserError, match="does not encode its EOS"):
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    spec["model"]["vocab"]["ĊI"] = len(spec["model"]["vocab"])
+    spec["model"]["merges"] = [["Ċ", "I"]]
+    spec["pre_tokenizer"]["use_regex"] = False
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(spec))
+    with pytest.raises(UserError, match="gives a prompt other ids where an answer follows"):
         check_tokenizer(tokenizer)
+
+
+def test_chat_template_is_render_chat(tokenizers_by_kind, golden):
+    conversations = [case["messages"] for case in golden("chat_template")["cases"]]
+    conversations += [row["messages"] for row in golden("train_encoding_smollm2")["rows"]]
+    conversations = [messages for messages in conversations if messages]  # transformers wants one
+    for kind in ("smollm2", "llama2", "llama3"):
+        tokenizer = copy.deepcopy(tokenizers_by_kind[kind])
+        tokenizer.chat_template = chat_template(tokenizer)
+        bos = "" if kind == "smollm2" else tokenizer.bos_token
+        for messages in conversations:
+            for prompt in (True, False):
+                options = {"tokenize": False, "add_generation_prompt": prompt}
+                text = render_chat(messages, prompt, eos=tokenizer.eos_token)
+                assert tokenizer.apply_chat_template(messages, **options) == bos + text
+            stripped = [{**m, "content": m["content"].strip()} for m in messages]
+            if messages[-1]["role"] == "assistant":
+                text = tokenizer.apply_chat_template(stripped, tokenize=False).removesuffix("\n")
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                assert ids == encode_messages(messages, tokenizer, 4096)["input_ids"]
+        with pytest.raises(Exception, match="unknown role tool"):
+            tokenizer.apply_chat_template([{"role": "tool", "content": ""}])
 
 
 def test_missing_pad_and_eos_are_refused(tiny_tokenizer):
