@@ -6,6 +6,7 @@ python -m mos.export adapter=outputs/.../adapter out=model as=merged quantizatio
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from mos.adapters.factors import lora_factors
 from mos.adapters.skeleton import skeleton
 from mos.config import CONFIG_DIR
 from mos.console import exit_on_user_error, say
+from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import MissingFileError, UserError, unknown
 from mos.folders import check_own, replaced
 from mos.model_check import check_model_folder
@@ -55,7 +57,8 @@ def to_lora(
     """Write an adapter as a LoRA adapter that stock PEFT and stock vLLM load.
 
     The update is the same, not an approximation: the factors are the method's own, and ranks added
-    by padding are zero. Needs no weights of the base model.
+    by padding are zero. Needs no weights of the base model. A tokenizer and a chat template in the
+    adapter's directory come along.
 
     Args:
         source: a PEFT model, whose active adapter is taken, or an adapter directory.
@@ -116,6 +119,8 @@ def to_lora(
     with replaced(out_dir) as folder:
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         lora.save_pretrained(str(folder))
+        if not isinstance(source, PeftModel):
+            copy_tokenizer(Path(source), folder)
     return Path(out_dir)
 
 
@@ -126,6 +131,8 @@ def merge(
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a plain transformers model: the base with the adapter merged, and its tokenizer.
+
+    A chat template in the adapter's folder takes the place of the base's.
 
     Args:
         base_dir: a model directory with unquantised weights. Give the dequantised weights of a
@@ -161,6 +168,8 @@ def merge(
     with replaced(out_dir) as folder:
         merged.save_pretrained(folder)
         copy_tokenizer(Path(adapter_dir) if learned else base_dir, folder)
+        for template in Path(adapter_dir).glob(CHAT_TEMPLATE_FILE):  # the format of its training
+            shutil.copyfile(template, folder / template.name)
     return Path(out_dir)
 
 

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
 from mos.files import fingerprint, hash_json
 from mos.folders import build_once
@@ -196,6 +197,7 @@ def dequantize_weight(module: torch.nn.Module) -> torch.Tensor | None:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files. Saving through its class may change them."""
-    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"):
+    names = ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
+    for pattern in (*names, CHAT_TEMPLATE_FILE):
         for file in source.glob(pattern):
             shutil.copyfile(file, target / file.name)

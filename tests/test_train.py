@@ -11,10 +11,14 @@ import sys
 import time
 
 import pytest
+from transformers import AutoTokenizer
 
 from mos import chat, list_runs, show
 from mos.config import compose_config
+from mos.data.chat import render_chat
 from mos.errors import UserError
+from mos.export import merge, to_lora
+from mos.model_sources import resolve_model
 from mos.runs import Run, find_runs
 from mos.train import train
 from tests import tiny_job
@@ -105,6 +109,22 @@ def test_chat_answers_in_the_terminal(run, monkeypatch, capsys):
         out = capsys.readouterr().out
         assert out.count("you:") == 4
         assert "(a new conversation)" in out
+
+
+def test_adapter_exports_and_merged_models_speak_the_format_of_training(run, paths, tmp_path):
+    base = resolve_model("random:tiny", paths[1].partition("=")[2])
+    exported = to_lora(run.adapter_dir, tmp_path / "lora")
+    merged = merge(base, run.adapter_dir, tmp_path / "merged")
+    messages = [
+        {"role": "system", "content": " s "},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": " a "},
+        {"role": "user", "content": "r"},
+    ]
+    for folder in (run.adapter_dir, exported, merged):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert text == "<s>" + render_chat(messages)
 
 
 def test_asking_again_does_nothing_and_says_so(results, paths, capsys):

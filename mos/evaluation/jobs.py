@@ -115,6 +115,7 @@ def merge_subject_shards(subjects: Sequence[Subject], cache_dir: str | Path) -> 
 
 
 def _prepare(subjects: Sequence[Subject], cache_dir: Path) -> list[_Job]:
+    from mos.data.tokenizer import check_tokenizer
     from mos.model_sources import resolve_model
     from mos.modeling import load_tokenizer
 
@@ -127,6 +128,7 @@ def _prepare(subjects: Sequence[Subject], cache_dir: Path) -> list[_Job]:
         key = hash_json([str(served.tokenizer_dir), model["pad_token"], evaluation])
         if key not in built:
             tokenizer = load_tokenizer(served.tokenizer_dir, model["pad_token"])
+            check_tokenizer(tokenizer)
             built[key] = tokenizer, build_benchmarks(evaluation, tokenizer)
         tokenizer, benchmarks = built[key]
         for benchmark in benchmarks.values():

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from mos.adapters import attach, rank, row_label
 from mos.console import is_main_process, say
+from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
 from mos.data.dataset import TrainingData, load_training_data
 from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
@@ -148,6 +149,8 @@ def save_adapter(trainer: CrashSafeTrainer, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     trainer.save_model(str(partial))
     if trainer.args.should_save:
+        tokenizer: Any = trainer.processing_class
+        (partial / CHAT_TEMPLATE_FILE).write_text(chat_template(tokenizer), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     trainer.accelerator.wait_for_everyone()
