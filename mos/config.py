@@ -131,9 +131,21 @@ class Trainer(Strict):
     logging_steps: PositiveInt
     dataloader_num_workers: NonNegativeInt = 0
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
+    load_best_model_at_end: bool = False
+    early_stopping_patience: PositiveInt | None = None  # of transformers' EarlyStoppingCallback
 
     @model_validator(mode="after")
     def _cadence(self) -> Trainer:
+        if self.early_stopping_patience and not self.load_best_model_at_end:
+            raise ValueError(
+                "trainer.early_stopping_patience stops once the held-out loss has not fallen that"
+                " often, and keeps the best weights: add +trainer.load_best_model_at_end=true."
+            )
+        if self.load_best_model_at_end and self.save_steps != self.eval_steps:
+            raise ValueError(
+                f"trainer.load_best_model_at_end=true needs a checkpoint of each evaluation: set"
+                f" trainer.save_steps={self.eval_steps}, the value of trainer.eval_steps."
+            )
         if self.save_steps % self.logging_steps:
             raise ValueError(
                 f"trainer.save_steps={self.save_steps} is not a multiple of"

@@ -70,7 +70,8 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device}")
     stop = StopOnSignal(run)
-    trainer = build_trainer(model, tokenizer, data, arguments, run, stop)
+    patience = config["trainer"].get("early_stopping_patience")
+    trainer = build_trainer(model, tokenizer, data, arguments, run, stop, patience)
     with state.main_process_first():
         checkpoint = newest_valid(run.checkpoint_dir)
     with stop.listening():
@@ -126,14 +127,12 @@ def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) ->
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint))
     seconds = trainer.loss_log.seconds()
-    step = trainer.state.global_step
-    if trainer.eval_dataset is not None and (not trainer.heldout or trainer.heldout.step != step):
-        trainer.predict(trainer.eval_dataset)
+    trainer.measure()
     lines = read_losses(run.path / "loss.jsonl")
     logged = [(0, 0.0)] + [(line["step"], line["loss"]) for line in lines if "loss" in line]
     total = sum(loss * (at - since) for (since, _), (at, loss) in pairwise(logged))
     return {
-        "steps": step,
+        "steps": trainer.state.global_step,
         "train_loss": total / logged[-1][0],
         "eval_loss": trainer.heldout.loss if trainer.heldout else None,
         "seconds": seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -112,15 +114,32 @@ class CrashSafeTrainer(Trainer):
         )
 
     def finished(self, checkpoint: Path) -> bool:
-        """Whether the training that left a checkpoint was at its end."""
+        """Whether the training that left a checkpoint was at its end, early or not."""
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        return state.global_step >= state.max_steps
+        stopping = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+        stopped = stopping is not None and (
+            stopping["attributes"]["early_stopping_patience_counter"]
+            >= stopping["args"]["early_stopping_patience"]
+        )
+        return state.global_step >= state.max_steps or stopped
 
     def restore(self, checkpoint: Path) -> None:
         """Take over a finished training: `train` would do one more step."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self.args.load_best_model_at_end:
+            best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best)  # the run may have been moved
+            self._load_best_model()
         self.loss_log.take_up(self.state)
+
+    def measure(self) -> None:
+        """Measure the held-out losses of the weights that the training ends with."""
+        best = self.args.load_best_model_at_end
+        step = (self.state.best_global_step if best else None) or self.state.global_step
+        if self.eval_dataset is not None and (self.heldout is None or self.heldout.step != step):
+            self.predict(self.eval_dataset)
+            self.heldout = replace(self.heldout, step=step)  # type: ignore[type-var]
 
     def _save_checkpoint(self, model, trial) -> None:
         for name, weight in model.named_parameters():
@@ -179,6 +198,11 @@ def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> Trai
         UserError: values that transformers refuses.
     """
     options = dict(config["trainer"])
+    if options.get("load_best_model_at_end") and config["data"]["eval_size"] == 0:
+        raise UserError("trainer.load_best_model_at_end=true needs held-out rows: data.eval_size=.")
+    # A part of the state of a run, as the optimizer's.
+    options["restore_callback_states_from_checkpoint"] = True
+    options.pop("early_stopping_patience", None)
     if device == "cpu":
         # Only read on a GPU; transformers refuses it elsewhere.
         options.pop("tf32", None)
@@ -212,8 +236,13 @@ def build_trainer(
     arguments: TrainingArguments,
     run: Run,
     stop: StopOnSignal,
+    patience: int | None = None,
 ) -> CrashSafeTrainer:
-    """A Trainer over prepared data that logs to, and keeps its checkpoints in, the run folder."""
+    """A Trainer over prepared data that logs to, and keeps its checkpoints in, the run folder.
+
+    Args:
+        patience: evaluations without a lower held-out loss after which the training stops.
+    """
     if data.eval is None:
         arguments.eval_strategy = IntervalStrategy.NO
         arguments.eval_on_start = False
@@ -237,6 +266,8 @@ def build_trainer(
     trainer.loss_log = loss_log
     trainer.compute_metrics = trainer.keep_heldout
     trainer.remove_callback(PrinterCallback)
+    if patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(patience))
     return trainer
 
 

@@ -13,7 +13,7 @@ import pytest
 from transformers import TrainerCallback
 
 from mos.config import compose_config
-from mos.runs import Run, find_runs
+from mos.runs import Run, find_runs, read_losses
 from mos.train import train
 from mos.training import fit
 from mos.training.checkpoints import newest_valid
@@ -106,10 +106,12 @@ def test_killed_between_checkpoints_in_the_second_epoch(tmp_path, cache, whole):
     check("after_step", 11, tmp_path, cache, whole)
 
 
-def test_a_signal_leaves_a_checkpoint_of_the_step_at_work(tmp_path, cache, whole, monkeypatch):
+def stop_at(monkeypatch, step: int, overrides: list[str]) -> Run:
+    """Train until a signal that comes within an optimizer step."""
+
     class Signal(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 4:
+            if state.global_step == step - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     build = fit.build_trainer
@@ -119,14 +121,47 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_at_work(tmp_path, cache, whole
         trainer.add_callback(Signal())
         return trainer
 
-    overrides = job(tmp_path, cache)
     with monkeypatch.context() as patch:
         patch.setattr(fit, "build_trainer", build_with_signal)
         with pytest.raises(KeyboardInterrupt):
             train(compose_config(overrides))
-    (run,) = find_runs(tmp_path)
+    (run,) = find_runs(next(o for o in overrides if "output_dir" in o).partition("=")[2])
+    return run
+
+
+def test_a_signal_leaves_a_checkpoint_of_the_step_at_work(tmp_path, cache, whole, monkeypatch):
+    overrides = job(tmp_path, cache)
+    run = stop_at(monkeypatch, 5, overrides)
     assert run.state == ("interrupted", "stopped by SIGTERM; step 5 of 12 is kept")
     assert newest_valid(run.checkpoint_dir).name == "checkpoint-5"
+    assert what_was_learnt(finish(overrides)) == what_was_learnt(whole)
+
+
+def test_early_stopping_keeps_the_best_weights_also_over_a_restart(tmp_path, cache, monkeypatch):
+    # A loss that falls counts as worse here: the first evaluation is the best.
+    early = [
+        "+trainer.load_best_model_at_end=true", "+trainer.early_stopping_patience=2",
+        "+trainer.greater_is_better=true", "trainer.eval_steps=2", "trainer.save_steps=2",
+    ]  # fmt: skip
+    whole = finish(job(tmp_path / "whole", cache, *early))
+    assert whole.manifest["train"]["steps"] == 6
+    best = whole.checkpoint_dir / "checkpoint-2" / "adapter_model.safetensors"
+    assert what_was_learnt(whole)[0] == best.read_bytes()
+    measured = json.loads((whole.path / "eval" / "heldout" / "metrics.json").read_text())
+    logged = [line for line in read_losses(whole.path / "loss.jsonl") if "eval_loss" in line]
+    assert [line["step"] for line in logged] == [0, 2, 4, 6]
+    assert measured["step"] == 2
+    assert measured["metrics"]["loss"] == logged[1]["eval_loss"]
+
+    overrides = job(tmp_path / "stopped", cache, *early)
+    stop_at(monkeypatch, 5, overrides)
+    assert what_was_learnt(finish(overrides)) == what_was_learnt(whole)
+
+    monkeypatch.setattr(fit, "save_adapter", lambda *args: 1 / 0)  # at the end, before the adapter
+    overrides = job(tmp_path / "failed", cache, *early)
+    with pytest.raises(ZeroDivisionError):
+        train(compose_config(overrides))
+    monkeypatch.undo()
     assert what_was_learnt(finish(overrides)) == what_was_learnt(whole)
 
 
