@@ -86,6 +86,11 @@ class Run:
         return f"{self.path.parent.name.rsplit('-', 1)[-1]}-{self.path.name}"
 
     @property
+    def name(self) -> str:
+        """The last two parts of the path, which tell the run from others of its experiment."""
+        return "/".join(self.path.parts[-2:])
+
+    @property
     def adapter_dir(self) -> Path:
         return self.path / "adapter"
 

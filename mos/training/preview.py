@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -24,7 +23,6 @@ from mos.errors import UserError
 from mos.identity import open_run
 from mos.preflight import check_shapes, missing
 from mos.runs import Run
-from mos.training.sweep import short
 
 
 def preview(hydra: DictConfig) -> int:
@@ -37,13 +35,11 @@ def preview(hydra: DictConfig) -> int:
     states: Counter[str] = Counter()
     problems: dict[str, None] = {}
     for member, found in members(hydra):
-        state, path = (
-            ("cannot run", Path()) if isinstance(found, str) else (found.status, found.path)
-        )
+        state, name = ("cannot run", "") if isinstance(found, str) else (found.status, found.name)
         states[state] += 1
         if isinstance(found, str):
             problems[found] = None
-        table.add_row(" ".join(member), state, short(path))
+        table.add_row(" ".join(member), state, name)
     console.print(table)
     for problem in problems:
         say(f"missing: {problem}")

@@ -187,14 +187,9 @@ def _table(members: Sequence[Mapping[str, Any]]) -> Table:
         values = (member["scores"].get(name) for name in scores)
         shown = ["" if value is None else f"{value:.2f}" for value in values]
         table.add_row(
-            " ".join(member["overrides"]), member["outcome"], *shown, short(Path(member["run"]))
+            " ".join(member["overrides"]), member["outcome"], *shown, Run(member["run"]).name
         )
     return table
-
-
-def short(run: Path) -> str:
-    """The last two parts of a run's path, which tell it from others of its experiment."""
-    return "/".join(run.parts[-2:])
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, float]:
