@@ -8,6 +8,7 @@ The run folder says how far a run is (mos/runs.py); the same command continues i
 from __future__ import annotations
 
 import gc
+import math
 import shlex
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from mos.identity import finished_run, open_run
 from mos.runs import Run
 from mos.training.sweep import (
     Labelled,
-    check_launcher,
+    check_plugins,
     end_member,
     in_sweep,
     start_member,
@@ -207,12 +208,17 @@ def print_plan(config: Mapping[str, Any], run: Run) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
-def main(cfg: DictConfig) -> None:
-    """The command line around `train`: messages instead of tracebacks, exit codes, sweeps."""
+def main(cfg: DictConfig) -> float:
+    """The command line around `train`: messages instead of tracebacks, exit codes, sweeps.
+
+    Returns:
+        The held-out loss, which sweepers such as Optuna minimise; infinite where there is none.
+    """
     signals_interrupt()
     start_member()
     try:
-        train(cfg)
+        results = train(cfg) or {}
+        return results.get("metrics", {}).get("heldout", {}).get("loss", math.inf)
     except KeyboardInterrupt:
         end_member("interrupted")
         sys.exit(130)
@@ -226,11 +232,12 @@ def main(cfg: DictConfig) -> None:
         if not in_sweep():
             raise
         show_traceback()
+    return math.inf
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        check_launcher(sys.argv)
+        check_plugins(sys.argv)
     # Launchers pickle `main` with what it refers to, which in __main__ would go by value.
     from mos.train import main as importable_main
 

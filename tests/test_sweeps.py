@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from mos.config import CONFIG_DIR, compose_config, validate
@@ -19,7 +20,7 @@ from mos.errors import UserError
 from mos.identity import open_run
 from mos.runs import find_runs
 from mos.train import main
-from mos.training.sweep import Labelled, check_launcher, progress
+from mos.training.sweep import Labelled, check_plugins, progress
 from tests.tiny_job import TINY, run_cli
 
 
@@ -65,13 +66,13 @@ def test_how_far_a_sweep_is_and_about_how_long_it_takes(tmp_path):
 
 def test_launchers_without_what_they_need_are_refused_by_name(monkeypatch):
     with pytest.raises(UserError, match="add -m"):
-        check_launcher(["mos", "hydra/launcher=processes"])
+        check_plugins(["mos", "hydra/launcher=processes"])
     with pytest.raises(UserError, match="srun"):
-        check_launcher(["mos", "-m", "hydra/launcher=slurm"])
+        check_plugins(["mos", "-m", "hydra/launcher=slurm"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'mos-tuning\[joblib\]'"):
-        check_launcher(["mos", "--multirun", "hydra/launcher=processes"])
-    check_launcher(["mos", "-m", "seed=0,1"])
+        check_plugins(["mos", "--multirun", "hydra/launcher=processes"])
+    check_plugins(["mos", "-m", "seed=0,1"])
 
 
 def test_lines_of_members_at_once_begin_with_their_number():
@@ -96,6 +97,25 @@ def test_a_sweep_goes_on_past_a_failure_and_finishes_the_rest_later(launcher, tm
     if launcher == "basic":
         again = run_cli(*command)
         assert again.stdout.count("trained") >= 2
+
+
+@pytest.mark.slow
+def test_optuna_searches_for_the_lowest_held_out_loss(tmp_path, paths):
+    pytest.importorskip(
+        "hydra_plugins.hydra_optuna_sweeper", reason="NOT TESTED: Optuna, it is not installed"
+    )
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1"]
+    rate = "trainer.learning_rate=tag(log,interval(1e-5,1e-2))"
+    done = run_cli("-m", "+experiment=superni_mmlu", "eval=base", *search, rate, *TINY, *paths)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "member 3 of 3" in done.stdout
+    losses = [
+        run.results["metrics"]["heldout"]["loss"]
+        for run in find_runs(str(tmp_path / "outputs" / "superni_mmlu"))
+    ]
+    assert len(losses) == 3
+    (best,) = (tmp_path / "outputs" / "sweeps").rglob("optimization_results.yaml")
+    assert OmegaConf.load(best).best_value == pytest.approx(min(losses))
 
 
 @pytest.mark.slow

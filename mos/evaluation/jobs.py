@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from eval import BENCHMARKS, Benchmark, build_benchmark
 from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, engine_settings
 from eval.runner import Weights, merge_shards, read_result, run_benchmark
-from mos.console import say
+from mos.console import logged_to, say
 from mos.errors import UserError
 from mos.evaluation.serving import LORA, Model, Server, weights_of
 from mos.files import hash_json, source_hash
@@ -94,8 +95,10 @@ def evaluate_subjects(
             for job in jobs:
                 if len(subjects) > 1:
                     say(f"evaluating {job.subject.name}")
+                run = job.subject.run
                 try:
-                    _evaluate(job, server, cache_dir, overwrite)
+                    with logged_to(run.path / "train.log") if run else nullcontext():
+                        _evaluate(job, server, cache_dir, overwrite)
                 except (EngineError, DiskError):
                     raise
                 except UserError as error:

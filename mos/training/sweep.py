@@ -7,6 +7,7 @@ for each member that has begun; members may run one after another, at once, or o
 from __future__ import annotations
 
 import importlib.util
+import math
 import shlex
 import shutil
 import statistics
@@ -30,41 +31,40 @@ from mos.errors import UserError
 from mos.files import parse_json, write_json
 from mos.runs import Run
 
-# What `hydra/launcher=` may name -> the extra that installs it, and the module that it is in.
-LAUNCHERS = {
-    "processes": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
-    "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
-    "slurm_local": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
-    "cluster": ("ray", "hydra_plugins.hydra_ray_launcher"),
+# Launchers and sweepers that an extra of this package installs, with the module they are in.
+PLUGINS = {
+    "hydra/launcher=processes": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
+    "hydra/launcher=slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "hydra/launcher=slurm_local": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "hydra/launcher=cluster": ("ray", "hydra_plugins.hydra_ray_launcher"),
+    "hydra/sweeper=optuna": ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
 }
 
 
-def check_launcher(arguments: Sequence[str]) -> None:
-    """Look at `hydra/launcher=` of a command line, before Hydra does.
+def check_plugins(arguments: Sequence[str]) -> None:
+    """Look at the launcher and the sweeper that a command line names, before Hydra does.
 
     Raises:
-        UserError: there is no sweep to launch, its package is not installed, no Slurm is here.
+        UserError: there is no sweep, a package is not installed, no Slurm is here.
     """
-    name = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), None)
-    if name not in LAUNCHERS:
-        return
-    extra, module = LAUNCHERS[name]
-    if not {"-m", "--multirun"} & set(arguments):
-        raise UserError(f"hydra/launcher={name} launches the members of a sweep: add -m.")
-    try:
-        installed = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        installed = None
-    if installed is None:
-        raise UserError(
-            f"hydra/launcher={name}: its package is not installed. Install it with"
-            f" pip install 'mos-tuning[{extra}]'."
-        )
-    if name == "slurm" and shutil.which("srun") is None:
-        raise UserError(
-            "hydra/launcher=slurm: no Slurm here (no command srun). Give the command on a login"
-            " node of the cluster; slurm_local runs the same path with processes of this machine."
-        )
+    for given in PLUGINS.keys() & set(arguments):
+        extra, module = PLUGINS[given]
+        if not {"-m", "--multirun"} & set(arguments):
+            raise UserError(f"{given} is for sweeps: add -m.")
+        try:
+            installed = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            installed = None
+        if installed is None:
+            raise UserError(
+                f"{given}: its package is not installed. Install it with"
+                f" pip install 'mos-tuning[{extra}]'."
+            )
+        if given.endswith("=slurm") and shutil.which("srun") is None:
+            raise UserError(
+                f"{given}: no Slurm here (no command srun). Give the command on a login node of"
+                " the cluster; slurm_local runs the same path with processes of this machine."
+            )
 
 
 def in_sweep() -> bool:
@@ -161,16 +161,11 @@ class SweepSummary(Callback):
 def _swept(hydra: DictConfig) -> tuple[list[str], int]:
     """The keys that a sweep varies, and the number of its members."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    values = {
-        given.key_or_group: len(list(given.sweep_string_iterator()))
-        for given in parser.parse_overrides(list(hydra.overrides.task))
-        if given.is_sweep_override()
-    }
-    # Optuna draws as many as it is told to; the others take every combination.
-    count = hydra.sweeper.get("n_trials") or 1
-    for number in values.values() if "n_trials" not in hydra.sweeper else ():
-        count *= number
-    return list(values), count
+    swept = [o for o in parser.parse_overrides(list(hydra.overrides.task)) if o.is_sweep_override()]
+    keys = [one.key_or_group for one in swept]
+    if "n_trials" in hydra.sweeper:  # Optuna draws as many as it is told to
+        return keys, hydra.sweeper.n_trials
+    return keys, math.prod(len(list(one.sweep_string_iterator())) for one in swept)
 
 
 def _own_overrides(overrides: Sequence[str], sweep: Mapping[str, Any]) -> list[str]:
