@@ -9,6 +9,7 @@ from dataclasses import replace
 import hydra
 from omegaconf import DictConfig
 
+from eval import BENCHMARKS
 from mos.config import CONFIG_DIR, resolved
 from mos.console import console, exit_on_user_error, say
 from mos.report.build import Report, build, write
@@ -63,10 +64,11 @@ def _print(report: Report, out: str) -> None:
     counts = report.counts
     say(
         f"{counts['used']} of {counts['found']} run folders used (scale {report.runs.scale}), "
-        f"{counts[LEFT_OUT]} left out, {counts[REFUSED]} refused"
+        f"{report.tabulated} of them in the paper's tables; {counts[LEFT_OUT]} left out, {counts[REFUSED]} refused"
     )
-    if not counts["used"] and any("is partial" in p.reason for p in report.problems):
-        say("all results are of cut benchmarks (eval.limit): partial=true tabulates them")
+    whole = any(column.benchmark in BENCHMARKS for column in report.runs.columns)
+    if not whole and any("is partial" in p.reason for p in report.problems):
+        say("all benchmarks were cut (eval.limit): partial=true tabulates them")
     verdicts = Counter(verdict.verdict for verdict in report.verdicts)
     say("claims: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
     kinds: dict[tuple[str, str], list[Problem]] = {}

@@ -63,6 +63,18 @@ class Report:
         return {"found": self.runs.folders, "used": len(used), LEFT_OUT: left, REFUSED: refused}
 
     @property
+    def tabulated(self) -> int:
+        """How many of the used runs stand in the paper's tables."""
+        cells = (
+            line.group.folders_of(column)
+            for table in self.filled
+            for line in table.lines
+            for column in table.table.columns
+            if line.group
+        )
+        return len({folder for cell in cells for folder in cell.values()})
+
+    @property
     def noted(self) -> int:
         """How many remarks there are on runs that are used."""
         return sum(problem.consequence == NOTED for problem in self.problems)
@@ -110,8 +122,10 @@ def build(
     others = other_groups(groups, filled)
     problems = list(dict.fromkeys(problems))
     curves = rate_curves(runs)
-    sheets = {"grouped": pivot(runs, rows, columns, value)} if rows or columns else {}
-    sheets["rates"] = rates_sheet(runs, curves)
+    wanted = (rows or columns) and len(runs.frame)
+    sheets = {"grouped": pivot(runs, rows, columns, value)} if wanted else {}
+    if curves:
+        sheets["rates"] = rates_sheet(runs, curves)
     sheets["others"] = other_rows(others, spread(runs))
     sheets = {name: sheet for name, sheet in sheets.items() if len(sheet.frame)}
     return Report(list(sources), runs, filled, others, sheets, verdicts, curves, problems)

@@ -116,6 +116,7 @@ def select(
     columns = [c for c in runs.columns if frame[c.key].notna().any()]
     cut = _only_whole(frame, columns, partial, problems)
     frame = frame[frame[[c.key for c in columns]].notna().any(axis=1)]
+    columns = [c for c in columns if frame[c.key].notna().any()]
     frame = _newest(frame, problems)
     return Selected(runs.folders, frame, columns, runs.settings, scale, cut)
 
@@ -144,7 +145,8 @@ def _only_whole(
         state = table["cut"].map(
             lambda cut: f"partial ({cut})" if cut else "whole, and these tables are of partial ones"
         )
-        other = table["cut"] != wanted
+        # What is held out of the training data is never cut.
+        other = (table["cut"] != wanted) & (name != HELDOUT.benchmark)
         reasons[other] = f"{name} is " + state[other]
         rest = table[~other]
         # Each experiment holds out examples of its own.

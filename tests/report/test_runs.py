@@ -130,6 +130,14 @@ def test_bad_runs_are_named_and_in_no_mean(tmp_path, name):
     assert group.folders_of(column("mmlu", "exact_match")) == {0: str(good)}
 
 
+def test_a_report_of_nothing_says_what_is_there(tmp_path):
+    status("failed")(run := write_run(tmp_path))
+    (run / "results.json").unlink()
+    report = report_of(tmp_path, rows=["method.label"])
+    write(report, tmp_path / "summary")
+    assert [p.reason for p in report.problems] == ["status failed (disk full): no results.json"]
+
+
 def read(*roots, **options):
     problems = []
     return read_runs([str(root) for root in roots], problems, **options), problems

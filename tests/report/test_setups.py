@@ -59,6 +59,16 @@ def test_partial_results_are_never_mixed_with_whole_ones(tmp_path):
     assert mmlu(report_of(tmp_path, partial=True)) == {1: 12.0, 2: 12.0}
 
 
+def test_held_out_loss_stands_beside_cut_benchmarks(tmp_path):
+    run = partial(0)
+    write_run(tmp_path, **run | {"metrics": run["metrics"] | {"heldout": {"loss": 1.5, "n": 8}}})
+    assert [c.key for c in report_of(tmp_path, partial=True).runs.columns] == [
+        "mmlu.exact_match", "heldout.loss",
+    ]  # fmt: skip
+    report = report_of(tmp_path)
+    assert [c.key for c in report.filled[1].table.columns] == ["heldout.loss"]
+
+
 def test_fewer_examples_without_a_mark_are_not_the_whole_benchmark(tmp_path):
     write_run(tmp_path, seed=0)
     write_run(tmp_path, seed=1, metrics={"mmlu": {"exact_match": 1.0, "n": 50}})

@@ -119,7 +119,9 @@ def test_a_refused_run_ends_with_status_1_and_a_report(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as stopped:
         run_main(monkeypatch, f"runs={tmp_path}/runs", f"out={tmp_path}/out", "plots=false")
     assert stopped.value.code == 1
-    assert "1 of 2 run folders used (scale paper), 0 left out, 1 refused" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 of 2 run folders used (scale paper), 1 of them in the paper's tables" in printed
+    assert "0 left out, 1 refused" in printed
     assert (tmp_path / "out" / "report.html").is_file()
 
 
