@@ -64,7 +64,8 @@ def _print(report: Report, out: str) -> None:
     counts = report.counts
     say(
         f"{counts['used']} of {counts['found']} run folders used (scale {report.runs.scale}), "
-        f"{report.tabulated} of them in the paper's tables; {counts[LEFT_OUT]} left out, {counts[REFUSED]} refused"
+        f"{report.tabulated} of them in the paper's tables; "
+        f"{counts[LEFT_OUT]} left out, {counts[REFUSED]} refused"
     )
     whole = any(column.benchmark in BENCHMARKS for column in report.runs.columns)
     if not whole and any("is partial" in p.reason for p in report.problems):
