@@ -19,16 +19,18 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mos.adapters import register_all
 from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
+from mos.adapters.folder import adapter_config, load
+from mos.adapters.saved import all_finite
 from mos.adapters.skeleton import skeleton
 from mos.config import CONFIG_DIR
 from mos.console import exit_on_user_error, say
 from mos.data.chat import CHAT_TEMPLATE_FILE
-from mos.errors import MissingFileError, UserError, unknown
+from mos.errors import UserError, unknown
 from mos.folders import check_own, replaced
 from mos.model_check import check_model_folder
 from mos.model_sources import resolve_model
@@ -84,11 +86,15 @@ def to_lora(
     name = model.active_adapters[0]
     config: Any = model.peft_config[name]
     _check_only_factors(config)
+    _check_embeddings(model, config)
     factors = {
         path: lora_factors(layer, name)
         for path, layer in model.get_base_model().named_modules()
         if isinstance(layer, BaseTunerLayer) and name in layer._get_available_adapters()
     }
+    for path, (A, B, _) in factors.items():
+        if not (all_finite(A) and all_finite(B)):
+            raise UserError(f"The adapter has numbers that are not finite, in {path}.")
     r = max(A.shape[0] for A, _, _ in factors.values())
     if pad_to_vllm_rank:
         r = _vllm_rank(r)
@@ -153,18 +159,18 @@ def merge(
     """
     _check_target(out_dir, adapter_dir)
     base_dir = check_model_folder(Path(base_dir))
-    config = _adapter_config(Path(adapter_dir))
+    config = adapter_config(Path(adapter_dir))
     base = AutoModelForCausalLM.from_pretrained(
         base_dir, dtype=dtype or "auto", trust_remote_code=False
     )
     rows = getattr(config, "trainable_token_indices", None) or {}
     learned = [i for ids in rows.values() for i in ids]
     grow_vocabulary(base, max(learned, default=-1) + 1)
+    model: Any = load(base, Path(adapter_dir), config)
     try:
-        model = PeftModel.from_pretrained(base, adapter_dir, config=config)
+        merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise UserError(f"{adapter_dir} does not fit the base model {base_dir}: {error}") from error
-    merged = model.merge_and_unload(safe_merge=True)
+        raise UserError(f"{adapter_dir} cannot be merged into {base_dir}: {error}") from error
     with replaced(out_dir) as folder:
         merged.save_pretrained(folder)
         copy_tokenizer(Path(adapter_dir) if learned else base_dir, folder)
@@ -174,24 +180,13 @@ def merge(
 
 
 def _load_without_base(adapter_dir: Path) -> PeftModel:
-    config = _adapter_config(adapter_dir)
+    config = adapter_config(adapter_dir)
     _check_only_factors(config)
     # a task's model class would look for methods that only a whole model has
     task_type, config.task_type = config.task_type, None
-    model = PeftModel(skeleton(adapter_dir, config), config)
-    model.load_adapter(str(adapter_dir), "default", torch_device="cpu")
+    model = load(skeleton(adapter_dir, config), adapter_dir, config)
     model.peft_config["default"].task_type = task_type
     return model
-
-
-def _adapter_config(adapter_dir: Path) -> PeftConfig:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (adapter_dir / name).is_file():
-            raise MissingFileError(
-                f"{adapter_dir} is not an adapter directory: no {name} there. Expected a directory "
-                "as save_pretrained writes it (adapter/ in the folder of a run)."
-            )
-    return PeftConfig.from_pretrained(str(adapter_dir))
 
 
 def has_lora_form(adapter_config: Mapping[str, Any]) -> bool:
@@ -210,6 +205,20 @@ def _check_only_factors(config: PeftConfig) -> None:
                 f"The adapter has {name}={value!r}, which a plain LoRA adapter cannot hold: merge "
                 "it into the base instead (as=merged)."
             )
+
+
+def _check_embeddings(model: PeftModel, config: PeftConfig) -> None:
+    """PEFT saves embeddings that were resized along with the adapter; a plain LoRA cannot."""
+    base_dir = config.base_model_name_or_path
+    vocabulary = getattr(getattr(model.get_base_model(), "config", None), "vocab_size", None)
+    if vocabulary is None or not base_dir or not (Path(base_dir) / "config.json").is_file():
+        return
+    before = AutoConfig.from_pretrained(base_dir, trust_remote_code=False).vocab_size
+    if vocabulary != before:
+        raise UserError(
+            f"The model's embeddings were resized from {before} to {vocabulary} tokens, which a "
+            "plain LoRA adapter cannot hold: merge it into the base instead (as=merged)."
+        )
 
 
 def _vllm_rank(r: int) -> int:
@@ -265,7 +274,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _base(options: Any) -> Path:
-    path = options.base or _adapter_config(Path(options.adapter)).base_model_name_or_path
+    path = options.base or adapter_config(Path(options.adapter)).base_model_name_or_path
     if not path:
         raise UserError("The adapter does not name its base model: give base=...")
     known = [file.stem for file in (CONFIG_DIR / "quantization").glob("*.yaml")]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig
+from safetensors import safe_open
 
 # 2: trained tensors are stored as `<name>.weight`, and shared ones under the base model.
 FORMAT_VERSION = 2
@@ -53,3 +57,38 @@ class FactoredConfig(PeftConfig):
             raise ValueError("`layers_to_transform` needs `target_modules` to be a list of names.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`.")
+
+    @classmethod
+    def from_pretrained(cls, path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """As PEFT's. The tensors beside the config must be of the sizes that it says, so that a
+        config that was edited is refused before memory is taken for it.
+
+        Raises:
+            ValueError: they are not.
+        """
+        config = super().from_pretrained(path, subfolder, **kwargs)
+        file = Path(path, subfolder or "", "adapter_model.safetensors")
+        if file.is_file() and isinstance(config, FactoredConfig):
+            with safe_open(file, framework="pt") as tensors:
+                keys = list(tensors.keys())
+                config.check_file({k: tuple(tensors.get_slice(k).get_shape()) for k in keys})
+        return config
+
+    def check_file(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the shapes of a file's tensors against this config, as far as it tells them.
+
+        Raises:
+            ValueError: naming the tensor.
+        """
+        for key, shape in shapes.items():
+            for part, (axis, size) in self.file_sizes().items():
+                if part in key and shape[axis] != size:
+                    expected = tuple(size if i == axis else n for i, n in enumerate(shape))
+                    raise ValueError(
+                        f"shape {shape}, expected {expected} by adapter_config.json: {key}. "
+                        "The config is not the one that was saved beside this file."
+                    )
+
+    def file_sizes(self) -> dict[str, tuple[int, int]]:
+        """Part of a tensor's name -> (axis, size there by this config)."""
+        return {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -29,8 +29,11 @@ def skeleton(adapter_dir: Path, config: Any) -> nn.Module:
     shapes = None
     tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     if issubclass(tuner_cls, FactoredTuner):
-        with safe_open(adapter_dir / "adapter_model.safetensors", framework="pt") as file:
-            shapes = tuner_cls.saved_shapes(file)
+        try:
+            with safe_open(adapter_dir / "adapter_model.safetensors", framework="pt") as file:
+                shapes = tuner_cls.saved_shapes(file)
+        except SafetensorError as error:
+            raise UserError(f"{adapter_dir}: the tensors are damaged ({error})") from error
     if shapes is None:
         return _from_base_config(config)
     root = nn.Module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,6 +123,19 @@ class MosConfig(FactoredConfig):
             raise ValueError(
                 f"save_dtype={self.save_dtype!r} must be None or one of {', '.join(_SAVE_DTYPES)}."
             )
+
+    def file_sizes(self) -> dict[str, tuple[int, int]]:
+        return {} if self.r == "all" else {"mos_index_": (0, self.r * self.shards_per_vector)}
+
+    def check_file(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().check_file(shapes)
+        per_layer, n_layers = self.n_shards(1), sum("mos_index_A" in key for key in shapes)
+        for key, shape in shapes.items():
+            if "pool_" in key and (shape[0] % per_layer or shape[0] > per_layer * n_layers):
+                raise ValueError(
+                    f"shape {shape}, but by adapter_config.json a layer has {per_layer} shards: "
+                    f"{key}. The config is not the one that was saved beside this file."
+                )
 
     def rank(self, n_layers: int) -> int:
         """The working rank of a layer whose pools serve `n_layers` layers."""
