@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mos.data import chat, encoder, messages, rows, templates
+from mos.data import chat, encoder, messages, readers, rows, templates
 from mos.data.corpora import corpus_of
 
 
@@ -25,7 +25,7 @@ def code_hash(corpus: str) -> str:
     """Hash of what turns the files of a corpus into ids: the code for it, and the tokenizers."""
     converter = sys.modules[corpus_of(corpus).rows.__module__]
     digest = hashlib.sha256()
-    for module in (rows, templates, messages, converter, chat, encoder):
+    for module in (readers, rows, templates, messages, converter, chat, encoder):
         digest.update(Path(str(module.__file__)).read_bytes())
     for package in ("tokenizers", "transformers"):
         digest.update(importlib.metadata.version(package).encode())

@@ -102,7 +102,7 @@ def render_training(
         text += f"<|{message['role']}|>\n{message['content'].strip()}{suffix}\n"
         ends.append(len(text))
     starts = [0, *ends[:-1]]
-    spans = []
+    spans: list[tuple[int, int]] = []
     if label_mask == "reference":
         for i, message in enumerate(messages):
             if not _is_trained(message):

@@ -8,15 +8,8 @@ from pathlib import Path
 
 from mos.data.corpus import Corpus
 from mos.data.fetch import Original, github
-from mos.data.rows import (
-    Example,
-    Report,
-    conversation,
-    read_rows,
-    require_content,
-    require_files,
-    text_field,
-)
+from mos.data.readers import read_rows
+from mos.data.rows import Example, Report, conversation, require_content, require_files, text_field
 from mos.data.templates import fill
 from mos.errors import DataError
 

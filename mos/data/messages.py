@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mos.data.corpus import Corpus
-from mos.data.rows import Example, Report, read_rows, require_content
+from mos.data.readers import read_rows
+from mos.data.rows import Example, Report, require_content
 from mos.errors import DataError, MissingFileError
 
 ROLES = ("system", "user", "assistant")
@@ -102,6 +103,7 @@ def mixture_rows(
     for them name the file below it.
     """
     unused: Counter[str] = Counter()
+    row: dict[str, Any]
     for path in paths:
         below = path.relative_to(root) if root and root != path else Path(path.name)
         stem = str(below.parent / below.name.split(".")[0])

@@ -15,7 +15,8 @@ from typing import Any
 
 from mos.data.corpus import Corpus
 from mos.data.fetch import Original, fetch, github
-from mos.data.rows import Example, Report, conversation, line_of, read_json
+from mos.data.readers import line_of, read_json
+from mos.data.rows import Example, Report, conversation
 from mos.data.templates import fill
 from mos.errors import DataError, MissingFileError
 

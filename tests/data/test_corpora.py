@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mos.data import check_source, convert
-from mos.data.rows import Report, line_of, read_json_values, sample_jsonl
+from mos.data.readers import line_of, read_json_values, sample_jsonl
+from mos.data.rows import Report
 from mos.data.templates import WITH_INPUT, WITHOUT_INPUT
 from mos.errors import DataError, MissingFileError, UserError
 from mos.files import MAX_LINE
