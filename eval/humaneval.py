@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import NonNegativeFloat, PositiveInt
 
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import read_jsonl, require
 from eval.prompts import chat_prompt
+from eval.sandbox import Isolation, Limits, Program, Sandbox, Verdict
 from eval.scoring import check_outputs, micro, record
 from eval.selection import Selection
 from mos.errors import DataError, UserError
 
-if TYPE_CHECKING:
-    from eval.sandbox import Verdict
+log = logging.getLogger(__name__)
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 PASS_AT = (1, 5, 10)
@@ -42,6 +43,7 @@ class HumanEval(Benchmark):
         samples: completions per problem.
         temperature: of sampling, with nucleus mass 0.95 (the authors' pass@10 takes 0.8).
         allow_code_execution: let `score` run the completions.
+        sandbox: how they are isolated, "namespaces" or "restricted" (see eval/sandbox).
     """
 
     name = "humaneval"
@@ -59,8 +61,10 @@ class HumanEval(Benchmark):
         samples: PositiveInt = 20,
         temperature: NonNegativeFloat = 0.1,
         allow_code_execution: bool = False,
+        sandbox: Isolation = "namespaces",
     ) -> None:
         self.samples, self.allow_code_execution = samples, allow_code_execution
+        self.sandbox = sandbox
         selection = selection or Selection()
         self.problems, self.partial = selection.apply(
             read_problems(data_dir), lambda problem: problem.task_id
@@ -100,7 +104,7 @@ class HumanEval(Benchmark):
         if self.samples == 1:
             outputs = [[output] if isinstance(output, str) else output for output in outputs]
         check_outputs(self.requests, outputs, self.samples)
-        verdicts, isolation = judge(self.problems, outputs)
+        verdicts, isolation = judge(self.problems, outputs, self.sandbox)
         records = []
         for i, request in enumerate(self.requests):
             passed = sum(verdict.passed for verdict in verdicts[i])
@@ -116,37 +120,47 @@ class HumanEval(Benchmark):
 
 
 def judge(
-    problems: Sequence[Problem], completions: Sequence[Sequence[str]]
+    problems: Sequence[Problem],
+    completions: Sequence[Sequence[str]],
+    isolation: Isolation = "namespaces",
 ) -> tuple[list[list[Verdict]], str]:
     """Run all completions of all problems.
+
+    A program that the sandbox cannot judge, twice, fails alone and its result says why.
 
     Returns:
         The verdicts, and what isolated the programs, in words.
 
     Raises:
-        UserError: a program that was not judged, at the second attempt either.
+        UserError: the sandbox does not work, or no longer.
     """
-    from eval.sandbox import Limits, Program, Sandbox
-
     programs = [
-        Program(problem.prompt, completion, problem.test, problem.entry_point)
+        (problem.task_id, Program(problem.prompt, text, problem.test, problem.entry_point))
         for problem, samples in zip(problems, completions, strict=True)
-        for completion in samples
+        for text in samples
     ]
-    with Sandbox(limits=Limits.for_timeout(TIMEOUT_S)) as sandbox:
-        verdicts = sandbox.check_many(programs)
-        again = [i for i, verdict in enumerate(verdicts) if verdict.infrastructure_error]
-        for i, verdict in zip(again, sandbox.check_many([programs[i] for i in again]), strict=True):
-            verdicts[i] = verdict
-        isolation = sandbox.isolation
-    unjudged = [verdict for verdict in verdicts if verdict.infrastructure_error]
-    if unjudged:
-        raise UserError(
-            f"{len(unjudged)} of {len(programs)} programs could not be run: {unjudged[0].result}"
-            " Nothing is scored; the completions are kept, so the same command goes on from here."
-        )
+    with Sandbox(limits=Limits.for_timeout(TIMEOUT_S), isolation=isolation) as sandbox:
+        verdicts = sandbox.check_many([program for _, program in programs])
+        for i, (task_id, program) in enumerate(programs):
+            if verdicts[i].infrastructure_error:
+                verdicts[i] = _judge_again(sandbox, task_id, program)
+        walls = sandbox.isolation
     remaining = iter(verdicts)
-    return [list(islice(remaining, len(samples))) for samples in completions], isolation
+    return [list(islice(remaining, len(samples))) for samples in completions], walls
+
+
+def _judge_again(sandbox: Sandbox, task_id: str, program: Program) -> Verdict:
+    verdict = sandbox.check(program)
+    if not verdict.infrastructure_error:
+        return verdict
+    working = sandbox.check(Program("def f():\n    ''\n", "", "def check(f):\n    f()\n", "f"))
+    if not working.passed:
+        raise UserError(
+            f"the sandbox cannot run programs: {working.result} Nothing is scored; the completions"
+            " are kept, so the same command goes on from here."
+        )
+    log.warning("a program of %s was not judged and counts as failed: %s", task_id, verdict.result)
+    return replace(verdict, result=f"failed: not judged: {verdict.result}")
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -185,6 +185,7 @@ class Evaluation(Strict):
     limit: PositiveInt | None
     defer: bool
     allow_code_execution: bool
+    sandbox: Literal["namespaces", "restricted"]
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     max_model_len: PositiveInt | None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]

@@ -2,23 +2,28 @@
 
 The reference executes solution and test in one interpreter, where a solution can rewrite the test,
 the builtins or the result. Here they are apart: the *solution process* (inside/solution.py) holds
-only the solution and is cut off from the machine; the *referee* (inside/referee.py) runs the test,
-with `candidate` a call to that process. Arguments and results cross as plain data, so every
-comparison is made by the referee on values of built-in types. All that a solution can do is answer.
+only the solution; the *referee* (inside/referee.py) runs the test, with `candidate` a call to that
+process. Arguments and results cross as plain data, so every comparison is made by the referee on
+values of built-in types. All that a solution can do is answer.
 
 What this costs in fidelity: a result counts by its content (objects of a class of the solution's
-equal nothing; iterators are drawn), names that a test takes from its program are the prompt's, and
-arguments that a solution changes do not change in the test. No HumanEval test sees a difference:
-the canonical solutions and the reference's recorded results agree.
+equal nothing; iterators are drawn; numpy's numbers are Python's), names that a test takes from its
+program are the prompt's, and arguments that a solution changes do not change in the test.
+HumanEval's tests see no difference: the canonical solutions and the reference's recorded results
+agree.
 
-Walls, by what the kernel grants (`Sandbox.isolation` says which are in force): namespaces with a
-file system of libraries only, made by us or by bubblewrap; or else Landlock, which leaves the size
-of a program's folder unbounded and lets it learn which paths exist. Always: a system call filter
-without processes and sockets, limits, an empty environment, a private folder, for root another
-user where that one can reach the interpreter.
+Walls around both processes, in either isolation: a list of the system calls that they may make
+(neither processes nor sockets), resource limits, no capability, an empty environment, a private
+folder, and a control group's bound on all memory where we may make a group.
+
+`namespaces` (the default) is bubblewrap: a file system of libraries only, no network, no other
+process in sight, for root another user. `restricted` is for machines that forbid it and is used
+only if asked for: Landlock limits which files can be opened. Then the size of the folder has no
+bound, threads have none but the memory, named semaphores (`multiprocessing.Lock`, `ThreadPool`)
+are refused, and a program can find out which paths exist.
 """
 
 from .inside.limits import Limits
-from .launch import Program, Sandbox, Verdict, check, check_many
+from .launch import ISOLATIONS, Isolation, Program, Sandbox, Verdict
 
-__all__ = ["Limits", "Program", "Sandbox", "Verdict", "check", "check_many"]
+__all__ = ["ISOLATIONS", "Isolation", "Limits", "Program", "Sandbox", "Verdict"]

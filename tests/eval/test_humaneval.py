@@ -10,6 +10,7 @@ import pytest
 
 from eval import build_benchmark
 from eval.humaneval import judge, pass_at_k, read_problems
+from eval.sandbox import Verdict
 from mos.errors import DataError, MissingFileError, UserError
 
 PROMPT = 'def double(x):\n    """Twice x."""\n'
@@ -40,9 +41,12 @@ def verdicts(monkeypatch):
     class FakeSandbox(contextlib.nullcontext):
         isolation = "nothing"
 
-        def __init__(self, limits):
+        def __init__(self, limits, isolation):
             assert limits.wall_s >= 3.0
             super().__init__(self)
+
+        def check(self, program):
+            return self.check_many([program])[0]
 
         def check_many(self, programs):
             seen.extend(programs)
@@ -50,14 +54,12 @@ def verdicts(monkeypatch):
                 return queue.pop(0)
             return [verdict("passed" if "pass" in p.completion else "failed: ") for p in programs]
 
-    monkeypatch.setattr("eval.sandbox.Sandbox", FakeSandbox)
+    monkeypatch.setattr("eval.humaneval.Sandbox", FakeSandbox)
     return SimpleNamespace(seen=seen, queue=queue)
 
 
 def verdict(result, infrastructure_error=False):
-    return SimpleNamespace(
-        passed=result == "passed", result=result, infrastructure_error=infrastructure_error
-    )
+    return Verdict(result == "passed", result, 0.0, infrastructure_error)
 
 
 def test_prompts_are_the_reference_s(golden, shared_dir):
@@ -96,7 +98,7 @@ def test_verdicts_are_the_reference_s(golden, shared_dir):
     judged, isolation = judge(
         [problems[c["task_id"]] for c in cases], [[c["completion"]] for c in cases]
     )
-    assert "system call filter" in isolation
+    assert "list of allowed system calls" in isolation
     for case, [found] in zip(cases, judged, strict=True):
         assert found.passed == case["passed"], case
         assert (found.result == "timed out") == (case["result"] == "timed out"), case
@@ -154,14 +156,22 @@ def test_missing_samples_are_errors(folder, verdicts, outputs):
     assert verdicts.seen == []
 
 
-def test_programs_that_were_not_judged_are_tried_again_and_never_counted(folder, verdicts):
+def test_a_program_that_is_not_judged_twice_fails_alone(folder, verdicts, caplog):
     benchmark = build_benchmark("humaneval", folder, samples=1, allow_code_execution=True)
-    broken = verdict("the sandbox failed", infrastructure_error=True)
-    verdicts.queue[:] = [[verdict("passed"), broken, verdict("failed: ")], [verdict("passed")]]
+    passed, failed = verdict("passed"), verdict("failed: ")
+    broken = verdict("the system killed it", infrastructure_error=True)
+    verdicts.queue[:] = [[passed, broken, failed], [passed]]
     assert benchmark.score(["a", "b", "c"]).metrics == {"pass@1": pytest.approx(200 / 3)}
     assert [program.completion for program in verdicts.seen] == ["a", "b", "c", "b"]
-    verdicts.queue[:] = [[verdict("passed"), broken, broken], [broken, verdict("passed")]]
-    with pytest.raises(UserError, match="1 of 3 programs could not be run: the sandbox failed"):
+    verdicts.queue[:] = [[passed, broken, failed], [broken], [passed]]
+    score = benchmark.score(["a", "b", "c"])
+    assert score.metrics == {"pass@1": pytest.approx(100 / 3)}
+    reason = "failed: not judged: the system killed it"
+    assert [record["parsed"] for record in score.records] == [["passed"], [reason], ["failed: "]]
+    assert "a program of T/1 was not judged and counts as failed" in caplog.text
+    # That the sandbox itself no longer works is no verdict.
+    verdicts.queue[:] = [[passed, broken, passed], [broken], [broken]]
+    with pytest.raises(UserError, match="the sandbox cannot run programs: the system killed it"):
         benchmark.score(["a", "b", "c"])
 
 

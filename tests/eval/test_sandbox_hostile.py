@@ -7,17 +7,15 @@ broke out, so that a pass is a hole in a wall. An ASSAULT does damage and never 
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from eval.sandbox import Limits, Program, Sandbox, Verdict, launch
+from eval.sandbox import ISOLATIONS, Limits, Program, Sandbox, Verdict
 from mos.errors import UserError
 from tests.eval.hostile_programs import ASSAULTS, ESCAPES, FORGERIES
 
@@ -29,11 +27,6 @@ def check(candidate):
     assert abs(candidate(3001) - 3002) < 1
     assert True
 """
-ISOLATIONS = [
-    isolation
-    for isolation in get_args(launch.Isolation)
-    if isolation != "bubblewrap" or shutil.which("bwrap")
-]
 # Small, so that the suite is quick.
 LIMITS = Limits(cpu_s=0.25, wall_s=2.0, memory_mb=512, folder_mb=8)
 SECRET = "a-token-of-the-callers"
@@ -63,7 +56,7 @@ def sandbox(isolation, folder):
         try:
             sandbox = Sandbox(1, LIMITS, isolation)
         except UserError as error:
-            pytest.skip(f"NOT TESTED, this kernel refuses it: {error}")
+            pytest.skip(f"NOT TESTED, this machine refuses it: {error}")
         with sandbox:
             everyone = [server_pid(sandbox), *descendants(server_pid(sandbox))]
             yield sandbox
@@ -86,9 +79,8 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-# Under the first process: the server where that is another, and bubblewrap's own; then referee
-# and solution process of the next program.
-DESCENDANTS = {"namespaces": 3, "bubblewrap": 4, "restricted": 2}
+# Referee and solution process of the next program; in namespaces the server, under bubblewrap.
+DESCENDANTS = {"namespaces": 3, "restricted": 2}
 
 
 def assert_nothing_left(sandbox: Sandbox, isolation: str) -> None:
@@ -142,7 +134,7 @@ def targets(repo_dir, tmp_path_factory):
         }
 
 
-# What the namespaces' own file system bounds, and the fallback, as documented, does not.
+# What the namespaces' own file system bounds; without, as documented, nothing does.
 ONLY_WITH_NAMESPACES = {"fills its folder"}
 
 
@@ -160,8 +152,7 @@ def test_escape_does_not_pass(sandbox, isolation, targets, folder, name):
     assert victim.read_text() == "precious"
     assert victim.stat().st_mode == before.st_mode
     assert victim.stat().st_mtime_ns == before.st_mtime_ns
-    # In the fallback the next program's folder is there already.
-    assert len(list(folder.iterdir())) == (1 if isolation == "restricted" else 0)
+    assert len(list(folder.iterdir())) == (1 if isolation == "restricted" else 0)  # the server's
 
 
 @pytest.mark.parametrize("name", ASSAULTS)
@@ -176,11 +167,61 @@ def test_a_program_finds_nothing_of_the_one_before(sandbox):
     assert not any(sandbox.check(program(completion)).passed for _ in range(3))
 
 
+# Tests come from a file that may be anyone's; each of these would fail if it got out.
+HOSTILE_TESTS = [
+    "import os\n    assert os.fork() is None",
+    "import socket\n    socket.socket()",
+    "assert not open('REPO/pyproject.toml').read()",
+    "assert not open('VICTIM', 'w').write('broken')",
+    "import os, signal\n    os.kill(os.getppid(), signal.SIGKILL)",
+]
+
+
+def test_a_test_is_confined_too(sandbox, isolation, targets):
+    for action in HOSTILE_TESTS:
+        for word, value in targets.items():
+            action = action.replace(word, value)
+        test = f"def check(candidate):\n    {action}\n"
+        verdict = sandbox.check(Program(PROMPT, "    return x + 1", test, "f"))
+        assert verdict.result.startswith("failed: [Errno "), (action, verdict)
+        assert not verdict.infrastructure_error
+    assert_nothing_left(sandbox, isolation)
+    assert Path(targets["VICTIM"]).read_text() == "precious"
+
+
+ONE_HASH = "[i * (2**61 - 1) for i in range(1, 90_001)]"
+
+
+@pytest.mark.parametrize(
+    ("completion", "test", "result"),
+    [
+        (f"return set({ONE_HASH}[:300])", "candidate(0)", "failed: 300 values of one hash"),
+        (f"return {ONE_HASH}", "set(candidate(0))", "timed out"),
+        ("return 1 << 300_000", "candidate(0)", "failed: a number of"),
+        ("return 0", "while True: pass", "timed out"),
+        ("return 0", "import os; os._exit(0)", "the referee ended with status 0"),
+        ("return 0", "import os; os.write(5, b'\\0' * 9)", "the referee"),
+    ],
+)
+def test_the_limit_that_strikes_is_named(sandbox, completion, test, result):
+    """Whatever the test does with a value: the verdict says why, and the next program is judged."""
+    test = f"def check(candidate):\n    {test}\n"
+    verdict = sandbox.check(Program(PROMPT, f"    {completion}", test, "f"))
+    assert verdict.result.startswith(result)
+    assert verdict.infrastructure_error == result.startswith("the referee")
+    assert sandbox.check(program("    return x + 1")).passed
+
+
 def test_isolation_is_stated(sandbox, isolation):
-    stated = {
-        "namespaces": "mount, process, network, ipc",
-        "bubblewrap": "bubblewrap namespaces",
-        "restricted": "no namespaces",
-    }
+    stated = {"namespaces": "bubblewrap namespaces", "restricted": "no namespaces; Landlock"}
     assert stated[isolation] in sandbox.isolation
-    assert "system call filter" in sandbox.isolation
+    assert "list of allowed system calls" in sandbox.isolation
+
+
+def test_all_memory_is_bounded_where_a_group_can_be_made(sandbox):
+    memory = [
+        line.split(":")[2]
+        for line in Path(f"/proc/{server_pid(sandbox)}/cgroup").read_text().splitlines()
+    ]
+    grouped = any("mos-sandbox" in path for path in memory)
+    assert grouped == ("memory control group" in sandbox.isolation)

@@ -1,5 +1,5 @@
-"""All code that runs beyond the sandbox's door: standard library only, imports nothing of ours.
+"""All code that runs inside the sandbox: standard library only, imports nothing of ours.
 
-`server` (one clean process per worker) forks a `referee` per program, which forks a `solution`
-process before it reads the program. Text and values pass between them by `wire`.
+`server` (one clean process per worker) forks two processes per program before it is read:
+`referee` and `solution`. Text and values pass between them by `wire`.
 """

@@ -1,9 +1,8 @@
-"""A program's working folder on the machine's disk, where there are no namespaces to mount one."""
+"""A program's working folder."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -11,15 +10,14 @@ from pathlib import Path
 
 
 @contextmanager
-def on_disk(owner: int | None) -> Iterator[str]:
-    """A new folder that is `owner`'s; deleted in the end, whatever is in it."""
-    folder = tempfile.mkdtemp(prefix="program-")
-    if owner is not None:
-        os.chown(folder, owner, owner)
+def fresh(path: str) -> Iterator[str]:
+    """A new folder; deleted in the end, whatever is in it."""
+    folder = Path(path)
+    folder.mkdir(mode=0o700)
     try:
-        yield folder
+        yield path
     finally:
-        _remove(Path(folder))
+        _remove(folder)
 
 
 def _remove(folder: Path) -> None:

@@ -10,10 +10,11 @@ class Limits:
     """Limits on one program.
 
     Attributes:
-        cpu_s: processor seconds, what the reference's 3.0 s timer is meant to measure. A busy
-            machine stretches wall time and leaves this alone, so it cannot flip a verdict.
+        cpu_s: processor seconds, what the reference's 3.0 s timer is meant to measure; of the
+            solution, and as many of its test. A busy machine stretches wall time and leaves this
+            alone, so it cannot flip a verdict.
         wall_s: seconds on the clock, generous, to end programs that sleep or wait.
-        memory_mb: address space, in MiB.
+        memory_mb: address space of the solution, and of its test, in MiB.
         threads: threads at one time (further processes are refused altogether).
         file_mb: size of one file, in MiB.
         folder_mb: size of the private folder, in MiB (where it is a file system of its own).
@@ -28,7 +29,7 @@ class Limits:
     file_mb: int = 16
     folder_mb: int = 64
     open_files: int = 64
-    value_mb: int = 32
+    value_mb: int = 8
 
     @classmethod
     def for_timeout(cls, timeout_s: float) -> Limits:

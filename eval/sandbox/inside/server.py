@@ -1,4 +1,8 @@
-"""A clean process that forks a referee per program; it never holds a program's text itself."""
+"""A clean process that starts two processes per program, keeps their time and ends them.
+
+It never holds a program's text itself, so nothing of it is in the memory of the next program's
+processes. It reads no clock of theirs and takes no word of theirs but the referee's result.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,21 @@ import gc
 import json
 import os
 import random
+import select
 import signal
+import socket
 import sys
-import tempfile
+import time
 import traceback
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from . import confine, landlock, libc, namespaces, referee, wire
-from .folder import on_disk
+from . import folder, landlock, libc, referee, solution, wire
+from .confine import Walls
 from .limits import Limits
 
 # What solutions import, loaded once. Not numpy: every fork would pay for its pages.
@@ -25,6 +32,10 @@ _PRELOADED = (
     *("bisect", "collections", "copy", "datetime", "functools", "hashlib", "heapq", "itertools"),
     *("math", "multiprocessing", "operator", "re", "shutil", "statistics", "string", "typing"),
 )
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_TICK_MS = 20
+_DYING_S = 0.2
+_MESSAGE_BYTES = 1 << 20
 
 
 class _Libraries:
@@ -43,8 +54,9 @@ class _Libraries:
 def main() -> None:
     """Serve until the programs on descriptor 0 end; the first frame on 1 says what is in force.
 
-    The second argument of the command line is a JSON object of `isolation`, `limits`, and the
-    paths of a `View`.
+    The second argument of the command line is a JSON object: `restricted` (there are no
+    namespaces around us), `uid` (the user to become, or null), `folder` (where programs may
+    write), `limits`, and the paths of a `View`.
     """
     config = json.loads(sys.argv[2])
     sys.argv = [""]
@@ -57,86 +69,170 @@ def main() -> None:
         import_module(name)
     random.seed(42)
     try:
-        plan = _isolate(config)
+        walls = _walls(config)
     except OSError as error:
         wire.send(verdicts, {"error": str(error)})
         return
     sys.meta_path.append(_Libraries(config["libraries"], config["site"]))
-    wire.send(
-        verdicts,
-        {"namespaces": plan.namespaces, "landlock": plan.landlock, "uid": plan.uid},
-    )
-    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+    wire.send(verdicts, {"ready": True})
     gc.freeze()
-    while _serve_one(plan, Limits(**config["limits"]), programs, verdicts):
-        pass
+    while True:
+        with folder.fresh(f"{config['folder']}/work") as work:
+            verdict = _Match(walls, work, programs).verdict()
+        if verdict is None:
+            return
+        wire.send(verdicts, verdict)
 
 
-def _isolate(config: dict) -> confine.Plan:
-    """Take this process (a child, if there are namespaces) behind the walls the kernel grants."""
-    readable, libraries = config["readable"], config["libraries"]
-    isolation = config["isolation"]
-    uid = confine.spare_uid(
-        [*readable, f"{tempfile.gettempdir()}/program"], new_root=isolation != "restricted"
-    )
-    names: list[str] = []
-    if isolation == "namespaces":
-        names = namespaces.separate()
-        child = os.fork()
-        if child:
-            _, status = os.waitpid(child, 0)
-            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        namespaces.build_root(readable, config["hidden"], libraries)
-    listed = not names and landlock.available()
-    if isolation == "restricted" and not listed and uid is None:
-        # Then a program could write to /proc/<pid>/mem of its referee and of our caller.
-        raise OSError("no Landlock either, and no other user to run programs as")
+def _walls(config: dict[str, Any]) -> Walls:
+    """Become the user that programs run as; say what else will hold.
+
+    Raises:
+        OSError: what would make this isolation one is missing.
+    """
+    if config["uid"] is not None:
+        os.setgroups([])
+        os.setresgid(*[config["uid"]] * 3)
+        os.setresuid(*[config["uid"]] * 3)
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    return confine.Plan(
-        namespaces=tuple(names),
-        landlock=listed,
-        uid=None if "user" in names else uid,
-        readable=(*landlock.outside(readable, config["hidden"]), *libraries, *namespaces.DEVICES),
-        listable=(*readable, *config["site"]),
+    limits, readable = Limits(**config["limits"]), config["readable"]
+    if not config["restricted"]:
+        return Walls(limits, own_user=True, landlock=False)
+    if not landlock.available():
+        raise OSError("this kernel has no Landlock")
+    return Walls(
+        limits,
+        own_user=False,
+        landlock=True,
+        readable=[
+            *landlock.outside(readable, config["hidden"]),
+            *config["libraries"],
+            *_DEVICES,
+        ],
+        listable=[*readable, *config["site"]],
     )
 
 
-def _serve_one(plan: confine.Plan, limits: Limits, programs: int, verdicts: int) -> bool:
-    own = "mount" in plan.namespaces
-    with nullcontext() if own else on_disk(plan.uid) as folder:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                code = referee.referee(plan, limits, folder, programs, verdicts)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if code in (0, referee.NO_MORE_PROGRAMS):
-            return code == 0
-        _kill_orphans(plan)
-    # A crash (compiling a monstrous text, say) is the program's doing: it vanished, see referee.
-    crashed = code < 0 and code != -signal.SIGKILL
-    result = "timed out" if crashed else f"the referee ended with status {code}"
-    verdict = {"result": result, "seconds": 0.0, "infrastructure_error": not crashed}
-    wire.send(verdicts, verdict)
-    return True
+class _Match:
+    """The two processes of one program, which wait for it, and what becomes of them."""
 
+    def __init__(self, walls: Walls, work: str, programs: int):
+        self.limits = walls.limits
+        self.programs = programs
+        ours, theirs = socket.socketpair()
+        self.results, results = os.pipe()
+        self.solution = _fork(lambda: solution.run(theirs.fileno(), walls, work))
+        self.referee = _fork(lambda: referee.run(ours.fileno(), programs, results, walls, work))
+        ours.close()
+        theirs.close()
+        os.close(results)
+        self.statuses: dict[int, tuple[int, float]] = {}
+        self.started: float | None = None
 
-def _kill_orphans(plan: confine.Plan) -> None:
-    """Kill what a crashed referee left; it is our child now, for we are a subreaper."""
-    if "process" in plan.namespaces:
-        orphans = [-1]  # all in our namespace, of which we are the first process
-    else:
-        children = Path(f"/proc/self/task/{os.getpid()}/children")
-        orphans = [int(pid) for pid in children.read_text().split()]
-    for pid in orphans:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):
+    def verdict(self) -> dict[str, Any] | None:
+        """`result`, `seconds` on the clock, `infrastructure_error`; None if the caller left."""
+        try:
+            found = self._watch()
+        finally:
+            for pid in (self.solution, self.referee):
+                self._end(pid)
+            os.close(self.results)
+        if found is None:
+            return None
+        result, infrastructure_error = found
+        seconds = 0.0 if self.started is None else time.monotonic() - self.started
+        return {
+            "result": result,
+            "seconds": seconds,
+            "infrastructure_error": infrastructure_error,
+        }
+
+    def _watch(self) -> tuple[str, bool] | None:
+        """The result, and whether it is none of the program's making; None if the caller left."""
+        poll = select.poll()
+        poll.register(self.results, select.POLLIN)
+        poll.register(self.programs, 0)  # reports only that the other end was closed
         while True:
-            os.waitpid(-1, 0)
+            ready = [fd for fd, _ in poll.poll(None if self.started is None else _TICK_MS)]
+            if self.programs in ready:
+                return None
+            if self._out_of_time():
+                return "timed out", False
+            if self.results not in ready:
+                continue
+            try:
+                report = wire.receive(self.results, _MESSAGE_BYTES, timeout_s=1.0)
+            except (OSError, ValueError):
+                report = None
+            match report:
+                case {"started": True} if self.started is None:
+                    self.started = time.monotonic()
+                    self.cpu_before = {
+                        pid: _cpu_s(pid) or 0.0 for pid in (self.solution, self.referee)
+                    }
+                case {"result": str(result), "unjudged": bool(unjudged)}:
+                    return result, unjudged
+                case {"vanished": True}:
+                    return self._vanished(self.solution, "the solution")
+                case _:
+                    return self._vanished(self.referee, "the referee")
+
+    def _out_of_time(self) -> bool:
+        if self.started is None:
+            return False
+        if time.monotonic() - self.started > self.limits.wall_s:
+            return True
+        used = {pid: _cpu_s(pid) for pid in self.cpu_before}
+        return any(
+            cpu_s is not None and cpu_s - self.cpu_before[pid] > self.limits.cpu_s
+            for pid, cpu_s in used.items()
+        )
+
+    def _vanished(self, pid: int, name: str) -> tuple[str, bool]:
+        """What is said of a process that ended, or hung up, without an answer.
+
+        As in the reference, whose parent waits in vain for a program that leaves by os._exit or
+        crashes, it "timed out"; but not if the system killed it for no limit of ours.
+        """
+        deadline = time.monotonic() + _DYING_S
+        while not self._reap(pid, os.WNOHANG) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        status, cpu_s = self.statuses.get(pid, (0, 0.0))
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            if cpu_s < self.limits.cpu_s:
+                return f"the system killed {name} (out of memory?)", True
+        elif pid == self.referee and os.WIFEXITED(status):
+            return f"{name} ended with status {os.WEXITSTATUS(status)}", True
+        return "timed out", False
+
+    def _end(self, pid: int) -> None:
+        if pid not in self.statuses:
+            os.kill(pid, signal.SIGKILL)
+            self._reap(pid)
+
+    def _reap(self, pid: int, flags: int = 0) -> bool:
+        if pid not in self.statuses:
+            ended, status, usage = os.wait4(pid, flags)
+            if ended:
+                self.statuses[pid] = status, usage.ru_utime + usage.ru_stime
+        return pid in self.statuses
+
+
+def _fork(role: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            role()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return pid
+
+
+def _cpu_s(pid: int) -> float | None:
+    """Processor time of a child; None once it has died."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # clock_getcpuclockid(3)
+    except OSError:
+        return None

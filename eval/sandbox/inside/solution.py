@@ -11,14 +11,16 @@ import io
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from . import namespaces, wire
-from .confine import Plan, confine
-from .limits import Limits
+from . import wire
+from .confine import Walls, confine
 
 _CHANNEL = 3
+# A thread's share of the address space: a hundred of them leave room for the program's data.
+_THREAD_STACK = 4 << 20
 
 # What the reference sets to None before it runs a program, so that a program that uses it fails
 # here with the same message. No protection: that is `confine`.
@@ -46,17 +48,18 @@ class _Sink(io.TextIOBase):
         raise OSError
 
 
-def run(channel: int, plan: Plan, limits: Limits, folder: str | None) -> None:
+def run(channel: int, walls: Walls, folder: str) -> None:
     """Be the solution process; never returns.
 
     Args:
         channel: socket to the referee.
-        folder: working folder, None to mount a private one.
+        walls: of this process.
+        folder: working folder.
     """
-    os.dup2(channel, _CHANNEL)
+    wire.take(channel)
     try:
         try:
-            _prepare(plan, limits, folder)
+            _prepare(walls, folder)
         except Exception as error:
             wire.send(_CHANNEL, {"broken": f"{type(error).__name__}: {error}"})
         else:
@@ -66,17 +69,12 @@ def run(channel: int, plan: Plan, limits: Limits, folder: str | None) -> None:
         os._exit(0)
 
 
-def _prepare(plan: Plan, limits: Limits, folder: str | None) -> None:
-    if folder is None:
-        folder = namespaces.private_folder(plan.uid, limits.folder_mb)
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
+def _prepare(walls: Walls, folder: str) -> None:
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder)
     tempfile.tempdir = folder
-    confine(plan, limits, folder)
+    threading.stack_size(_THREAD_STACK)
+    confine(walls, folder)
 
     sys.stdin = sys.stdout = sys.stderr = _Sink()
     for module, names in _REMOVED.items():
