@@ -128,6 +128,7 @@ def _runs(
             **config["eval"],
             **own["eval"],
             "allow_code_execution": config["eval"]["allow_code_execution"],
+            "sandbox": config["eval"]["sandbox"],
             **given,
             "benchmarks": {
                 name: {

@@ -141,6 +141,7 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
         override("runs", run.path),
         override("paths.cache_dir", config["paths"]["cache_dir"]),
         f"eval.allow_code_execution={str(config['eval']['allow_code_execution']).lower()}",
+        f"eval.sandbox={config['eval']['sandbox']}",
     ]
     if config["eval"]["defer"]:
         command = shlex.join(["python", "-m", "mos.evaluate", *overrides])

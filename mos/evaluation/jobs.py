@@ -72,12 +72,14 @@ def build_benchmarks(evaluation: Mapping[str, Any], tokenizer: Any) -> dict[str,
 
 def build_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The keyword arguments of `build_benchmark` that an `eval` config group gives."""
-    options = {"chat": evaluation["chat"], "limit": evaluation["limit"]}
-    if BENCHMARKS[name].runs_code:
-        # A run of before there was a choice has no key `sandbox`.
-        keys = evaluation.keys() & {"allow_code_execution", "sandbox"}
-        options |= {key: evaluation[key] for key in keys}
-    return {**options, **evaluation["benchmarks"][name]}
+    options = {
+        "chat": evaluation["chat"],
+        "limit": evaluation["limit"],
+        **evaluation["benchmarks"][name],
+    }
+    if BENCHMARKS[name].runs_code:  # how, is not for a benchmark's own settings to say
+        options |= {key: evaluation[key] for key in ("allow_code_execution", "sandbox")}
+    return options
 
 
 def evaluate_subjects(
