@@ -22,6 +22,9 @@ from mos.evaluation.serving import LORA, Model, Server, weights_of
 from mos.files import hash_json, source_hash
 from mos.runs import Run
 
+# What the caller says of programs that are run; a run's config may lack the second.
+_CALLERS = ("allow_code_execution", "sandbox")
+
 
 @dataclass
 class Subject:
@@ -78,7 +81,7 @@ def build_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
         **evaluation["benchmarks"][name],
     }
     if BENCHMARKS[name].runs_code:  # how, is not for a benchmark's own settings to say
-        options |= {key: evaluation[key] for key in ("allow_code_execution", "sandbox")}
+        options |= {key: evaluation[key] for key in _CALLERS if key in evaluation}
     return options
 
 
@@ -197,6 +200,7 @@ def _evaluate(job: _Job, server: Server, cache_dir: str | Path, overwrite: bool)
 def _recorded_options(subject: Subject, name: str) -> dict[str, Any]:
     """What shapes a benchmark, its files by content: targets are not in the prompts' hash."""
     options = build_options(subject.config["eval"], name)
+    options.pop("sandbox", None)  # the result's `scoring` says it
     return {
         **options,
         "data_dir": source_hash(options["data_dir"], subject.config["paths"]["cache_dir"]),
@@ -244,7 +248,7 @@ def _has_all(evaluated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a run has the results that its config asks for, and not just parts of them."""
 
     def options(of: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in of.items() if k != "data_dir" and v is not None}
+        return {k: v for k, v in of.items() if k not in ("data_dir", *_CALLERS) and v is not None}
 
     return all(
         name in evaluated

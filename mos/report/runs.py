@@ -27,7 +27,8 @@ _SEEDS = {"seed", "adapter.routing_seed", "trainer.seed", "trainer.data_seed"}
 # Places, logging and speed shape no result. (Data at another place have another run id.)
 _NEUTRAL = {"paths", "logging", "hydra", "overwrite", "dry_run", "device"}
 _NEUTRAL_EVAL = {
-    "defer", "allow_code_execution", "sandbox", "gpu_memory_utilization", "batch_size", "max_model_len",
+    "defer", "allow_code_execution", "sandbox", "gpu_memory_utilization", "batch_size",
+    "max_model_len",
 }  # fmt: skip
 _PLACES = (".data_dir", ".source", ".path", ".note")
 _MAX_DEPTH = 30
