@@ -138,7 +138,7 @@ def _only_whole(
                 "cut": frame[f"{name}.partial"].fillna(""),
                 "n": pd.to_numeric(frame[f"{name}.n"]).fillna(0),
                 "set": frame[f"{name}.prompts"].fillna(""),
-                "experiment": frame["experiment"],
+                "data": frame["model"] + " " + frame["experiment"],
             }
         )[frame[keys].notna().any(axis=1)]
         reasons = pd.Series(index=table.index, dtype=object)
@@ -149,8 +149,8 @@ def _only_whole(
         other = (table["cut"] != wanted) & (name != HELDOUT.benchmark)
         reasons[other] = f"{name} is " + state[other]
         rest = table[~other]
-        # Each experiment holds out examples of its own.
-        places = rest["experiment"] if name == HELDOUT.benchmark else rest["cut"]
+        # Each experiment holds out examples of its own, which each model splits into tokens.
+        places = rest["data"] if name == HELDOUT.benchmark else rest["cut"]
         largest = rest["n"].groupby(places).transform("max")
         fewer = (rest["n"] != largest) & (rest["n"] > 0)
         reasons[rest.index[fewer]] = [
