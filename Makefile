@@ -31,12 +31,13 @@ format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 data-check: setup  ## prepare every training corpus found in DATA=<folder> and show its statistics
-	@$(BIN)/python -m mos.data.inspect --data-dir $(DATA)
+	@$(BIN)/python -m mos.inspect what=corpora data.max_seq_length=512 paths.data_dir=$(DATA)
 
 # HumanEval runs the model's programs, in the sandbox: asking for this target allows it.
 EVAL_CHECK := mmlu=200 gsm8k=100 bbh=100 tydiqa=50 humaneval=20
 eval-check: setup  ## build all prompts of DATA=<folder>; then evaluate SmolLM2 on some of them
-	@$(BIN)/python -m eval $(DATA)
+	@$(BIN)/python -m mos.inspect what=prompts examples=0 paths.data_dir=$(DATA) \
+	  'eval=[base,mmlu,gsm8k,bbh,tydiqa,humaneval]'
 	@$(BIN)/python -m mos.evaluate adapter=none paths.data_dir=$(DATA) \
 	  'benchmarks=[mmlu,gsm8k,bbh,tydiqa,humaneval]' eval.allow_code_execution=true \
 	  $(foreach job,$(EVAL_CHECK),+eval.benchmarks.$(subst =,.limit=,$(job)))

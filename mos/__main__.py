@@ -17,9 +17,9 @@ COMMANDS = {
     "runs": "a table of runs: state, progress, scores, age, what failed",
     "show": "records of an evaluation to read: prompt, answer, target",
     "chat": "try an adapter in the terminal",
-    "inspect": "show what a model is trained on, token by token",
+    "inspect": "show what a model is trained on and asked",
 }
-MODULES = {"inspect": "mos.data.inspect", "runs": "mos.list_runs"}
+MODULES = {"runs": "mos.list_runs"}
 USAGE = "\n".join(
     [
         "usage: mos COMMAND [key=value ...]",

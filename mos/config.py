@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -227,14 +227,18 @@ class TrainConfig(Strict):
 
 def compose_config(overrides: Iterable[str] = (), name: str = "train") -> DictConfig:
     """Compose configs/<name>.yaml, or that of configs/<name>/, with command-line overrides."""
-    folder = CONFIG_DIR / name if (CONFIG_DIR / name).is_dir() else CONFIG_DIR
     hydra = GlobalHydra.instance()
     outer, hydra.hydra = hydra.hydra, None  # of a command that is running
     try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
+        with initialize_config_dir(str(folder_of(name)), version_base="1.3"):
             return compose(name, overrides=list(overrides))
     finally:
         hydra.hydra = outer
+
+
+def folder_of(name: str) -> Path:
+    """Where the config of a command is: in configs/, or in a folder of its own."""
+    return CONFIG_DIR / name if (CONFIG_DIR / name).is_dir() else CONFIG_DIR
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -245,6 +249,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """
     try:
         return _at_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no value: give one, {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "the config"
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from None

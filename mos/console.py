@@ -53,6 +53,11 @@ def say(message: str) -> None:
     logging.getLogger("mos").info(message)
 
 
+def note(message: str) -> None:
+    """Say what takes a while, on stderr: what the command prints is for others to read."""
+    errors.print(_lines(message), highlight=False, markup=False)
+
+
 def fail(message: str) -> None:
     """Print and log an error that the user can correct."""
     message = _lines(message)

@@ -20,14 +20,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mos.adapters import peft_config, rank
+from mos.adapters.config import FactoredConfig
 from mos.data.chat import MARKERS
 from mos.errors import UserError
 from mos.modeling import learn_tokens, skeleton
 
 GIB = 2**30
 BF16 = 2
-# Methods whose layers compute with A and B that are put together once a forward pass.
-MATERIALISED = ("mos", "prolora", "tied_lora")
 # Bytes of optimizer state per trainable parameter: two moments in fp32, or in blocks of 8 bits.
 OPTIMIZER_BYTES = {"adamw": 8.0, "8bit": 2 + 8 / 256, "lion": 4.0, "sgd": 0.0, "adafactor": 0.1}
 # Dense bf16 peak of a GPU (FLOP/s), and the share of it that QLoRA training is taken to reach.
@@ -56,6 +55,8 @@ class Anatomy:
         adapted: (in_features, out_features) of every adapted layer.
         names: the adapted layers.
         rank: working rank, None without one.
+        materialised: whether A and B are put together once a forward pass, as the methods of this
+            project do.
     """
 
     base: int
@@ -70,6 +71,7 @@ class Anatomy:
     adapted: tuple[tuple[int, int], ...]
     names: tuple[str, ...]
     rank: int | None
+    materialised: bool
 
     @property
     def lora_parameters(self) -> int | None:
@@ -135,6 +137,7 @@ def count(config: Mapping[str, Any]) -> Anatomy:
         adapted=tuple((m.in_features, m.out_features) for _, m in layers),
         names=tuple(name for name, _ in layers),
         rank=rank(adapter, model.config.num_hidden_layers),
+        materialised=isinstance(peft_config(adapter), FactoredConfig),
     )
 
 

@@ -8,34 +8,22 @@ evaluation that was stopped continues where it was.
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Column, Table
 
 from eval import BENCHMARKS
-from mos.config import CONFIG_DIR, compose_config, resolved, validate
-from mos.console import (
-    console,
-    exit_on_user_error,
-    fail,
-    override,
-    quiet_libraries,
-    say,
-    score_text,
-)
+from mos.cli import command
+from mos.config import compose_config, resolved, validate
+from mos.console import console, override, quiet_libraries, say, score_text
 from mos.errors import MissingFileError, UserError, unknown
-from mos.evaluation.jobs import Subject, build_benchmarks, evaluate_subjects, merge_subject_shards
+from mos.evaluation.subject import Subject
+from mos.identity import open_run
 from mos.preflight import check_consent, choose_device
 from mos.runs import find_runs
-
-__all__ = ["build_benchmarks", "evaluate"]
-
 
 OWN = "own"  # in configs/eval/own.yaml: as the run was configured
 
@@ -55,7 +43,7 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
     """
     options = resolved(cfg)
     runs, adapters = options.pop("runs"), options.pop("adapters")
-    names, merge = options.pop("benchmarks"), options.pop("merge_shards")
+    names, merge = as_list(options.pop("benchmarks")), options.pop("merge_shards")
     given = {key: value for key, value in options["eval"].items() if value != OWN}
     default = _default(names or list(given["benchmarks"]), options["paths"]["data_dir"])
     chosen = names or given["benchmarks"] or ({} if runs else default["benchmarks"])
@@ -65,13 +53,15 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
     }
     options["eval"] = {**default, **given, "benchmarks": complete}
     config = validate(OmegaConf.create(options))
-    choose_device(config)
+    check_consent(config["eval"])
 
+    if not (runs or adapters):
+        say(f"evaluating {config['model']['name']} without an adapter")
     subjects: list[Subject] = []
     if runs:
         subjects += _runs(runs, config, given, names)
     if adapters:
-        subjects += [_adapter(Path(folder), config) for folder in _as_list(adapters)]
+        subjects += [_adapter(Path(folder), config) for folder in as_list(adapters)]
     if not runs and not adapters:
         subjects.append(_bare(config))
     cache_dir = config["paths"]["cache_dir"]
@@ -86,6 +76,10 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
             say(f"{subject.name}: {', '.join(subject.config['eval']['benchmarks'])}")
         say("dry run: nothing was done")
         return subjects
+    # Torch and its companions take seconds to import.
+    from mos.evaluation.jobs import evaluate_subjects, merge_subject_shards
+
+    choose_device(config)
     quiet_libraries()
     if merge:
         merge_subject_shards(subjects, cache_dir)
@@ -118,7 +112,7 @@ def _runs(
     What may harm the caller's machine comes from the caller alone: consent, paths, the device.
     """
     subjects = []
-    for run in find_runs(_as_list(patterns)):
+    for run in find_runs(as_list(patterns)):
         if "method" not in run.manifest:
             say(f"{run.path} is not trained yet ({run.status}): skipped")
             continue
@@ -149,6 +143,7 @@ def _runs(
                 run=run,
             )
         )
+        say(f"evaluating {run.path}")
     if not subjects:
         raise UserError(f"runs={patterns}: no run there is trained. Train first: mos.train.")
     return subjects
@@ -171,9 +166,6 @@ def _adapter(folder: Path, config: Mapping[str, Any]) -> Subject:
 
 def _bare(config: Mapping[str, Any]) -> Subject:
     """The model of the config without an adapter, as a run: the paper's vanilla rows."""
-    from mos.identity import open_run
-    from mos.training.fit import fit
-
     method = config["adapter"]["method"]
     if method != "none":
         raise UserError(
@@ -183,6 +175,8 @@ def _bare(config: Mapping[str, Any]) -> Subject:
         )
     run = open_run(config)
     if not config["dry_run"]:
+        from mos.training.fit import fit
+
         with run.claimed(wait=True):
             if "method" not in run.manifest:
                 run.write_config(config)
@@ -208,22 +202,14 @@ def _table(subjects: Iterable[Subject]) -> Table:
     return table
 
 
-def _as_list(value: str | Iterable[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def as_list(value: str | Iterable[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="evaluate")
+@command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """The command line around `evaluate`: messages instead of tracebacks, and exit codes."""
-    # A job in the background of a script starts with SIGINT ignored; schedulers send SIGTERM.
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
-    try:
-        with exit_on_user_error():
-            evaluate(cfg)
-    except KeyboardInterrupt:
-        fail("interrupted; what was finished is kept, and the same command continues it")
-        sys.exit(130)
+    """The command line around `evaluate`."""
+    evaluate(cfg)
 
 
 if __name__ == "__main__":

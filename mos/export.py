@@ -1,290 +1,88 @@
-"""Adapters for other programs: a plain LoRA adapter, or a plain model with the adapter merged.
-
-python -m mos.export adapter=outputs/.../adapter out=lora
-python -m mos.export adapter=outputs/.../adapter out=model as=merged quantization=nf4
-"""
+"""Export an adapter: `python -m mos.export adapter=outputs/.../adapter out=lora`."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from peft import LoraConfig, PeftConfig, PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from omegaconf import DictConfig
+from pydantic import Field
 
-from mos.adapters import register_all
-from mos.adapters.config import FactoredConfig
-from mos.adapters.factors import lora_factors
-from mos.adapters.folder import adapter_config, load
-from mos.adapters.saved import all_finite
-from mos.adapters.skeleton import skeleton
-from mos.config import CONFIG_DIR
-from mos.console import exit_on_user_error, say
-from mos.data.chat import CHAT_TEMPLATE_FILE
-from mos.errors import UserError, unknown
-from mos.folders import check_own, replaced
-from mos.model_check import check_model_folder
-from mos.model_sources import resolve_model
-from mos.modeling import copy_tokenizer, dequantized_base, grow_vocabulary
+from mos.cli import command
+from mos.config import compose_config, resolved
+from mos.console import say
+from mos.errors import UserError
+from mos.schema import Strict, check
 
-# What an adapter may hold besides its factors, and the value that says that it does not.
-MORE_THAN_FACTORS = (
-    ("modules_to_save", None),
-    ("trainable_token_indices", None),
-    ("bias", "none"),
-    ("use_dora", False),
-)
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
+if TYPE_CHECKING:
+    from mos.interchange import merge, to_lora
+
+__all__ = ["export", "merge", "to_lora"]
 
 
-# Adapters are read from folders here, which may be of any method.
-register_all()
+def __getattr__(name: str) -> Any:
+    if name in ("merge", "to_lora"):  # they import torch and PEFT, which takes seconds
+        from mos import interchange
+
+        return getattr(interchange, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def to_lora(
-    source: PeftModel | str | Path,
-    out_dir: str | Path,
-    dtype: torch.dtype | None = None,
-    pad_to_vllm_rank: bool = True,
-) -> Path:
-    """Write an adapter as a LoRA adapter that stock PEFT and stock vLLM load.
+class ExportConfig(Strict):
+    """Everything that `python -m mos.export` reads; configs/export/export.yaml documents it."""
 
-    The update is the same, not an approximation: the factors are the method's own, and ranks added
-    by padding are zero. Needs no weights of the base model. A tokenizer and a chat template in the
-    adapter's directory come along.
+    adapter: str
+    out: str
+    form: Literal["lora", "merged"] = Field(alias="as")
+    pad: bool
+    base: str | None
+    quantization: str
+    dtype: Literal["float32", "bfloat16", "float16", None]
+    cache_dir: str
+
+
+def export(cfg: DictConfig) -> Path:
+    """Write an adapter for other programs; returns the folder.
 
     Args:
-        source: a PEFT model, whose active adapter is taken, or an adapter directory.
-        out_dir: directory to write: a new or empty one, or one that was exported before and is
-            replaced.
-        dtype: of the factors; default as the adapter has them.
-        pad_to_vllm_rank: raise the rank to the next one that vLLM reserves room for.
-
-    Returns:
-        `out_dir`.
+        cfg: configs/export/export.yaml composed with overrides.
 
     Raises:
-        MissingFileError: no adapter in the directory.
-        UserError: `out_dir` holds other files or is the source; the adapter has no exact LoRA form:
-            it trains whole modules or biases, is not linear, or has a rank beyond vLLM's 512.
+        UserError: a wrong config, an adapter that has no exact LoRA form or does not fit its base,
+            a folder that mos did not write.
     """
-    _check_target(out_dir, source)
-    model = source if isinstance(source, PeftModel) else _load_without_base(Path(source))
-    if len(model.active_adapters) != 1:
-        raise UserError(
-            f"Export takes one adapter, but {model.active_adapters} are active: call set_adapter."
-        )
-    name = model.active_adapters[0]
-    config: Any = model.peft_config[name]
-    _check_only_factors(config)
-    _check_embeddings(model, config)
-    factors = {
-        path: lora_factors(layer, name)
-        for path, layer in model.get_base_model().named_modules()
-        if isinstance(layer, BaseTunerLayer) and name in layer._get_available_adapters()
-    }
-    for path, (A, B, _) in factors.items():
-        if not (all_finite(A) and all_finite(B)):
-            raise UserError(f"The adapter has numbers that are not finite, in {path}.")
-    r = max(A.shape[0] for A, _, _ in factors.values())
-    if pad_to_vllm_rank:
-        r = _vllm_rank(r)
-    scalings = {scaling for _, _, scaling in factors.values()}
-    # one scaling for all layers is kept as alpha / r; else it goes into B
-    common = scalings.pop() if len(scalings) == 1 else 1.0
-    tensors = {}
-    for path, (A, B, scaling) in factors.items():
-        B = B if scaling == common else B * scaling
-        padding = r - A.shape[0]
-        A = torch.nn.functional.pad(A.detach(), (0, 0, 0, padding))  # (r, in_features)
-        B = torch.nn.functional.pad(B.detach(), (0, padding))  # (out_features, r)
-        for side, factor in (("A", A), ("B", B)):
-            key = f"base_model.model.{path}.lora_{side}.weight"
-            tensors[key] = factor.to(device="cpu", dtype=dtype).contiguous()
-    alpha = common * r
-    lora = LoraConfig(
-        r=r,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
-        target_modules=config.target_modules,
-        exclude_modules=getattr(config, "exclude_modules", None),
-        layers_to_transform=config.layers_to_transform,
-        layers_pattern=config.layers_pattern,
-        task_type=config.task_type or "CAUSAL_LM",
-        base_model_name_or_path=config.base_model_name_or_path,
-        inference_mode=True,
-    )
-    with replaced(out_dir) as folder:
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        lora.save_pretrained(str(folder))
-        if not isinstance(source, PeftModel):
-            copy_tokenizer(Path(source), folder)
-    return Path(out_dir)
+    config = resolved(cfg)
+    check(config, ExportConfig)
+    quantization = compose_config([f"quantization={config['quantization']}"]).quantization
+    say(f"exporting {config['adapter']}")
 
+    import torch
 
-def merge(
-    base_dir: str | Path,
-    adapter_dir: str | Path,
-    out_dir: str | Path,
-    dtype: torch.dtype | None = None,
-) -> Path:
-    """Write a plain transformers model: the base with the adapter merged, and its tokenizer.
+    from mos.adapters.folder import adapter_config
+    from mos.interchange import merge, to_lora
+    from mos.model_sources import resolve_model
+    from mos.modeling import dequantized_base
 
-    A chat template in the adapter's folder takes the place of the base's.
-
-    Args:
-        base_dir: a model directory with unquantised weights. Give the dequantised weights of a
-            quantised base (`mos.modeling.dequantized_base`) for the function that was trained.
-        adapter_dir: an adapter of any method of PEFT's or ours that merges. One that learned new
-            tokens brings its tokenizer.
-        out_dir: directory to write: a new or empty one, or one that was exported before and is
-            replaced.
-        dtype: of the weights; default as the base has them. The sum is rounded to it once.
-
-    Returns:
-        `out_dir`.
-
-    Raises:
-        MissingFileError: the base or the adapter is not there.
-        UserError: `out_dir` holds other files, the base is quantised, or the adapter does not fit
-            it.
-    """
-    _check_target(out_dir, adapter_dir)
-    base_dir = check_model_folder(Path(base_dir))
-    config = adapter_config(Path(adapter_dir))
-    base = AutoModelForCausalLM.from_pretrained(
-        base_dir, dtype=dtype or "auto", trust_remote_code=False
-    )
-    rows = getattr(config, "trainable_token_indices", None) or {}
-    learned = [i for ids in rows.values() for i in ids]
-    grow_vocabulary(base, max(learned, default=-1) + 1)
-    model: Any = load(base, Path(adapter_dir), config)
-    try:
-        merged = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UserError(f"{adapter_dir} cannot be merged into {base_dir}: {error}") from error
-    with replaced(out_dir) as folder:
-        merged.save_pretrained(folder)
-        copy_tokenizer(Path(adapter_dir) if learned else base_dir, folder)
-        for template in Path(adapter_dir).glob(CHAT_TEMPLATE_FILE):  # the format of its training
-            shutil.copyfile(template, folder / template.name)
-    return Path(out_dir)
-
-
-def _load_without_base(adapter_dir: Path) -> PeftModel:
-    config = adapter_config(adapter_dir)
-    _check_only_factors(config)
-    # a task's model class would look for methods that only a whole model has
-    task_type, config.task_type = config.task_type, None
-    model = load(skeleton(adapter_dir, config), adapter_dir, config)
-    model.peft_config["default"].task_type = task_type
-    return model
-
-
-def has_lora_form(adapter_config: Mapping[str, Any]) -> bool:
-    """Whether an adapter, by its adapter_config.json, is low-rank factors and nothing else."""
-    config_cls = PEFT_TYPE_TO_CONFIG_MAPPING.get(adapter_config["peft_type"])
-    is_low_rank = config_cls is not None and issubclass(config_cls, LoraConfig | FactoredConfig)
-    return is_low_rank and all(
-        adapter_config.get(name, plain) in (plain, []) for name, plain in MORE_THAN_FACTORS
-    )
-
-
-def _check_only_factors(config: PeftConfig) -> None:
-    for name, plain in MORE_THAN_FACTORS:
-        if (value := getattr(config, name, plain)) not in (plain, []):
-            raise UserError(
-                f"The adapter has {name}={value!r}, which a plain LoRA adapter cannot hold: merge "
-                "it into the base instead (as=merged)."
-            )
-
-
-def _check_embeddings(model: PeftModel, config: PeftConfig) -> None:
-    """PEFT saves embeddings that were resized along with the adapter; a plain LoRA cannot."""
-    base_dir = config.base_model_name_or_path
-    vocabulary = getattr(getattr(model.get_base_model(), "config", None), "vocab_size", None)
-    if vocabulary is None or not base_dir or not (Path(base_dir) / "config.json").is_file():
-        return
-    before = AutoConfig.from_pretrained(base_dir, trust_remote_code=False).vocab_size
-    if vocabulary != before:
-        raise UserError(
-            f"The model's embeddings were resized from {before} to {vocabulary} tokens, which a "
-            "plain LoRA adapter cannot hold: merge it into the base instead (as=merged)."
-        )
-
-
-def _vllm_rank(r: int) -> int:
-    for rank in VLLM_RANKS:
-        if rank >= r:
-            return rank
-    raise UserError(
-        f"The adapter has rank {r}, and vLLM takes at most {VLLM_RANKS[-1]}: merge it into the "
-        "base (as=merged), or export for PEFT alone with pad=false."
-    )
-
-
-def _check_target(out_dir: str | Path, source: PeftModel | str | Path) -> None:
-    target = check_own(out_dir)
-    if not isinstance(source, PeftModel) and Path(source).expanduser().resolve() == target:
-        raise UserError(f"out={out_dir} is the adapter itself: give another folder.")
-
-
-DEFAULTS = {
-    "adapter": "???",  # directory of an adapter
-    "out": "???",  # directory to write
-    "as": "lora",  # lora or merged
-    "base": None,  # merged: base model (folder, hub id, package:...); default the adapter's own
-    "quantization": "none",  # merged: none, nf4 or int8, as in training
-    "dtype": None,  # float32, bfloat16 or float16
-    "pad": True,  # lora: pad the rank to one of vLLM's
-    "cache_dir": "data/cache",  # keeps converted and dequantised bases
-}
-
-
-def main(arguments: list[str]) -> None:
-    given = OmegaConf.from_cli(arguments)
-    for key in map(str, given):
-        if key not in DEFAULTS:
-            raise unknown("option of mos.export:", key, DEFAULTS)
-    options: Any = OmegaConf.merge(OmegaConf.create(DEFAULTS), given)
-    if missing := OmegaConf.missing_keys(options):
-        raise UserError(
-            f"mos.export needs {' and '.join(sorted(f'{key}=...' for key in missing))}."
-        )
-    dtype = None
-    if options.dtype is not None:
-        dtype = getattr(torch, str(options.dtype), None)
-        if not isinstance(dtype, torch.dtype):
-            raise UserError(f"dtype={options.dtype}: expected float32, bfloat16 or float16.")
-    if options["as"] == "lora":
-        out = to_lora(options.adapter, options.out, dtype, options.pad)
-    elif options["as"] == "merged":
-        out = merge(_base(options), options.adapter, options.out, dtype)
+    dtype = config["dtype"] and getattr(torch, config["dtype"])
+    if config["as"] == "lora":
+        out = to_lora(config["adapter"], config["out"], dtype, config["pad"])
     else:
-        raise UserError(f"as={options['as']}: expected lora or merged.")
+        base = config["base"]
+        base = base or adapter_config(Path(config["adapter"])).base_model_name_or_path
+        if not base:
+            raise UserError("The adapter does not name its base model: give base=...")
+        cache_dir = config["cache_dir"]
+        folder = dequantized_base(resolve_model(base, cache_dir), quantization, cache_dir)
+        out = merge(folder, config["adapter"], config["out"], dtype)
     say(f"wrote {out}")
+    return out
 
 
-def _base(options: Any) -> Path:
-    path = options.base or adapter_config(Path(options.adapter)).base_model_name_or_path
-    if not path:
-        raise UserError("The adapter does not name its base model: give base=...")
-    known = [file.stem for file in (CONFIG_DIR / "quantization").glob("*.yaml")]
-    if options.quantization not in known:
-        raise unknown("quantization", options.quantization, known)
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        settings = compose(f"quantization/{options.quantization}").quantization
-    return dequantized_base(resolve_model(path, options.cache_dir), settings, options.cache_dir)
+@command("export")
+def main(cfg: DictConfig) -> None:
+    """The command line around `export`."""
+    export(cfg)
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main(sys.argv[1:])
+    main()

@@ -1,44 +1,33 @@
-"""Costs of a job or a sweep before anything is loaded, from the overrides of mos.train.
-
-python -m mos.plan scale=paper adapter=table2_mos_r32 format=json
-python -m mos.plan scale=paper 'adapter=glob(table2_*)' users=10000
-"""
+"""Costs of a job or a sweep before anything is loaded: `python -m mos.plan scale=paper`."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from pydantic import PositiveInt
 from rich.table import Table
 
-from mos.activations import activations
 from mos.adapters import row_label
-from mos.config import CONFIG_DIR, compose_config, validate
-from mos.console import console, exit_on_user_error, say
+from mos.cli import command
+from mos.config import resolved, validate
+from mos.console import console, note, say
 from mos.errors import UserError
-from mos.estimate import (
-    BF16,
-    GIB,
-    MATERIALISED,
-    Anatomy,
-    count,
-    device_of,
-    optimizer_bytes,
-    training_flops,
-    weights_bytes,
-)
+from mos.schema import Strict, check
 
+if TYPE_CHECKING:
+    from mos.estimate import Anatomy
+
+GIB = 2**30
+BF16 = 2
 USERS = 10_000
 REFERENCE_RANKS = (16, 64)
+GPU_SIZES = (24, 40, 80)  # GB
 # The paper's motivation: 3.36 TB for 10,000 users of a 70B model, each with a LoRA of rank 16.
 PAPER_FORMULA = "users * rank * blocks * projections * (in + out) * bytes"
 PAPER_FACTORS = {
@@ -67,6 +56,8 @@ def plan(cfg: DictConfig | Mapping[str, Any], users: int = USERS) -> dict[str, A
     Raises:
         UserError: a wrong config, unknown shapes, an adapter that does not fit them.
     """
+    from mos.estimate import count, device_of, training_flops
+
     config = validate(cfg) if isinstance(cfg, DictConfig) else cfg
     adapter = config["adapter"]
     method = adapter["method"]
@@ -120,6 +111,9 @@ def _assumptions(config: Mapping[str, Any], device: Mapping[str, Any]) -> list[s
 
 def _memory(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
     """Parts of the peak, in bytes."""
+    from mos.activations import activations
+    from mos.estimate import optimizer_bytes, weights_bytes
+
     trainer = config["trainer"]
     full = config["adapter"]["method"] == "full"
     memory = {
@@ -134,7 +128,7 @@ def _memory(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
     if anatomy.trainable:
         saved = activations(config, anatomy)
         memory["activation_bytes"] = saved.peak(bool(trainer.get("gradient_checkpointing")))
-        if config["adapter"]["method"] in MATERIALISED:
+        if anatomy.materialised:
             # A and B of all layers in the compute type, and their gradients.
             memory["factor_bytes"] = 2 * BF16 * (anatomy.lora_parameters or 0)
     if config["quantization"]["bits"] is not None:
@@ -143,6 +137,8 @@ def _memory(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
 
 
 def _disk(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
+    from mos.estimate import optimizer_bytes
+
     trainer = config["trainer"]
     checkpoint = anatomy.adapter_bytes + optimizer_bytes(anatomy, trainer["optim"])
     quantised = config["quantization"]["bits"] is not None
@@ -243,6 +239,43 @@ def _plan_rows(plans: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def sweep_total(plans: Sequence[Mapping[str, Any]], slots: int) -> dict[str, Any]:
+    """What the members of a sweep take together.
+
+    Args:
+        plans: of the members.
+        slots: members that run at once.
+    """
+    seconds = [one["seconds"] for one in plans]
+    hours = None if None in seconds else sum(seconds) / 3600
+    bases = {one["model"]: one["disk"]["dequantized_base_once_per_model"] for one in plans}
+    runs = sum(one["disk"]["adapter"] + one["disk"]["checkpoints"] for one in plans)
+    return {
+        "members": len(plans),
+        "hours": hours,
+        "slots": slots,
+        "hours_per_slot": None if hours is None else hours / min(slots, len(plans)),
+        "disk_bytes": runs + sum(bases.values()),
+        "fits": {
+            f"{size} GB": sum(one["peak_memory_bytes"] <= size * GIB for one in plans)
+            for size in GPU_SIZES
+        },
+    }
+
+
+def total_line(total: Mapping[str, Any]) -> str:
+    """`sweep_total` in words."""
+    hours, each = (
+        duration(None if total[key] is None else 3600 * total[key])
+        for key in ("hours", "hours_per_slot")
+    )
+    fits = ", ".join(f"{n} on a GPU of {name}" for name, n in total["fits"].items())
+    return (
+        f"{total['members']} members: training {hours} in all, {each} for each of"
+        f" {total['slots']} at once; disk {size(total['disk_bytes'])}; fit: {fits}"
+    )
+
+
 def _name(one: Mapping[str, Any]) -> str:
     return one["label"] + ("" if one["rank"] is None else f" r={one['rank']}")
 
@@ -266,43 +299,48 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The members of a sweep: comma lists, ranges and globs, as mos.train -m expands them."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        batches = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
-    return [list(member) for batch in batches for member in batch]
+class Options(Strict):
+    """The keys of configs/plan.yaml beside those of mos.train."""
+
+    format: Literal["table", "json"]
+    users: PositiveInt
+    slots: PositiveInt
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The command line: overrides of mos.train, and format=json, users=N."""
-    options = {"format": "table", "users": str(USERS)}
-    overrides = []
-    for argument in arguments:
-        key, mark, value = argument.partition("=")
-        if mark and key in options:
-            options[key] = value
-        elif argument in ("-h", "--help"):
-            say(__doc__.strip())
+class Plans(Callback):
+    """Prints the plans of a sweep's members, when all are there."""
+
+    def __init__(self) -> None:
+        self.plans: list[tuple[Options, dict[str, Any]]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if job_return.status is JobStatus.COMPLETED:
+            self.plans.append(job_return.return_value)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if not self.plans:
             return
-        elif argument not in ("-m", "--multirun"):
-            overrides.append(argument)
-    if options["format"] not in ("table", "json"):
-        raise UserError(f"format={options['format']}: expected table or json.")
-    if not options["users"].isdigit():
-        raise UserError(f"users={options['users']}: expected a whole number.")
-    try:
-        configs = [compose_config(member) for member in expand(overrides)]
-    except HydraException as error:
-        raise UserError(str(error)) from error
-    plans = [plan(config, int(options["users"])) for config in configs]
-    single = len(plans) == 1
-    if options["format"] == "json":
-        print(json.dumps(plans[0] if single else {"plans": plans}, indent=2))
-    else:
-        console.print(plan_table(plans[0] if single else plans))
+        options, plans = self.plans[0][0], [plan for _, plan in self.plans]
+        if options.format == "json":
+            total = {"plans": plans, "total": sweep_total(plans, options.slots)}
+            print(json.dumps(plans[0] if len(plans) == 1 else total, indent=2))
+        else:
+            console.print(plan_table(plans[0] if len(plans) == 1 else plans))
+            if len(plans) > 1:
+                say(total_line(sweep_total(plans, options.slots)))
+
+
+@command("plan")
+def main(cfg: DictConfig) -> tuple[Options, dict[str, Any]]:
+    """Count one member of what was asked for; `Plans` prints all of them."""
+    config = resolved(cfg)
+    values = {key: config.pop(key) for key in Options.model_fields}
+    check(values, Options)
+    options = Options(**values)
+    job = validate(OmegaConf.create(config))
+    note(f"counting {job['adapter']['method']} on {job['model']['name']}")
+    return options, plan(job, options.users)
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main(sys.argv[1:])
+    main()

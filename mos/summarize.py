@@ -6,12 +6,12 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
-import hydra
 from omegaconf import DictConfig
 
 from eval import BENCHMARKS
-from mos.config import CONFIG_DIR, resolved
-from mos.console import console, exit_on_user_error, say
+from mos.cli import command
+from mos.config import resolved
+from mos.console import console, say
 from mos.report.build import Report, build, write
 from mos.report.formats import terminal
 from mos.report.results import LEFT_OUT, REFUSED, Problem
@@ -104,11 +104,10 @@ def _caption(filled: Filled) -> str:
     return f"{filled.model}, scale {filled.scale}, means over {seeds}{missing}{cut}"
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR / "summarize"), config_name="summarize")
+@command("summarize")
 def main(cfg: DictConfig) -> None:
     """The command line around `summarize`: exit status 1 if a run was refused."""
-    with exit_on_user_error():
-        report = summarize(cfg)
+    report = summarize(cfg)
     if report.counts[REFUSED]:
         sys.exit(1)
 

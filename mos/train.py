@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from mos.config import CONFIG_DIR, validate
+from mos.cli import command
+from mos.config import validate
 from mos.console import (
     config_tree,
     console,
@@ -32,7 +32,6 @@ from mos.console import (
     results_table,
     say,
     show_traceback,
-    signals_interrupt,
 )
 from mos.errors import UserError
 from mos.identity import finished_run, open_run
@@ -208,31 +207,29 @@ def print_plan(config: Mapping[str, Any], run: Run) -> None:
     say("dry run: nothing was done")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
+@command("train")
 def main(cfg: DictConfig) -> float:
-    """The command line around `train`: messages instead of tracebacks, exit codes, sweeps.
+    """Train; in a sweep, note what became of this member and let the others go on.
 
     Returns:
         The held-out loss, which sweepers such as Optuna minimise; infinite where there is none.
     """
-    signals_interrupt()
     start_member()
     try:
         results = train(cfg) or {}
         return results.get("metrics", {}).get("heldout", {}).get("loss", math.inf)
     except KeyboardInterrupt:
         end_member("interrupted")
-        sys.exit(130)
-    except UserError as error:
-        fail(str(error))
-        end_member("failed", reason=str(error))
-        if not in_sweep():
-            sys.exit(2)
+        raise
     except Exception as error:
-        end_member("failed", reason=f"{type(error).__name__}: {error}")
+        known = isinstance(error, UserError)
+        end_member("failed", reason=str(error) if known else f"{type(error).__name__}: {error}")
         if not in_sweep():
             raise
-        show_traceback()
+        if known:
+            fail(str(error))
+        else:
+            show_traceback()
     return math.inf
 
 

@@ -107,7 +107,7 @@ def test_architectures_are_llama_shapes(model):
 def test_the_trainer_s_keys_are_those_of_transformers():
     """They are read from its source; a release that is written otherwise shows here."""
     names = {f.name for f in fields(TrainingArguments) if f.init}
-    assert set(trainer_model().model_fields) == names
+    assert set(trainer_model().model_fields) - {"early_stopping_patience"} == names
     assert set(OVERRULED) < names
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from peft import LoraConfig, MissConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mos import MosConfig, ProloraConfig, TiedLoraConfig
+from mos.config import compose_config
 from mos.errors import MissingFileError, UserError
-from mos.export import main, merge, to_lora
+from mos.export import export, main, merge, to_lora
 from tests.adapters.tiny import CASES, adapted, logits, randomise, tiny_llama
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj"]
@@ -232,7 +233,7 @@ def test_command_line_merges_onto_the_dequantised_base(tiny_model_dir, tmp_path)
         "adapter": tmp_path / "adapter", "out": tmp_path / "merged", "as": "merged",
         "quantization": "nf4", "dtype": "float32", "cache_dir": tmp_path / "cache",
     }  # fmt: skip
-    main([f"{key}={value}" for key, value in options.items()])
+    export(compose_config([f"{key}={value}" for key, value in options.items()], "export"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     [dequantised] = (tmp_path / "cache" / "models").glob("*dequantized*[0-9a-f]")
     on_nf4 = AutoModelForCausalLM.from_pretrained(dequantised, dtype=torch.float32)
@@ -240,36 +241,34 @@ def test_command_line_merges_onto_the_dequantised_base(tiny_model_dir, tmp_path)
     torch.testing.assert_close(logits(merged), logits(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_command_line_exports_lora(tmp_path):
-    model = adapted(CASES["prolora"]())
-    model.save_pretrained(tmp_path / "adapter")
-    main([f"adapter={tmp_path / 'adapter'}", f"out={tmp_path / 'lora'}", "pad=false"])
-    loaded = stock(tmp_path / "lora")
-    assert loaded.peft_config["default"].r == 4
-    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["adapter=a"], r"needs out=\.\.\."),
+        (["adapter=a"], "out has no value"),
         (["adapter=a", "out=b", "quantisation=nf4"], "Did you mean 'quantization'"),
-        (["adapter=a", "out=b", "as=gguf"], "lora or merged"),
-        (["adapter=a", "out=b", "dtype=float3"], "bfloat16"),
+        (["adapter=a", "out=b", "as=gguf"], "expected 'lora' or 'merged'"),
+        (["adapter=a", "out=b", "dtype=float3"], "Did you mean 'float32'"),
         (["adapter=a", "out=b", "as=merged", "base=c", "quantization=nf5"], "Did you mean 'nf4'"),
+        (["adapter=/nowhere", "out=/nowhere/else"], "adapter_config.json"),
     ],
 )
-def test_command_line_names_mistakes(arguments, message):
-    with pytest.raises(UserError, match=message):
-        main(arguments)
-
-
-def test_command_line_prints_a_message_and_no_traceback(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["export", f"adapter={tmp_path}", f"out={tmp_path / 'x'}"])
+def test_command_line_names_mistakes(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mos.export", *arguments])
+    GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_module("mos.export", run_name="__main__")
+        main()
     assert stopped.value.code == 2
-    assert "adapter_config.json" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_a_composed_config_is_exported(tmp_path, base_dir):
+    model = adapted(CASES["mos"](), base(base_dir))
+    model.save_pretrained(tmp_path / "adapter")
+    given = [f"adapter={tmp_path}/adapter", f"out={tmp_path}/lora", "pad=false"]
+    assert export(compose_config(given, "export")) == tmp_path / "lora"
+    torch.testing.assert_close(
+        logits(stock(tmp_path / "lora")), logits(model), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,11 @@ from eval.runner import Weights, merge_shards, read_result, run_benchmark
 from mos.console import logged_to, say
 from mos.errors import UserError
 from mos.evaluation.serving import LORA, Model, Server, weights_of
+from mos.evaluation.subject import Subject
 from mos.files import hash_json, source_hash
-from mos.runs import Run
 
 # What the caller says of programs that are run; a run's config may lack the second.
 _CALLERS = ("allow_code_execution", "sandbox")
-
-
-@dataclass
-class Subject:
-    """A model to evaluate, and where its results go.
-
-    Attributes:
-        name: for people.
-        config: its `model`, `quantization`, `eval` and `device` say what is evaluated and how.
-        out_dir: receives `eval/<benchmark>/`.
-        adapter_dir: None for a bare model.
-        run: gets results.json; None for an adapter that belongs to no run.
-        results: benchmark -> content of its metrics.json.
-    """
-
-    name: str
-    config: dict[str, Any]
-    out_dir: Path
-    adapter_dir: Path | None = None
-    run: Run | None = None
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass

@@ -49,7 +49,7 @@ class Model:
     @property
     def is_low_rank(self) -> bool:
         """Whether the adapter can be served as LoRA."""
-        from mos.export import has_lora_form
+        from mos.interchange import has_lora_form
 
         return bool(self.adapter_config) and has_lora_form(self.adapter_config)
 
@@ -185,7 +185,7 @@ class Server:
             base = dequantized_base(model.path, weights.quantization, self.cache_dir)
         if weights.adapter != MERGED or adapter is None:
             return base, None
-        from mos.export import merge
+        from mos.interchange import merge
 
         parent = self.cache_dir / "merged"
         parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ class Server:
 
 def export(model: Model, cache_dir: str | Path) -> Path:
     """The adapter as a LoRA directory, made once for its content."""
-    from mos.export import to_lora
+    from mos.interchange import to_lora
 
     assert model.adapter_dir is not None
     target = Path(cache_dir) / "lora" / adapter_hash(model.adapter_dir, cache_dir)[:16]

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from eval import BENCHMARKS, build_benchmark, options_model
-from eval.__main__ import main
 from eval.prompts import may_exceed
 from eval.selection import Selection
 from mos.errors import UserError
@@ -125,23 +124,6 @@ def test_short_texts_cannot_exceed(text):
     tokens = len(text.encode("utf-8", "surrogatepass")) + 3  # bytes, BOS, EOS, a leading space
     assert not may_exceed(text, tokens)
     assert may_exceed(text, tokens - 1)
-
-
-def test_command_prints_counts_and_hashes(samples_dir, tmp_path, capsys):
-    arguments = ["--model", "random:tiny", "--cache-dir", str(tmp_path)]
-    assert main([str(samples_dir), *arguments]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    counts = {line.split()[0]: int(line.split()[1]) for line in lines[1:]}
-    sizes = {n: len(build_benchmark(n, samples_dir / n, ByteTokenizer()).requests) for n in counts}
-    assert counts == sizes
-    assert list(counts) == list(BENCHMARKS)
-    assert main([str(samples_dir), *arguments]) == 0
-    repeated = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in repeated] == [line.split()[-1] for line in lines]
-    assert main([str(samples_dir), "gsm8k", "bhb", *arguments]) == 2
-    printed = capsys.readouterr()
-    assert "gsm8k" in printed.out
-    assert "Did you mean 'bbh'" in printed.err
 
 
 class ByteTokenizer:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -14,7 +16,7 @@ from mos.activations import activations
 from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.estimate import count, weights_bytes
-from mos.plan import duration, expand, plan, plan_table, size
+from mos.plan import duration, plan, plan_table, size, sweep_total
 
 SEVEN_B = ["scale=paper", "+experiment=superni_mmlu"]
 
@@ -176,43 +178,64 @@ def test_checkpointing_and_batch_size_change_the_memory():
     assert sixteen.peak(True) < 0.2 * sixteen.peak(False)
 
 
-def test_sweeps_are_expanded_as_hydra_does():
-    members = expand(["seed=0,1", "adapter=glob(table3_mos_*)"])
-    assert members == [
-        [f"seed={seed}", f"adapter=table3_mos_r{rank}"] for seed in (0, 1) for rank in (4, 8)
-    ]
+@pytest.fixture
+def command(monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mos.plan", *arguments])
+        GlobalHydra.instance().clear()
+        entry.main()
+
+    return run
 
 
-def test_the_command_line_prints_one_json_object(capsys):
-    entry.main(["model=tiny_random", "adapter=lora", "format=json", "users=5"])
+def test_one_job_is_one_json_object(command, capsys):
+    command("model=tiny_random", "adapter=lora", "format=json", "users=5")
     found = json.loads(capsys.readouterr().out)
     assert {"trainable_parameters", "adapter_bytes", "peak_memory_bytes"} < set(found)
     assert found["serving"]["users"] == 5
 
 
-def test_a_sweep_prints_a_row_a_plan(capsys):
-    entry.main(["-m", "model=tiny_random", "adapter=lora,none"])
+def test_a_sweep_is_a_row_a_plan_and_what_all_take(command, capsys):
+    """Lists and globs are members, as with mos.train -m."""
+    small = ["model=tiny_random", "seed=0,1"]
+    command("-m", *small, "adapter=lora,none", "slots=2")
     printed = capsys.readouterr().out
     assert "LoRA" in printed
     assert "Vanilla (chat)" in printed
     assert "3.36 TB = 10,000 * 16 * 80 * 4 * 16,384 * 4" in printed
-    entry.main(["model=tiny_random", "adapter=lora,none", "format=json"])
-    assert len(json.loads(capsys.readouterr().out)["plans"]) == 2
+    assert "4 members: training" in printed
+    command(*small, "adapter=glob(table3_mos_*)", "format=json")
+    found = json.loads(capsys.readouterr().out)
+    assert [plan["rank"] for plan in found["plans"]] == [4, 8, 4, 8]
+    assert found["total"]["members"] == 4
+    assert found["total"]["fits"] == {"24 GB": 4, "40 GB": 4, "80 GB": 4}
+
+
+def test_the_total_of_a_sweep():
+    one = {"seconds": 7200, "model": "m", "peak_memory_bytes": 30e9}
+    one["disk"] = {"adapter": 1, "checkpoints": 2, "dequantized_base_once_per_model": 10}
+    assert sweep_total([one] * 4, slots=2) == {
+        "members": 4, "hours": 8, "slots": 2, "hours_per_slot": 4, "disk_bytes": 22,
+        "fits": {"24 GB": 0, "40 GB": 4, "80 GB": 4},
+    }  # fmt: skip
+    assert sweep_total([one, {**one, "seconds": None}], slots=2)["hours"] is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["format=xml"], "format=xml: expected table or json"),
-        (["users=many"], "users=many"),
-        (["adapter=lroa"], "lroa"),
+        (["format=xml"], "expected 'table' or 'json'"),
+        (["users=many"], "users="),
+        (["adapter=lroa"], "Did you mean 'lora'"),
         (["model=custom", "model.path=org/model"], "model.architecture is null"),
         (["adapter.private_rank=99"], "private_rank"),
     ],
 )
-def test_mistakes_are_user_errors(arguments, message):
-    with pytest.raises(UserError, match=message):
-        entry.main(arguments)
+def test_mistakes_are_one_message(command, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_plan_is_a_table(capsys):

