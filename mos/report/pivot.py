@@ -45,7 +45,7 @@ def pivot(
         frame = frame.assign(**{shown[0].key: values})
     frame = frame[frame[[c.key for c in shown]].notna().any(axis=1)]
     added = splitting(frame, [*rows, *across], runs.settings)
-    by = [*added, *rows]
+    by = [*rows, *added]
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for place, members in frame.groupby([*by, *across], dropna=False, sort=False):
         row = cells.setdefault(tuple(map(shown_value, place[: len(by)])), {})
@@ -116,6 +116,8 @@ def _measured(runs: Runs, key: str | None) -> tuple[list[Column], pd.Series]:
 def shown_value(value: object) -> str:
     if value is None or value != value:
         return MISSING
+    if isinstance(value, float) and value.is_integer():  # a whole number beside empty cells
+        return f"{value:.0f}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -40,8 +40,8 @@ def test_rows_by_columns(sweep):
 def test_runs_of_other_settings_never_share_a_cell(sweep):
     """The learning rate tells ranks apart, not shards: these are added."""
     frame = grouped(sweep, "trainer.learning_rate")
-    assert list(frame) == ["method.config.shards_per_vector", "trainer.learning_rate", "MMLU EM"]
-    assert frame.to_numpy().tolist()[0] == ["1", "0.008", "9.50 ±0.71 (2)"]
+    assert list(frame) == ["trainer.learning_rate", "method.config.shards_per_vector", "MMLU EM"]
+    assert frame.to_numpy().tolist()[0] == ["0.008", "1", "9.50 ±0.71 (2)"]
 
 
 def test_runs_of_other_lengths_never_share_a_cell(tmp_path):
@@ -50,15 +50,15 @@ def test_runs_of_other_lengths_never_share_a_cell(tmp_path):
         (run / "config.yaml").write_text(f"trainer:\n  max_steps: {steps}\n  save_steps: {steps}\n")
     frame = grouped(tmp_path, "method.label", "method.rank")
     assert frame.to_numpy().tolist() == [
-        ["4", "MoS", "16", "0.40 (1)"],
-        ["400", "MoS", "16", "40.00 (1)"],
+        ["MoS", "16", "4", "0.40 (1)"],
+        ["MoS", "16", "400", "40.00 (1)"],
     ]
-    assert frame.columns[0] == "trainer.max_steps"
+    assert frame.columns[2] == "trainer.max_steps"
 
 
 def test_values_and_metrics_as_columns(sweep):
     frame = grouped(sweep, "method.rank", columns=["seed"], value="train.train_loss")
-    assert frame.to_numpy().tolist()[0] == ["1", "8", "1.0000 (1)", "1.0000 (1)"]
+    assert frame.to_numpy().tolist()[0] == ["8", "1", "1.0000 (1)", "1.0000 (1)"]
     frame = grouped(sweep, "method.rank", "seed", columns=["mmlu.exact_match"])
     assert list(frame)[-1] == "MMLU EM"
 
@@ -66,12 +66,13 @@ def test_values_and_metrics_as_columns(sweep):
 def test_scale_model_and_experiment_are_never_mixed(sweep):
     write_run(sweep, rank=8, model="LLaMA3.2-3B", metrics={"mmlu": {"exact_match": 99.0}})
     frame = grouped(sweep, "method.rank")
-    assert frame.columns[0] == "model"
+    assert frame.columns[1] == "model"
     assert "99.00 (1)" in frame.to_numpy()[:, -1]
 
 
 def test_bare_models_come_first(sweep):
     write_run(sweep, "Vanilla (chat)", None, 0, metrics={"mmlu": {"exact_match": 99.0}})
+    assert "8" in grouped(sweep, "method.label", "method.rank")["method.rank"].to_list()
     assert grouped(sweep, "method.label")["method.label"][0] == "Vanilla (chat)"
 
 
