@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -102,16 +103,16 @@ def _no_such_option(error: MissingConfigException) -> UserError:
     return unknown(f"option of {group}:", option, error.options or files)
 
 
-def help_text(_root_: DictConfig) -> str:
+def help_text(_root_: Any) -> str:
     """The keys of a composed config with their values, each under its comment in configs/."""
     sources = {s.provider: s.path for s in _root_.hydra.runtime.config_sources}
     config_dir = Path(sources["main"])
     name = _root_.hydra.job.config_name
-    header = re.match(r"(?:#.*\n)*", (config_dir / f"{name}.yaml").read_text("utf-8"))
-    lines = [line.removeprefix("#").removeprefix(" ") for line in header[0].splitlines()]
+    text = (config_dir / f"{name}.yaml").read_text("utf-8").splitlines()
+    lines = [line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), text)]
     comments = _comments(config_dir, name)
     choices = _root_.hydra.runtime.choices
-    for group in (key for key in _root_ if (config_dir / key).is_dir()):
+    for group in (k for k in _root_ if k != "hydra" and (config_dir / k).is_dir()):
         options = [file.stem for file in sorted((config_dir / group).glob("*.yaml"))]
         lines.append(f"{group}: {', '.join(options)}")
         for option in [choices[group]] if group in choices else options:
@@ -144,7 +145,8 @@ def _comments(config_dir: Path, name: str) -> dict[str, str]:
     file = config_dir / f"{name}.yaml"
     text = file.read_text("utf-8")
     comments: dict[str, str] = {}
-    for base in OmegaConf.load(file).get("defaults", []):
+    content: Any = OmegaConf.load(file)
+    for base in content.get("defaults", []):
         if isinstance(base, str) and base != "_self_":
             comments |= _comments(config_dir, str(Path(name).parent / base))
     path = [] if text.startswith("# @package _global_") else list(Path(name).parts[:-1])

@@ -143,8 +143,8 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
         f"eval.sandbox={config['eval']['sandbox']}",
     ]
     if config["eval"]["defer"]:
-        command = shlex.join(["python", "-m", "mos.evaluate", *overrides])
-        run.set_status("trained", f"to be evaluated: {command}")
+        by_hand = shlex.join(["python", "-m", "mos.evaluate", *overrides])
+        run.set_status("trained", f"to be evaluated: {by_hand}")
         return
     command = [sys.executable, "-m", "mos.evaluate", *overrides]
     # Where lines are labelled, the evaluation's pass through here to get their label.
