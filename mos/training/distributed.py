@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+
+from mos.errors import UserError
 
 LAUNCHER_VARIABLES = (
     "RANK",
@@ -26,6 +29,34 @@ def process_state(device: str) -> PartialState:
         device: "cuda" or "cpu".
     """
     return PartialState(cpu=device == "cpu")
+
+
+def check_sharding(bits: int | None, device: str) -> None:
+    """Refuse what cannot be trained with weights in shards, as `accelerate launch` asks for it.
+
+    Args:
+        bits: of the quantised base weights, or None.
+        device: "cuda" or "cpu".
+
+    Raises:
+        UserError: FSDP or DeepSpeed with a quantised base or on a CPU, DeepSpeed not installed.
+    """
+    for name, variable in (
+        ("FSDP", "ACCELERATE_USE_FSDP"),
+        ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
+    ):
+        if os.environ.get(variable, "false").lower() != "true":
+            continue
+        if bits is not None:
+            raise UserError(
+                f"{name} with quantization.bits={bits}: quantised weights are not trained in"
+                " shards here. Use quantization=none, or configs/accelerate/ddp.yaml, where each"
+                " GPU holds the whole model."
+            )
+        if device == "cpu":
+            raise UserError(f"{name} shards weights over GPUs, and the device is the CPU.")
+        if name == "DeepSpeed" and importlib.util.find_spec("deepspeed") is None:
+            raise UserError("DeepSpeed is not installed: pip install deepspeed.")
 
 
 def agreed(decision: bool, device: str) -> bool:

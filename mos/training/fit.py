@@ -28,7 +28,7 @@ from mos.modeling import learn_tokens, load_base, load_tokenizer
 from mos.preflight import choose_device
 from mos.runs import Run, read_losses
 from mos.training.checkpoints import newest_valid
-from mos.training.distributed import process_state
+from mos.training.distributed import check_sharding, process_state
 from mos.training.heldout import write_heldout
 from mos.training.stopping import StopOnSignal
 from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
@@ -43,6 +43,7 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         UserError: unusable data, weights or settings, before the model is loaded.
     """
     device = choose_device(config)
+    check_sharding(config["quantization"]["bits"], device)
     arguments = training_arguments(config, run, device)
     model_dir = resolve_model(
         config["model"]["path"], config["paths"]["cache_dir"], config["model"]["revision"]

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.constants import FSDP_MODEL_NAME, OPTIMIZER_NAME
+from peft import PeftModel
+from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -20,7 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
@@ -153,7 +156,23 @@ class CrashSafeTrainer(Trainer):
             seal(Path(str(self.args.output_dir)) / name)
         self.accelerator.wait_for_everyone()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        of_fsdp = (Path(resume_from_checkpoint) / f"{FSDP_MODEL_NAME}.bin").is_file()
+        if of_fsdp and not self.is_fsdp_enabled and isinstance(self.model, PeftModel):
+            adapter = self.model.active_adapters[0]
+            self.model.load_adapter(resume_from_checkpoint, adapter, is_trainable=True)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if checkpoint is not None and not self.is_fsdp_enabled:
+            sharded = Path(checkpoint) / f"{OPTIMIZER_NAME}.bin"
+            if sharded.is_file():  # FSDP wrote it: states under the names of parameters
+                state = torch.load(sharded, map_location="cpu", weights_only=True)
+                set_optimizer_state_dict(self.model, self.optimizer.optimizer, state)
+                schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+                self.lr_scheduler.load_state_dict(schedule)
+                return
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or self.optimizer is None:
             return
