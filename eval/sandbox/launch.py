@@ -252,7 +252,9 @@ class _Server:
                 stderr=self._errors,
                 env=_ENVIRONMENT | {"TMPDIR": folder} | linker,
                 start_new_session=True,
-                **({"user": uid, "group": uid, "extra_groups": []} if outside else {}),
+                user=uid if outside else None,
+                group=uid if outside else None,
+                extra_groups=[] if outside else None,
             )
         finally:
             os.close(programs)

@@ -37,8 +37,6 @@ class TooLargeError(ValueError):
 class Array(list):
     """A numpy array's items, with its comparison: true or false only of a single one."""
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __eq__(self, other: object) -> bool:
         if len(self) != 1:
             raise ValueError(
