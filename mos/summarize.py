@@ -59,7 +59,10 @@ def _print(report: Report, out: str) -> None:
     elif not shown and "others" in extra:
         shown = [terminal(extra["others"])]
     for table in shown:
-        console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
+        width = console.width
+        console.width = 10_000  # a table is as wide as its words; the terminal breaks its lines
+        console.print(table)
+        console.width = width
         console.print()
     counts = report.counts
     say(

@@ -147,7 +147,7 @@ def terminal(sheet: Sheet, caption: str = "") -> Table:
     used = [i for i in range(frame.shape[1]) if frame.empty or (frame.iloc[:, i] != "").any()]
     for index in used:
         short = frame.columns[index].partition(" (")[0].removeprefix("# ").replace(" P@1", "")
-        words = re.sub(r"\.(?=\w)", ".\n", short.replace("HumanEval", "Human Eval"))
+        words = re.sub(r"\.(?=[a-z])", ".\n", short.replace("HumanEval", "Human Eval"))
         table.add_column(
             Text(words.replace(" ", "\n")),
             justify="left" if index < min(sheet.texts, 2) else "right",

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from mos.errors import UserError
+from mos.files import hash_json
 from mos.report.build import write
 from mos.report.cells import column
 from mos.report.runs import read_runs
@@ -39,9 +40,27 @@ def wrong_metric(folder, value):
     edit(folder, metrics={"mmlu": {"exact_match": value}})
 
 
+def sealed(content):
+    return {**content, "sha256": hash_json(content)}
+
+
 def edited_after_evaluation(folder):
     (folder / "eval" / "mmlu").mkdir(parents=True)
     (folder / "eval" / "mmlu" / "metrics.json").write_text(json.dumps({"exact_match": 46.0}))
+
+
+def edited_in_both(folder):
+    """metrics.json and results.json say 75, and metrics.json the hash of what it said."""
+    edited_after_evaluation(folder)
+    content = sealed({"metrics": {"exact_match": 25.0}})
+    content["metrics"]["exact_match"] = 75.0
+    (folder / "eval" / "mmlu" / "metrics.json").write_text(json.dumps(content))
+    wrong_metric(folder, 75.0)
+
+
+def edited_results(folder):
+    content = sealed(json.loads((folder / "results.json").read_text()))
+    (folder / "results.json").write_text(json.dumps(content | {"seed": 7}))
 
 
 def metric_missing(folder):
@@ -101,6 +120,8 @@ BAD = {
     "not a number": (lambda f: wrong_metric(f, float("nan")), "refused", "no number"),
     "above 100": (lambda f: wrong_metric(f, 470.1), "refused", "expected 0..100"),
     "edited": (edited_after_evaluation, "refused", "one of them was edited"),
+    "edited in both": (edited_in_both, "refused", "metrics.json was edited"),
+    "edited results": (edited_results, "refused", "results.json was edited"),
     "metric missing": (metric_missing, "left out", "lacks exact_match"),
     "no metrics": (lambda f: edit(f, metrics={}), "left out", "not evaluated"),
     "field missing": (lambda f: edit(f, scale=None), "refused", "lacks scale"),
