@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mos.console import console, exit_on_user_error, fail, printable, quiet_libraries, say
+from mos.data.chat import Message, render_chat
 from mos.errors import UserError
 
 USAGE = """usage: mos chat RUN|ADAPTER [max_tokens=256]
@@ -67,11 +68,9 @@ def load(folder: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], max_tokens: int) -> str:
+def answer(model: Any, tokenizer: Any, messages: list[Message], max_tokens: int) -> str:
     """What the model says after a conversation, by greedy decoding."""
     import torch
-
-    from mos.data.chat import render_chat
 
     prompt = tokenizer(render_chat(messages), return_tensors="pt").to(model.device)
     with torch.inference_mode():
@@ -86,7 +85,7 @@ def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], max_token
 
 def converse(model: Any, tokenizer: Any, max_tokens: int) -> None:
     """Ask for lines and answer them until the input ends."""
-    messages: list[dict[str, str]] = []
+    messages: list[Message] = []
     while True:
         try:
             line = console.input("[bold]you:[/] ")

@@ -161,7 +161,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
 def logged_to(file: Path) -> Iterator[None]:
     """Send all logging and warnings to `file`, and keep libraries off the terminal."""
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.handleError = lambda record: None  # on a full disk: each record would be a traceback
+    # On a full disk, each record would be a traceback.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
