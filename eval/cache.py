@@ -14,9 +14,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eval.benchmark import Completion, Request
+from eval.results import SEAL, is_edited, sealed
 from mos.console import say
 from mos.errors import UserError
-from mos.files import hash_json
+from mos.files import hash_json, parse_json
 
 
 class DiskError(UserError):
@@ -34,8 +35,8 @@ class CompletionStore:
 
     Requests have keys of their own, so a limit, a choice of tasks or a shard shares its answers
     with the whole. Use as a context manager: it holds a lock, so that a second evaluator waits and
-    then finds the answers. Every line holds a batch; what a kill or a full disk left of a line is
-    cut off when the file is opened.
+    then finds the answers. Every line holds a batch and its hash. From the first line on that is
+    damaged, or that a kill or a full disk cut short, the file is cut off when it is opened.
 
     Args:
         cache_dir: holds `completions/<identity>/<benchmark>.jsonl`.
@@ -82,7 +83,9 @@ class CompletionStore:
             DiskError: the disk is full or read-only.
         """
         answers = {request_key(request): completion for request, completion in batch}
-        line = json.dumps({key: asdict(answer) for key, answer in answers.items()})
+        line = json.dumps(
+            sealed({"answers": {key: asdict(answer) for key, answer in answers.items()}})
+        )
         try:
             self._append(line.encode() + b"\n")
         except OSError as error:
@@ -136,4 +139,8 @@ def completion_from(values: Mapping[str, Any]) -> Completion:
 
 
 def _parse(line: bytes) -> dict[str, Completion]:
-    return {key: completion_from(values) for key, values in json.loads(line).items()}
+    batch = parse_json(line)
+    if is_edited(batch):
+        raise ValueError("the line is not what was written")
+    answers = batch["answers"] if SEAL in batch else batch  # lines had no hash once
+    return {key: completion_from(values) for key, values in answers.items()}

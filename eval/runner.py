@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eval.benchmark import Benchmark, Completion, Request
 from eval.cache import CompletionStore, unwritable
 from eval.engines import Engine, EngineError
+from eval.results import METRICS, RECORDS, read_result, write_result
 from mos.console import say
 from mos.errors import UserError
-from mos.files import hash_json, write_atomically, write_json
-
-METRICS, RECORDS = "metrics.json", "records.jsonl"
+from mos.files import hash_json
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ class Weights:
         adapter: how it is applied, "lora", "merged" or "full" (all weights were trained); None
             without one.
         adapter_sha256: content of the adapter.
+        trained_on_sha256: content of the base model that the adapter was trained on, where that is
+            another and the caller allowed it.
     """
 
     model: str
@@ -43,9 +43,13 @@ class Weights:
     quantization: Mapping[str, Any] | None = None
     adapter: str | None = None
     adapter_sha256: str | None = None
+    trained_on_sha256: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "model"}
+        """What the answers depend on."""
+        own = asdict(self)
+        del own["model"], own["trained_on_sha256"]
+        return own
 
 
 # Gives the running engine with the right weights, and the LoRA directory to apply on them if any.
@@ -118,16 +122,6 @@ def run_benchmark(
         if isinstance(error, UserError):
             raise
         raise unwritable(Path(error.filename or out_dir), error) from error
-
-
-def read_result(out_dir: str | Path) -> dict[str, Any] | None:
-    """The content of `metrics.json` if the result is whole, else None."""
-    try:
-        result = json.loads((Path(out_dir) / METRICS).read_text("utf-8"))
-        records = (Path(out_dir) / RECORDS).read_bytes()
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return result if result.get("records_sha256") == hashlib.sha256(records).hexdigest() else None
 
 
 def merge_shards(
@@ -247,11 +241,6 @@ def _write(
     started = time.perf_counter()
     score = benchmark.score(outputs)
     timing["scoring_seconds"] = round(time.perf_counter() - started, 3)
-    lines = [
-        json.dumps(record | _about(completion), allow_nan=False)
-        for record, completion in zip(score.records, completions, strict=True)
-    ]
-    records = "".join(f"{line}\n" for line in lines)
     metrics = {
         "schema": 1,
         **result,
@@ -264,14 +253,13 @@ def _write(
         "ties": sum(c.tied for c in completions),
         "prompt_tokens": sum(c.prompt_tokens for c in completions),
         "output_tokens": sum(sum(c.output_tokens) for c in completions),
-        "records_sha256": hashlib.sha256(records.encode()).hexdigest(),
         "timing": timing,
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / METRICS).unlink(missing_ok=True)
-    write_atomically(out_dir / RECORDS, records)
-    write_json(out_dir / METRICS, metrics)
-    return metrics
+    about = [
+        {**record, **_about(completion)}
+        for record, completion in zip(score.records, completions, strict=True)
+    ]
+    return write_result(out_dir, metrics, about)
 
 
 def _about(completion: Completion) -> dict[str, Any]:

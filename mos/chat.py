@@ -29,7 +29,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
     from mos.adapters import register_all
     from mos.config import compose_config
-    from mos.evaluation.serving import Model
+    from mos.evaluation.models import Model
     from mos.files import read_json
     from mos.model_sources import resolve_model
     from mos.modeling import grow_vocabulary, load_base, load_tokenizer

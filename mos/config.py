@@ -190,6 +190,7 @@ class Evaluation(Strict):
     max_model_len: PositiveInt | None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
     batch_size: PositiveInt
+    base_mismatch: Literal["refuse", "allow"]
     benchmarks: dict[str, dict[str, Any]]
 
 

@@ -100,12 +100,12 @@ def override(key: str, value: object) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the program on a UserError: its message without a traceback, exit status 2."""
+    """End the program on a UserError: its message without a traceback, and its exit status."""
     try:
         yield
     except UserError as error:
         fail(str(error))
-        sys.exit(2)
+        sys.exit(error.exit_status)
 
 
 def config_tree(config: Mapping[str, Any], title: str) -> Tree:

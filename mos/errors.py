@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,35 @@ LISTED = 40
 
 
 class UserError(ValueError):
-    """Something the user asked for or supplied is wrong. Commands print only its message."""
+    """Something the user asked for or supplied is wrong. Commands print only its message.
+
+    Attributes:
+        exit_status: of the command that it ends.
+    """
+
+    exit_status = 2
+
+
+class LeftOutError(UserError):
+    """Some of several members could not be used; the others were.
+
+    Args:
+        failures: the members that were left out, each with the reason.
+        of: how many there were.
+    """
+
+    exit_status = 1
+
+    def __init__(self, failures: Mapping[str, str], of: int) -> None:
+        self.failures, self.of = dict(failures), of
+        reasons: dict[str, list[str]] = {}
+        for name, reason in failures.items():
+            reasons.setdefault(reason, []).append(name)
+        lines = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        super().__init__("\n".join([f"{len(failures)} of {of} were left out:", *lines]))
+
+    def __reduce__(self):
+        return type(self), (self.failures, self.of)
 
 
 class DataError(UserError):

@@ -8,7 +8,8 @@ evaluation that was stopped continues where it was.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from eval import BENCHMARKS
 from mos.cli import command
 from mos.config import compose_config, resolved, validate
 from mos.console import console, override, quiet_libraries, say, score_text
-from mos.errors import MissingFileError, UserError, unknown
-from mos.evaluation.subject import Subject
+from mos.errors import LeftOutError, UserError, unknown
+from mos.evaluation.subjects import Subject, adapter_subject, run_subject
 from mos.identity import open_run
 from mos.preflight import check_consent, choose_device
 from mos.runs import find_runs
@@ -40,6 +41,7 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
     Raises:
         UserError: a wrong config, missing files, an adapter that does not fit its model, an engine
             that died. What was finished is kept.
+        LeftOutError: of several models some were left out, and the others evaluated.
     """
     options = resolved(cfg)
     runs, adapters = options.pop("runs"), options.pop("adapters")
@@ -55,41 +57,59 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
     config = validate(OmegaConf.create(options))
     check_consent(config["eval"])
 
-    if not (runs or adapters):
-        say(f"evaluating {config['model']['name']} without an adapter")
-    subjects: list[Subject] = []
-    if runs:
-        subjects += _runs(runs, config, given, names)
-    if adapters:
-        subjects += [_adapter(Path(folder), config) for folder in as_list(adapters)]
-    if not runs and not adapters:
-        subjects.append(_bare(config))
-    cache_dir = config["paths"]["cache_dir"]
-    for subject in subjects:
-        if not subject.config["eval"]["benchmarks"]:
-            raise UserError(
-                f"{subject.name}: no benchmark is chosen; name some, benchmarks=[mmlu]."
-            )
-        check_consent(subject.config["eval"])
+    makers: dict[str, Callable[[], Subject | None]] = {}
+    for run in find_runs(as_list(runs)) if runs else ():
+        makers[str(run.path)] = partial(run_subject, run, config, given, names)
+    for folder in as_list(adapters):
+        makers[folder] = partial(adapter_subject, Path(folder).expanduser(), config)
+    if not makers:
+        makers[f"{config['model']['name']}, no adapter"] = partial(_bare, config)
+    for name in makers:
+        say(f"evaluating {name}")
+    subjects, failures = _usable(makers)
+    if not subjects and not failures:
+        raise UserError(f"runs={runs}: no run there is trained. Train first: mos.train.")
     if config["dry_run"]:
         for subject in subjects:
             say(f"{subject.name}: {', '.join(subject.config['eval']['benchmarks'])}")
         say("dry run: nothing was done")
-        return subjects
-    # Torch and its companions take seconds to import.
-    from mos.evaluation.jobs import evaluate_subjects, merge_subject_shards
+    elif subjects:
+        # Torch and its companions take seconds to import.
+        from mos.evaluation.jobs import evaluate_subjects, merge_subject_shards
 
-    choose_device(config)
-    quiet_libraries()
-    if merge:
-        merge_subject_shards(subjects, cache_dir)
-        return subjects
-    failures = evaluate_subjects(subjects, cache_dir, config["overwrite"])
-    if len(subjects) > 1:
-        console.print(_table(subjects))
+        choose_device(config)
+        quiet_libraries()
+        cache_dir = config["paths"]["cache_dir"]
+        if merge:
+            failures |= merge_subject_shards(subjects, cache_dir)
+        else:
+            failures |= evaluate_subjects(subjects, cache_dir, config["overwrite"])
+            if len(subjects) > 1:
+                console.print(_table(subjects))
     if failures:
-        raise UserError("\n".join(failures))
+        raise LeftOutError(failures, len(makers))
     return subjects
+
+
+def _usable(
+    makers: Mapping[str, Callable[[], Subject | None]],
+) -> tuple[list[Subject], dict[str, str]]:
+    """The subjects that can be evaluated; of several, the others by name with the reason."""
+    subjects: list[Subject] = []
+    failures: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            if (subject := make()) is None:
+                continue
+            if not subject.config["eval"]["benchmarks"]:
+                raise UserError("no benchmark is chosen; name some, benchmarks=[mmlu].")
+            check_consent(subject.config["eval"])
+            subjects.append(subject)
+        except UserError as error:
+            if len(makers) == 1:
+                raise
+            failures[name] = str(error)
+    return subjects, failures
 
 
 def _default(names: Iterable[str], data_dir: str) -> dict[str, Any]:
@@ -99,69 +119,6 @@ def _default(names: Iterable[str], data_dir: str) -> dict[str, Any]:
             raise unknown("benchmark", name, BENCHMARKS)
     group = [f"eval=[{','.join(['base', *names])}]"] if names else []
     return resolved(compose_config([*group, override("paths.data_dir", data_dir)]))["eval"]
-
-
-def _runs(
-    patterns: str | Iterable[str],
-    config: Mapping[str, Any],
-    given: Mapping[str, Any],
-    names: Collection[str] | None,
-) -> list[Subject]:
-    """Trained runs, each with its own model and, unless said otherwise, its own evaluation.
-
-    What may harm the caller's machine comes from the caller alone: consent, paths, the device.
-    """
-    subjects = []
-    for run in find_runs(as_list(patterns)):
-        if "method" not in run.manifest:
-            say(f"{run.path} is not trained yet ({run.status}): skipped")
-            continue
-        own = run.config
-        bare = own["adapter"]["method"] == "none"
-        evaluation = {
-            **config["eval"],
-            **own["eval"],
-            "allow_code_execution": config["eval"]["allow_code_execution"],
-            "sandbox": config["eval"]["sandbox"],
-            **given,
-            "benchmarks": {
-                name: {
-                    **config["eval"]["benchmarks"].get(name, {}),
-                    **own["eval"]["benchmarks"].get(name, {}),
-                    **given["benchmarks"].get(name, {}),
-                }
-                for name in names or own["eval"]["benchmarks"]
-            },
-        }
-        here = {"device": config["device"], "paths": config["paths"], "eval": evaluation}
-        subjects.append(
-            Subject(
-                name=str(run.path),
-                config={**own, **here},
-                out_dir=run.path,
-                adapter_dir=None if bare else run.adapter_dir,
-                run=run,
-            )
-        )
-        say(f"evaluating {run.path}")
-    if not subjects:
-        raise UserError(f"runs={patterns}: no run there is trained. Train first: mos.train.")
-    return subjects
-
-
-def _adapter(folder: Path, config: Mapping[str, Any]) -> Subject:
-    """An adapter that belongs to no run, on the model of the config."""
-    if not (folder / "adapter_config.json").is_file():
-        raise MissingFileError(
-            f"adapters={folder}: no adapter_config.json there; expected a folder as PEFT saves it."
-        )
-    from mos.evaluation.serving import adapter_hash
-
-    content = adapter_hash(folder, config["paths"]["cache_dir"])[:8]
-    out_dir = (
-        Path(config["paths"]["output_dir"]) / "adapters" / f"{folder.resolve().name}-{content}"
-    )
-    return Subject(str(folder), dict(config), out_dir, adapter_dir=folder)
 
 
 def _bare(config: Mapping[str, Any]) -> Subject:

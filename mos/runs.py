@@ -28,7 +28,7 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from mos.console import is_main_process
+from mos.console import is_main_process, say
 from mos.errors import DataError, MissingFileError, UserError
 from mos.files import parse_json, write_atomically, write_json
 
@@ -154,7 +154,24 @@ class Run:
         """Whether there is nothing left to do and results.json is there."""
         status = self.status
         asks_for_no_more = status == "trained" and not self.config["eval"]["benchmarks"]
-        return (status == "evaluated" or asks_for_no_more) and bool(self.results)
+        if status != "evaluated" and not asks_for_no_more:
+            return False
+        return bool(self.results) and self.results_fault is None
+
+    @property
+    def results_fault(self) -> str | None:
+        """Why results.json cannot be trusted: it, or what it was made of, was changed since."""
+        from eval.results import is_edited, read_result, results_entry
+
+        results = self.results
+        if is_edited(results):
+            return "was edited"
+        for name, entry in results.get("metrics", {}).items():
+            folder = self.path / "eval" / name
+            result = read_result(folder) if folder.is_dir() else None
+            if folder.is_dir() and (result is None or results_entry(result) != entry):
+                return f"does not say what {folder.relative_to(self.path)} says"
+        return None
 
     @property
     def busy(self) -> bool:
@@ -221,9 +238,16 @@ class Run:
     def write_results(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Write results.json (schema 1) from the manifest and the metrics of each benchmark.
 
-        Metrics of other benchmarks that results.json has already are kept.
+        Metrics of other benchmarks that it has already are kept, unless it was edited.
         """
-        config, manifest = self.config, self.manifest
+        from eval.results import is_edited, read_result, results_entry, sealed
+
+        config, manifest, earlier = self.config, self.manifest, self.results
+        if is_edited(earlier):
+            say(f"{self.path / 'results.json'} was edited; it is written again")
+            folders = [f for f in (self.path / "eval").glob("*") if "." not in f.name]
+            found = {folder.name: read_result(folder) for folder in folders}
+            earlier = {"metrics": {k: results_entry(r) for k, r in found.items() if r}}
         results = {
             "schema": SCHEMA,
             "run_id": self.id,
@@ -234,10 +258,11 @@ class Run:
             "seed": config["seed"],
             "train": manifest["train"],
             "metrics": {
-                **self.results.get("metrics", {}),
+                **earlier.get("metrics", {}),
                 **{k: dict(v) for k, v in metrics.items()},
             },
         }
+        results = sealed(results)
         self._write_json("results.json", results)
         return results
 

@@ -80,12 +80,7 @@ class VllmEngine(Engine):
         else:
             options["gpu_memory_utilization"] = settings.gpu_memory_utilization
         if settings.max_lora_rank:
-            slot = next((r for r in LORA_RANKS if r >= settings.max_lora_rank), None)
-            if slot is None:
-                raise UserError(
-                    f"An adapter of rank {settings.max_lora_rank} is above the"
-                    f" {LORA_RANKS[-1]} that vLLM serves: evaluate it with eval.weights=merged."
-                )
+            slot = _lora_slot(settings.max_lora_rank)
             options |= {"enable_lora": True, "max_lora_rank": slot, "max_loras": 1}
         with self._quiet(), _environment(settings):
             try:
@@ -259,6 +254,16 @@ class VllmEngine(Engine):
                 for number, copy in enumerate(kept, start=1):
                     os.dup2(copy, number)
                     os.close(copy)
+
+
+def _lora_slot(rank: int) -> int:
+    """The smallest of vLLM's ranks that has room for an adapter's."""
+    if rank > LORA_RANKS[-1]:
+        raise UserError(
+            f"An adapter of rank {rank} is above the {LORA_RANKS[-1]} that vLLM serves: evaluate"
+            " it with eval.weights=merged."
+        )
+    return next(slot for slot in LORA_RANKS if slot >= rank)
 
 
 @contextmanager

@@ -14,13 +14,18 @@ from transformers import PreTrainedTokenizerBase
 
 from eval import BENCHMARKS, Benchmark, build_benchmark
 from eval.cache import DiskError
-from eval.engines import EngineError, EngineSettings, engine_settings
-from eval.runner import Weights, merge_shards, read_result, run_benchmark
+from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
+from eval.results import read_result, results_entry
+from eval.runner import Weights, merge_shards, run_benchmark
 from mos.console import logged_to, say
+from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
-from mos.evaluation.serving import LORA, Model, Server, weights_of
-from mos.evaluation.subject import Subject
+from mos.evaluation.models import LORA, MERGED, Model, check_base, weights_of
+from mos.evaluation.serving import Server
+from mos.evaluation.subjects import Subject
 from mos.files import hash_json, source_hash
+from mos.model_sources import resolve_model
+from mos.modeling import load_tokenizer
 
 # What the caller says of programs that are run; a run's config may lack the second.
 _CALLERS = ("allow_code_execution", "sandbox")
@@ -66,75 +71,114 @@ def build_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def evaluate_subjects(
     subjects: Sequence[Subject], cache_dir: str | Path, overwrite: bool = False
-) -> list[str]:
+) -> dict[str, str]:
     """Evaluate all benchmarks of all subjects, filling their `results`.
 
     Returns:
-        What went wrong with single subjects, a message each, if there are several.
+        Of several subjects, the names of those that were left out, each with the reason.
 
     Raises:
-        UserError: missing benchmark files or models, before an engine starts; an engine that died.
+        UserError: a single subject cannot be evaluated; the disk is full; an engine that died.
     """
-    failures: list[str] = []
-    for jobs in _by_engine(_prepare(subjects, Path(cache_dir))):
-        as_lora = [job.model for job in jobs if job.weights.adapter == LORA]
-        with Server(jobs[0].settings, as_lora, jobs[0].tokenizer, cache_dir) as server:
-            for job in jobs:
-                if len(subjects) > 1:
-                    say(f"evaluating {job.subject.name}")
+    failures: dict[str, str] = {}
+    jobs = _prepare_all(subjects, Path(cache_dir), failures)
+    for group in _by_engine(jobs):
+        as_lora = [job.model for job in group if job.weights.adapter == LORA]
+        with Server(group[0].settings, as_lora, group[0].tokenizer, cache_dir) as server:
+            for job in group:
                 run = job.subject.run
                 try:
                     with logged_to(run.path / "train.log") if run else nullcontext():
+                        say(f"evaluating {job.subject.name}: {_described(job)}")
                         _evaluate(job, server, cache_dir, overwrite)
                 except (EngineError, DiskError):
                     raise
                 except UserError as error:
                     if len(subjects) == 1:
                         raise
-                    failures.append(f"{job.subject.name}: {error}")
+                    if isinstance(error, NotFiniteError):
+                        server.stop()
+                    failures[job.subject.name] = str(error)
     return failures
 
 
-def merge_subject_shards(subjects: Sequence[Subject], cache_dir: str | Path) -> None:
-    """Make whole results from those of shards, `eval/<benchmark>.shard-*`, of each subject."""
-    for job in _prepare(subjects, Path(cache_dir)):
+def merge_subject_shards(subjects: Sequence[Subject], cache_dir: str | Path) -> dict[str, str]:
+    """Make whole results from those of shards, `eval/<benchmark>.shard-*`, of each subject.
+
+    Returns:
+        As `evaluate_subjects`.
+    """
+    failures: dict[str, str] = {}
+    for job in _prepare_all(subjects, Path(cache_dir), failures):
         for name, benchmark in job.benchmarks.items():
             out_dir = job.subject.out_dir / "eval" / name
             shards = sorted(out_dir.parent.glob(f"{name}.shard-*"))
-            _record(job.subject, name, merge_shards(benchmark, shards, out_dir), cache_dir)
+            _record(job, name, merge_shards(benchmark, shards, out_dir), cache_dir)
+    return failures
 
 
-def _prepare(subjects: Sequence[Subject], cache_dir: Path) -> list[_Job]:
-    from mos.data.tokenizer import check_tokenizer
-    from mos.model_sources import resolve_model
-    from mos.modeling import load_tokenizer
-
+def _prepare_all(
+    subjects: Sequence[Subject], cache_dir: Path, failures: dict[str, str]
+) -> list[_Job]:
+    """The jobs of the subjects that can be evaluated; of several, the others go to `failures`."""
     built: dict[str, tuple[PreTrainedTokenizerBase, dict[str, Benchmark]]] = {}
     jobs = []
     for subject in subjects:
-        model, evaluation = subject.config["model"], subject.config["eval"]
-        folder = resolve_model(model["path"], cache_dir, model["revision"])
-        served = Model(model["name"], folder, subject.config["quantization"], subject.adapter_dir)
-        key = hash_json([str(served.tokenizer_dir), model["pad_token"], evaluation])
-        if key not in built:
-            tokenizer = load_tokenizer(served.tokenizer_dir, model["pad_token"])
-            check_tokenizer(tokenizer)
-            built[key] = tokenizer, build_benchmarks(evaluation, tokenizer)
-        tokenizer, benchmarks = built[key]
-        for benchmark in benchmarks.values():
-            benchmark.check_ready()
-        settings = engine_settings(
-            evaluation["engine"],
-            folder,
-            device=subject.config["device"],
-            dtype=_dtype(served, evaluation),
-            max_model_len=evaluation["max_model_len"],
-            gpu_memory_utilization=evaluation["gpu_memory_utilization"],
-            batch_size=evaluation["batch_size"],
-        )
-        weights = weights_of(served, evaluation["weights"], settings, cache_dir)
-        jobs.append(_Job(subject, served, tokenizer, benchmarks, settings, weights))
+        try:
+            jobs.append(_prepare(subject, cache_dir, built))
+        except UserError as error:
+            if len(subjects) == 1:
+                raise
+            failures[subject.name] = str(error)
     return jobs
+
+
+def _prepare(
+    subject: Subject,
+    cache_dir: Path,
+    built: dict[str, tuple[PreTrainedTokenizerBase, dict[str, Benchmark]]],
+) -> _Job:
+    """Settle all that a subject needs; `built` keeps tokenizers and benchmarks for the next."""
+    model, evaluation = subject.config["model"], subject.config["eval"]
+    folder = resolve_model(model["path"], cache_dir, model["revision"])
+    served = Model(model["name"], folder, subject.config["quantization"], subject.adapter_dir)
+    key = hash_json([str(served.tokenizer_dir), model["pad_token"], evaluation])
+    if key not in built:
+        tokenizer = load_tokenizer(served.tokenizer_dir, model["pad_token"])
+        check_tokenizer(tokenizer)
+        built[key] = tokenizer, build_benchmarks(evaluation, tokenizer)
+    tokenizer, benchmarks = built[key]
+    for benchmark in benchmarks.values():
+        benchmark.check_ready()
+    settings = engine_settings(
+        evaluation["engine"],
+        folder,
+        device=subject.config["device"],
+        dtype=_dtype(served, evaluation),
+        max_model_len=evaluation["max_model_len"],
+        gpu_memory_utilization=evaluation["gpu_memory_utilization"],
+        batch_size=evaluation["batch_size"],
+    )
+    weights = weights_of(served, evaluation["weights"], settings, cache_dir)
+    weights = check_base(served, weights, evaluation["base_mismatch"])
+    _check_adapter_is_its_own(subject, weights)
+    return _Job(subject, served, tokenizer, benchmarks, settings, weights)
+
+
+def _check_adapter_is_its_own(subject: Subject, weights: Weights) -> None:
+    """Refuse an adapter in a run's folder that is not the one that the run trained."""
+    if subject.run is None or weights.adapter_sha256 is None:
+        return
+    manifest = subject.run.manifest
+    evaluated = manifest.get("evaluation", {}).values()
+    known = {entry["weights"]["adapter_sha256"] for entry in evaluated}
+    known.add(manifest.get("adapter_sha256"))
+    if known - {None, weights.adapter_sha256}:
+        raise UserError(
+            f"{subject.adapter_dir} is not the adapter that this run trained: its content is"
+            " another than the manifest says. Put the run's own adapter back, or evaluate this one"
+            f" as adapters=[{subject.adapter_dir}]."
+        )
 
 
 def _dtype(model: Model, evaluation: Mapping[str, Any]) -> str:
@@ -170,20 +214,17 @@ def _evaluate(job: _Job, server: Server, cache_dir: str | Path, overwrite: bool)
             numerics=job.settings.numerics(),
             engine=lambda: server.serve(job.model, job.weights),
             cache_dir=cache_dir,
-            options=_recorded_options(subject, name),
+            options=_recorded_options(subject, name, cache_dir),
             overwrite=overwrite,
         )
-        _record(subject, name, {**result, "settings": job.settings.describe()}, cache_dir)
+        _record(job, name, {**result, "settings": job.settings.describe()}, cache_dir)
 
 
-def _recorded_options(subject: Subject, name: str) -> dict[str, Any]:
+def _recorded_options(subject: Subject, name: str, cache_dir: str | Path) -> dict[str, Any]:
     """What shapes a benchmark, its files by content: targets are not in the prompts' hash."""
     options = build_options(subject.config["eval"], name)
     options.pop("sandbox", None)  # the result's `scoring` says it
-    return {
-        **options,
-        "data_dir": source_hash(options["data_dir"], subject.config["paths"]["cache_dir"]),
-    }
+    return {**options, "data_dir": source_hash(options["data_dir"], cache_dir)}
 
 
 def _result_dir(subject: Subject, name: str, benchmark: Benchmark) -> Path:
@@ -198,27 +239,23 @@ def _result_dir(subject: Subject, name: str, benchmark: Benchmark) -> Path:
     return folder
 
 
-def _record(subject: Subject, name: str, result: dict[str, Any], cache_dir: str | Path) -> None:
+def _record(job: _Job, name: str, result: dict[str, Any], cache_dir: str | Path) -> None:
     """Tell of a result, and put it into the run's results.json unless a whole one is there."""
+    subject = job.subject
     subject.results[name] = result
-    say(f"{name}: {_summary(result)}")
+    folder = _result_dir(subject, name, job.benchmarks[name])
+    say(f"{name}: {_summary(result)}; {folder}")
     run = subject.run
     beside = read_result(subject.out_dir / "eval" / name)
     if run is None or beside is None or beside["key"] != result["key"]:
         return
-    errors = result["stderr"]
-    if len(result["metrics"]) == 1:
-        errors = next(iter(errors.values()), None)
-    entry = {**result["metrics"], "stderr": errors, "n": result["n"]}
-    if result["partial"]:
-        entry["partial"] = result["partial"]
     locks = Path(cache_dir) / "locks"
     with FileLock(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
         kept = ("prompts_sha256", "options", "weights", "engine", "settings", "scoring", "timing")
         evaluation = run.manifest.get("evaluation", {})
         evaluation[name] = {key: result[key] for key in kept if key in result}
         run.update_manifest(evaluation=evaluation)
-        run.write_results({name: entry})
+        run.write_results({name: results_entry(result)})
         if _has_all(evaluation, run.config["eval"]):
             run.set_status("evaluated")
 
@@ -236,6 +273,15 @@ def _has_all(evaluated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     )
 
 
+def _described(job: _Job) -> str:
+    """The model, the weights and the benchmarks, in a few words."""
+    how = {None: "no adapter", LORA: "the adapter as LoRA", MERGED: "the adapter merged"}
+    weights = [how.get(job.weights.adapter, "fully fine-tuned")]
+    if job.weights.quantization is not None:
+        weights.append("on the dequantised base")
+    return f"{job.model.name}, {' '.join(weights)}; {', '.join(job.benchmarks)}"
+
+
 def _summary(result: Mapping[str, Any]) -> str:
     parts = []
     for metric, value in result["metrics"].items():
@@ -243,6 +289,8 @@ def _summary(result: Mapping[str, Any]) -> str:
         parts.append(f"{metric} {value:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
     seconds = sum(result["timing"].get(key, 0) for key in ("seconds", "scoring_seconds"))
     notes = [f"n={result['n']}", f"{seconds:.0f} s"]
+    if cached := result["timing"].get("cached"):
+        notes.append("all outputs from the cache" if cached == result["n"] else f"{cached} cached")
     if result["truncated"]:
         notes.append(f"{result['truncated']} outputs cut at the length limit")
     if result["ties"]:

@@ -21,7 +21,9 @@ from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
 from mos.data.dataset import TrainingData, load_training_data
 from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
+from mos.evaluation.content import adapter_hash, write_origin
 from mos.evaluation.jobs import build_benchmarks
+from mos.files import fingerprint
 from mos.identity import model_identity
 from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer
@@ -78,6 +80,9 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     with stop.listening():
         train = run_trainer(trainer, run, checkpoint)
     save_adapter(trainer, run.adapter_dir)
+    base_sha256 = fingerprint(model_dir, config["paths"]["cache_dir"])
+    if is_main_process():
+        write_origin(run.adapter_dir, config, base_sha256)
     record(config, run, trainable, train, n_blocks=model.config.num_hidden_layers)
     if trainer.heldout is not None and is_main_process():
         heldout = write_heldout(run.path, data.eval, trainer.heldout, config["data"])
@@ -164,7 +169,7 @@ def record(
     n_blocks: int | None = None,
 ) -> None:
     """Note in the manifest what results.json says about method and training."""
-    adapter = config["adapter"]
+    adapter, cache_dir = config["adapter"], config["paths"]["cache_dir"]
     files = run.adapter_dir.glob("*.safetensors")
     run.update_manifest(
         train=train,
@@ -176,5 +181,6 @@ def record(
             "adapter_bytes": sum(file.stat().st_size for file in files),
             "config": dict(adapter),
         },
+        adapter_sha256=adapter_hash(run.adapter_dir, cache_dir) if trainable else None,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )

@@ -6,8 +6,6 @@ can use it: `records.jsonl` with a line an example, `metrics.json` with the mean
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -20,8 +18,9 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from eval.results import results_entry, write_result
 from mos.data.chat import IGNORE_INDEX
-from mos.files import hash_json, write_atomically, write_json
+from mos.files import hash_json
 
 NAME = "heldout"
 
@@ -83,11 +82,10 @@ def write_heldout(
         options: the `data` config group, recorded.
     """
     ids = _row_ids(rows)
-    records = "".join(
-        json.dumps({"id": name, "scores": {"nll": nll, "tokens": tokens}}, allow_nan=False) + "\n"
+    records = [
+        {"id": name, "scores": {"nll": nll, "tokens": tokens}}
         for name, nll, tokens in zip(ids, losses.nll, losses.tokens, strict=True)
-    )
-    shown = {"loss": losses.loss}
+    ]
     result = {
         "schema": 1,
         "benchmark": NAME,
@@ -95,18 +93,13 @@ def write_heldout(
         "partial": "",
         "options": dict(options),
         "n": len(ids),
-        "metrics": shown,
+        "metrics": {"loss": losses.loss},
         "stderr": {"loss": losses.stderr},
         "lower_is_better": ["loss"],
         "step": losses.step,
         "tokens": sum(losses.tokens),
-        "records_sha256": hashlib.sha256(records.encode()).hexdigest(),
     }
-    folder = run_dir / "eval" / NAME
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "records.jsonl", records)
-    write_json(folder / "metrics.json", result)
-    return {**shown, "stderr": losses.stderr, "n": len(ids), "lower_is_better": ["loss"]}
+    return results_entry(write_result(run_dir / "eval" / NAME, result, records))
 
 
 def _row_ids(rows: Dataset) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mos.evaluate
@@ -17,7 +18,9 @@ import mos.evaluation.serving
 from eval import build_benchmark
 from mos.adapters import attach, rank, row_label
 from mos.config import compose_config, validate
-from mos.errors import UserError
+from mos.errors import LeftOutError, UserError
+from mos.evaluation.content import write_origin
+from mos.files import fingerprint
 from mos.runs import Run
 
 MOS = {
@@ -232,15 +235,62 @@ def test_an_adapter_that_belongs_to_no_run(make_run, evaluate, tmp_path):
         evaluate(f"adapters=[{run.path}]", "benchmarks=[mmlu]")
 
 
-def test_one_bad_adapter_does_not_stop_the_others(make_run, evaluate):
-    bad, good = make_run("bad", LORA), make_run("good", LORA)
-    config = json.loads((bad.adapter_dir / "adapter_config.json").read_text())
-    config["target_modules"] = ["no_such_layer"]
-    (bad.adapter_dir / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=f"{bad.path}: "):
-        evaluate(f"runs=[{bad.path},{good.path}]")
-    assert good.status == "evaluated"
-    assert bad.status == "trained"
+def test_broken_members_are_named_and_left_out(make_run, evaluate, tmp_path):
+    names = ("misfit", "diverged", "cut", "swapped", "good")
+    runs = {name: make_run(name, LORA) for name in names}
+    misfit = runs["misfit"].adapter_dir / "adapter_config.json"
+    misfit.write_text(misfit.read_text().replace('"v_proj"', '"no_such_layer"'))
+    weights = runs["diverged"].adapter_dir / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = next(iter(tensors))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, weights, {"format": "pt"})
+    (runs["cut"].path / "config.yaml").write_text("eval: [")
+    runs["swapped"].update_manifest(adapter_sha256="another")
+    with pytest.raises(LeftOutError, match="4 of 5 were left out") as left_out:
+        evaluate(f"runs={tmp_path}/outputs/**")
+    failures = left_out.value.failures
+    assert list(failures) == [str(runs[n].path) for n in ("cut", "diverged", "swapped", "misfit")]
+    reasons = (
+        "config.yaml is damaged",
+        name,
+        "not the adapter that this run trained",
+        "not part of this adapter",
+    )
+    for reason, said in zip(reasons, failures.values(), strict=True):
+        assert reason in said
+    assert left_out.value.exit_status == 1
+    assert runs["good"].status == "evaluated"
+    assert runs["misfit"].status == "trained"
+
+
+def test_an_edited_results_file_is_not_complete_and_is_written_again(make_run, evaluate, capsys):
+    run = make_run("lora", LORA)
+    evaluate(f"runs={run.path}")
+    right = run.results
+    assert run.complete
+    edited = json.loads(json.dumps(right))
+    edited["metrics"]["mmlu"]["exact_match"] += 50
+    (run.path / "results.json").write_text(json.dumps(edited))
+    assert not run.complete
+    del edited["sha256"]  # as earlier versions wrote it
+    (run.path / "results.json").write_text(json.dumps(edited))
+    assert not run.complete
+    evaluate(f"runs={run.path}")
+    assert run.results == right
+    assert run.complete
+
+
+def test_an_adapter_of_another_base_is_refused_unless_allowed(make_run, evaluate, tiny_model_dir):
+    run = make_run("lora", LORA)
+    write_origin(run.adapter_dir, run.config, fingerprint(tiny_model_dir, run.path / "cache"))
+    evaluate(f"runs={run.path}")
+    write_origin(run.adapter_dir, run.config, "c0ffee")
+    with pytest.raises(UserError, match=r"trained on another base model \(tiny, content c0ffee\)"):
+        evaluate(f"runs={run.path}")
+    evaluate(f"runs={run.path}", "eval.base_mismatch=allow", "eval.limit=3")
+    weights = run.manifest["evaluation"]["mmlu"]["weights"]
+    assert weights["trained_on_sha256"] == "c0ffee"
 
 
 def test_a_part_does_not_take_the_place_of_the_whole(make_run, evaluate):

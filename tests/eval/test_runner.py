@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 import eval.cache
-import eval.runner
+import eval.results
+from eval import BENCHMARKS
 from eval.benchmark import Benchmark, Completion, Decoding, Request, Score
 from eval.engines import EngineError, Prompt
-from eval.runner import Weights, merge_shards, read_result, run_benchmark
+from eval.results import is_edited, read_result, sealed
+from eval.runner import Weights, merge_shards, run_benchmark
 from mos.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
@@ -106,7 +108,8 @@ def evaluate(folder: Path, engine, benchmark=None, weights=WEIGHTS, **options):
 
 def content(folder: Path) -> tuple[str, dict]:
     metrics = json.loads((folder / "metrics.json").read_text())
-    metrics.pop("timing")
+    assert not is_edited(metrics)
+    del metrics["timing"], metrics["sha256"]
     return (folder / "records.jsonl").read_text(), metrics
 
 
@@ -170,9 +173,9 @@ def kill_within_header(folder: Path) -> None:
 def kill_before_file(name: str):
     def work(folder: Path) -> None:
         for function in ("write_atomically", "write_json"):
-            write = getattr(eval.runner, function)
+            write = getattr(eval.results, function)
             setattr(
-                eval.runner,
+                eval.results,
                 function,
                 lambda path, content, write=write: (
                     kill() if path.name == name else write(path, content)
@@ -217,6 +220,7 @@ def test_a_kill_at_any_point_loses_nothing_finished(point, whole, tmp_path):
         lambda text: text + b"\x00" * 50,
         lambda text: b"",
         lambda text: text.replace(b'"seed": 0', b'"seed": 1'),
+        lambda text: text.replace(b"q5 out", b"q6 out"),
         lambda text: text[: len(text) // 2] + b'{"a": [1]}\n' + text[len(text) // 2 :],
     ],
 )
@@ -238,6 +242,40 @@ def test_a_finished_result_is_read_and_a_damaged_one_is_scored_again(tmp_path, w
     assert read_result(tmp_path / "eval") is None
     evaluate(tmp_path, NoEngine())
     assert content(tmp_path / "eval") == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("metrics.json", lambda text: text.replace('"exact_match": 16.6', '"exact_match": 76.6')),
+        ("metrics.json", lambda text: text.replace('"partial": null', '"partial": "limit=5"')),
+        ("metrics.json", lambda text: "[" * 100_000),
+        ("metrics.json", lambda text: "[]"),
+        ("records.jsonl", lambda text: text.replace('"exact_match": 0.0', '"exact_match": 1.0')),
+    ],
+)
+def test_an_edited_result_does_not_count(name, change, tmp_path, whole, capsys):
+    evaluate(tmp_path, FakeEngine())
+    file = tmp_path / "eval" / name
+    text = file.read_text()
+    file.write_text(change(text))
+    assert file.read_text() != text
+    evaluate(tmp_path, NoEngine())
+    assert "this result does not count" in capsys.readouterr().out
+    assert content(tmp_path / "eval") == whole
+
+
+def test_metrics_of_earlier_versions_are_held_against_their_records(tmp_path, monkeypatch):
+    monkeypatch.setitem(BENCHMARKS, "spelling", Spelling)
+    evaluate(tmp_path, FakeEngine())
+    file = tmp_path / "eval" / "metrics.json"
+    earlier = json.loads(file.read_text())
+    del earlier["sha256"]
+    file.write_text(json.dumps(earlier))
+    assert read_result(tmp_path / "eval") == earlier
+    earlier["metrics"]["exact_match"] += 1
+    file.write_text(json.dumps(earlier))
+    assert read_result(tmp_path / "eval") is None
 
 
 def test_equal_weights_share_answers_and_other_weights_do_not(tmp_path):
@@ -285,7 +323,8 @@ def test_shards_that_do_not_make_the_whole_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"4 of 12 examples .* the first q1"):
         merge_shards(Spelling(), [folders[0], folders[2]], tmp_path / "merged")
     metrics = folders[1] / "metrics.json"
-    metrics.write_text(metrics.read_text().replace('"a1"', '"other"'))
+    other = json.loads(metrics.read_text().replace('"a1"', '"other"'))
+    metrics.write_text(json.dumps(sealed(other)))
     with pytest.raises(UserError, match="their weights differ"):
         merge_shards(Spelling(), folders, tmp_path / "merged")
     metrics.unlink()
@@ -342,7 +381,7 @@ def test_a_full_disk_keeps_what_was_written(full_at, tmp_path, whole, monkeypatc
         if full_at == "journal":
             patch.setattr(eval.cache.os, "write", until_full)
         else:
-            patch.setattr(eval.runner, "write_atomically", no_space)
+            patch.setattr(eval.results, "write_atomically", no_space)
         with pytest.raises(UserError, match=r"the disk is full.*same command"):
             evaluate(tmp_path, FakeEngine())
     engine = FakeEngine()
