@@ -150,10 +150,13 @@ def results_table(results: Mapping[str, Any]) -> Table:
                 metrics.get("partial") or "",
             )
     if train:
-        table.caption = (
+        caption = (
             f"{method['trainable_parameters']:,} trainable parameters · train loss"
             f" {train['train_loss']:.3f} · {train['steps']} steps in {train['seconds']:.0f} s"
         )
+        if (before := train.get("eval_loss_before")) is not None:
+            caption += f"\nheld-out loss {before:.3f} before, {train['eval_loss']:.3f} after"
+        table.caption = caption
     return table
 
 

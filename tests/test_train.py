@@ -53,6 +53,7 @@ def test_a_run_ends_in_results_of_schema_1(results, paths):
     assert set(results["metrics"]) == {"heldout", "mmlu", "tydiqa"}
     assert results["metrics"]["heldout"]["loss"] == results["train"]["eval_loss"]
     assert results["metrics"]["heldout"]["n"] == 8
+    assert results["train"]["eval_loss_before"] > results["train"]["eval_loss"]
     assert results["metrics"]["mmlu"]["n"] == 4
     assert "4" in results["metrics"]["mmlu"]["partial"]
     assert {"f1", "exact_match"} <= set(results["metrics"]["tydiqa"])

@@ -141,6 +141,9 @@ def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) ->
         "steps": trainer.state.global_step,
         "train_loss": total / logged[-1][0],
         "eval_loss": trainer.heldout.loss if trainer.heldout else None,
+        "eval_loss_before": next(
+            (line["eval_loss"] for line in lines if line["step"] == 0 and "eval_loss" in line), None
+        ),
         "seconds": seconds,
         "tokens_per_second": trainer.state.num_input_tokens_seen / seconds,
         "peak_memory_bytes": peak_memory_bytes(),

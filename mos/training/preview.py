@@ -54,10 +54,10 @@ def members(hydra: DictConfig) -> Iterator[tuple[list[str], Run | str]]:
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(hydra.overrides.task))
     swept = [one for one in given if one.is_sweep_override()]
-    fixed = [one.input_line for one in given if not one.is_sweep_override()]
+    fixed = [str(one.input_line) for one in given if not one.is_sweep_override()]
 
     def composes(one: Override) -> bool:
-        return one.input_line[0] in "+~" or bool(loader.get_group_options(one.key_or_group))
+        return str(one.input_line)[0] in "+~" or bool(loader.get_group_options(one.key_or_group))
 
     groups, values = [o for o in swept if composes(o)], [o for o in swept if not composes(o)]
     for choice in itertools.product(*map(_alternatives, groups)):

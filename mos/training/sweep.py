@@ -87,7 +87,13 @@ def start_member() -> None:
         for shown, stream in ((console, sys.stdout), (errors, sys.stderr)):
             shown.file = Labelled(stream, f"[{number + 1}] ")  # type: ignore[assignment]
     sweep = _read(folder / "sweep.json")
-    entry = {"started": time.time(), "outcome": "running", "run": "", "reason": "", "scores": {}}
+    entry: dict[str, Any] = {
+        "started": time.time(),
+        "outcome": "running",
+        "run": "",
+        "reason": "",
+        "scores": {},
+    }
     entry["overrides"] = _own_overrides(HydraConfig.get().overrides.task, sweep)
     _write_member(folder, number, entry)
     say(f"member {number + 1} of {sweep['members']}: {' '.join(entry['overrides'])}")

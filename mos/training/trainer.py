@@ -68,6 +68,12 @@ class CrashSafeTrainer(Trainer):
 
     loss_log: LossLog
     heldout: HeldOut | None = None
+    # Each of many types in transformers.
+    train_dataset: Any
+    eval_dataset: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         self.step_loss = super().training_step(model, inputs, num_items_in_batch)
