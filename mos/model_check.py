@@ -124,7 +124,7 @@ def _check_loads(folder: Path) -> None:
     """Let transformers match the tensors of the files to those of the model, on the meta device."""
     with quiet_transformers():
         try:
-            _, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 device_map="meta",
                 ignore_mismatched_sizes=True,
@@ -136,6 +136,7 @@ def _check_loads(folder: Path) -> None:
                 f"model.path={folder} cannot be loaded: {type(error).__name__}:"
                 f" {str(error).partition(chr(10))[0]}"
             ) from error
+    _, info = loaded
     found: dict[str, list[str]] = {
         "missing in the files": sorted(info["missing_keys"]),
         "in the files and unknown to the model": sorted(info["unexpected_keys"]),
@@ -154,7 +155,7 @@ def _check_loads(folder: Path) -> None:
 
 
 def _quantization_method(config: PreTrainedConfig) -> str:
-    settings: Any = config.quantization_config  # type: ignore[attr-defined]
+    settings: Any = config.quantization_config
     settings = settings if isinstance(settings, dict) else settings.to_dict()
     bits = {"load_in_4bit": "4 bits", "load_in_8bit": "8 bits"}
     found = [text for key, text in bits.items() if settings.get(key)]

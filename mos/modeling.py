@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -76,7 +77,7 @@ def skeleton(model: Mapping[str, Any]) -> PreTrainedModel | None:
     Returns None where the shapes are not known without a download.
     """
     if model["architecture"] is not None:
-        config = LlamaConfig(**model["architecture"])
+        config: PreTrainedConfig = LlamaConfig(**model["architecture"])
     elif (Path(model["path"]).expanduser() / "config.json").is_file():
         config = load_config(Path(model["path"]).expanduser())
     else:

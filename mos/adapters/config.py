@@ -59,15 +59,17 @@ class FactoredConfig(PeftConfig):
             raise ValueError("`layers_pattern` needs `layers_to_transform`.")
 
     @classmethod
-    def from_pretrained(cls, path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
         """As PEFT's. The tensors beside the config must be of the sizes that it says, so that a
         config that was edited is refused before memory is taken for it.
 
         Raises:
             ValueError: they are not.
         """
-        config = super().from_pretrained(path, subfolder, **kwargs)
-        file = Path(path, subfolder or "", "adapter_model.safetensors")
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        file = Path(pretrained_model_name_or_path, subfolder or "", "adapter_model.safetensors")
         if file.is_file() and isinstance(config, FactoredConfig):
             with safe_open(file, framework="pt") as tensors:
                 keys = list(tensors.keys())

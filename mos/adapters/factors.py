@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -37,22 +38,24 @@ def _(layer: FactoredLinear, adapter_name: str) -> Factors:
 def _(layer: LoraLayer, adapter_name: str) -> Factors:
     if layer.lora_variant.get(adapter_name) is not None or layer.lora_bias.get(adapter_name):
         raise _no_lora_form("this variant of LoRA")
-    A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+    A, B = (side[adapter_name].get_parameter("weight") for side in (layer.lora_A, layer.lora_B))
     return A, B, layer.scaling[adapter_name]
 
 
 @lora_factors.register
 def _(layer: VeraLayer, adapter_name: str) -> Factors:
+    shared_A: Any = layer.vera_A
+    shared_B: Any = layer.vera_B
     d = layer.vera_lambda_d[adapter_name]  # (r)
     b = layer.vera_lambda_b[adapter_name]  # (out_features)
-    A = layer.vera_A[adapter_name][:, : layer.in_features].to(d)
-    B = layer.vera_B[adapter_name][: layer.out_features].to(d)
+    A = shared_A[adapter_name][:, : layer.in_features].to(d)
+    B = shared_B[adapter_name][: layer.out_features].to(d)
     return d[:, None] * A, b[:, None] * B, 1.0
 
 
 @lora_factors.register
 def _(layer: MissLayer, adapter_name: str) -> Factors:
-    if layer.miss_fn == "bat":
+    if layer.miss_fn == "bat":  # type: ignore[attr-defined]
         raise _no_lora_form("MiSS with init_weights=bat, which multiplies the base weight,")
     block = layer.miss_block[adapter_name]  # (r, out_features), or (r, mini_r) to be repeated
     r = block.shape[0]

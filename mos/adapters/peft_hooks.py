@@ -14,7 +14,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import conversion
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import hotswap, save_and_load, transformers_weight_conversion
+from peft.utils import PeftType, hotswap, save_and_load, transformers_weight_conversion
 from torch import nn
 from transformers.core_model_loading import WeightRenaming
 
@@ -89,7 +89,7 @@ def hotswap_from_state_dict(
     for module in model.modules():
         if isinstance(module, BaseTunerLayer) and adapter_name in module.merged_adapters:
             raise ValueError(f"Adapter '{adapter_name}' is merged: call `unmerge_adapter` first.")
-    tuner_cls: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    tuner_cls: Any = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(config.peft_type)]
     entries = tuner_cls._remap_adapter_state_dict_for_load(
         model,
         config,
@@ -116,8 +116,8 @@ def weight_mapping(
     weight_conversions: list | None, adapter_name: str, peft_config: Any = None
 ) -> list:
     """How transformers' `load_adapter` renames a file's keys; files of former formats too."""
-    mapping = _weight_mapping(weight_conversions, adapter_name, peft_config)
+    mapping: list[Any] = _weight_mapping(weight_conversions, adapter_name, peft_config)
     if isinstance(peft_config, FactoredConfig):
-        tuner_cls: Any = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
+        tuner_cls: Any = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
         mapping = [WeightRenaming(*renaming) for renaming in tuner_cls.renamed] + mapping
     return mapping

@@ -40,7 +40,7 @@ class Weights(nn.ModuleDict):
                 "Adapter weights cannot be read from FSDP's flat parameters: use FSDP2 "
                 "(fsdp_version: 2), or FSDP1 with use_orig_params=True."
             )
-        return module.weight
+        return module.get_parameter("weight")
 
 
 class SharedTensors(nn.Module):
@@ -67,7 +67,8 @@ class SharedTensors(nn.Module):
 
     def forget(self, adapter_name: str) -> None:
         """Drop an adapter, and groups that have none left."""
-        for name, group in list(self._modules.items()):
+        groups: dict[str, Any] = dict(self._modules)
+        for name, group in groups.items():
             group.forget(adapter_name)
             if not group.layers:
                 del self._modules[name]

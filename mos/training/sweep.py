@@ -87,16 +87,10 @@ def start_member() -> None:
         for shown, stream in ((console, sys.stdout), (errors, sys.stderr)):
             shown.file = Labelled(stream, f"[{number + 1}] ")  # type: ignore[assignment]
     sweep = _read(folder / "sweep.json")
-    entry: dict[str, Any] = {
-        "started": time.time(),
-        "outcome": "running",
-        "run": "",
-        "reason": "",
-        "scores": {},
-    }
-    entry["overrides"] = _own_overrides(HydraConfig.get().overrides.task, sweep)
-    _write_member(folder, number, entry)
-    say(f"member {number + 1} of {sweep['members']}: {' '.join(entry['overrides'])}")
+    own = _own_overrides(HydraConfig.get().overrides.task, sweep)
+    entry = {"started": time.time(), "outcome": "running", "run": "", "reason": "", "scores": {}}
+    _write_member(folder, number, {**entry, "overrides": own})
+    say(f"member {number + 1} of {sweep['members']}: {' '.join(own)}")
 
 
 def end_member(outcome: str, run: Run | None = None, reason: str = "") -> None:

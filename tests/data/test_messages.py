@@ -20,6 +20,10 @@ LINE = json.dumps({"messages": PLUM}).encode() + b"\n"
 OTHER = json.dumps({"messages": ELM}).encode() + b"\n"
 
 
+def gz(data):
+    return gzip.compress(data, mtime=0)  # the same bytes in every worker: they name the test
+
+
 def zstd(data):
     return pa.compress(data, codec="zstd", asbytes=True)
 
@@ -37,11 +41,11 @@ def text_of(row):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("rows.jsonl.gz", gzip.compress(LINE) + gzip.compress(OTHER)),  # two members
+        ("rows.jsonl.gz", gz(LINE) + gz(OTHER)),  # two members
         ("rows.jsonl.zst", zstd(LINE + OTHER)),
-        ("rows.jsonl", gzip.compress(LINE + OTHER)),  # whatever the name says
+        ("rows.jsonl", gz(LINE + OTHER)),  # whatever the name says
         ("rows.json", json.dumps([{"messages": PLUM}, {"messages": ELM}], indent=1).encode()),
-        ("rows.json.gz", gzip.compress(json.dumps([json.loads(LINE), json.loads(OTHER)]).encode())),
+        ("rows.json.gz", gz(json.dumps([json.loads(LINE), json.loads(OTHER)]).encode())),
         ("rows.jsonl", b"[" + LINE + b"," + OTHER + b"]"),
         ("rows.json", LINE + OTHER),
         ("rows.json", (json.dumps(json.loads(LINE), indent=2) + "\n").encode() * 1 + OTHER),
@@ -62,7 +66,7 @@ def test_folders_are_read_whole(tmp_path):
     (source / "more").mkdir(parents=True)
     (source / "x.parquet").mkdir()
     (source / "train.jsonl").write_bytes(LINE)
-    (source / "more" / "train.jsonl.gz").write_bytes(gzip.compress(OTHER))
+    (source / "more" / "train.jsonl.gz").write_bytes(gz(OTHER))
     (source / "part.json").write_bytes(b"[" + LINE + b"]")
     pq.write_table(pa.table({"messages": [ELM]}), source / "x.parquet" / "part-0.parquet")
     (source / "x.parquet" / "_SUCCESS").touch()
@@ -153,7 +157,7 @@ def test_other_fields_are_counted_by_name(tmp_path):
     ("name", "content", "reason"),
     [
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x58", "the zstd file is damaged or cut off"),
-        ("a.jsonl.gz", gzip.compress(LINE * 99)[:40], "the gzip file is damaged or cut off"),
+        ("a.jsonl.gz", gz(LINE * 99)[:40], "the gzip file is damaged or cut off"),
         ("a.jsonl", b"PK\x03\x04rest", "a zip archive. Unpack it"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS.*git lfs pull"),
         ("._a.jsonl", b"\x00\x05\x16\x07\x00\x02", "a resource file of macOS"),

@@ -22,7 +22,7 @@ def compact(
     `config.save_dtype`."""
     stored = dict(entries)
     for keys, layer in _layers(model, adapter_name):
-        dtype = storage_dtype(layer.mos_pool_A[adapter_name].weight.shape[0])
+        dtype = storage_dtype(layer.mos_pool_A[adapter_name].get_parameter("weight").shape[0])
         stored.update({key: entries[key].to(dtype) for key in keys if key in entries})
     if config.storage_dtype is not None:
         pools = [key for key in entries if ".mos_pool_" in key]
