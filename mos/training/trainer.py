@@ -66,11 +66,6 @@ class CrashSafeTrainer(Trainer):
         heldout: the last evaluation, example by example; None before the first.
     """
 
-    train_dataset: Any
-    eval_dataset: Any
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
     loss_log: LossLog
     heldout: HeldOut | None = None
     # Each of many types in transformers.
