@@ -77,7 +77,7 @@ def _check_tensors(model: Any, adapter_dir: Path, config: Any) -> None:
             if shape != tuple(tensor.shape):
                 raise UserError(f"shape {shape}, expected {tuple(tensor.shape)}: {key}")
         in_base = model.state_dict()  # PEFT stores embeddings with some adapters
-        for key in keys.keys() - expected.keys():
+        for key in sorted(keys.keys() - expected.keys()):
             shape = tuple(file.get_slice(keys[key]).get_shape())
             if key not in in_base or shape != tuple(in_base[key].shape):
                 raise UserError(f"not part of this adapter, or resized: {key} {shape}")
