@@ -68,6 +68,23 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
         layer = nn.Dropout(dropout) if dropout else nn.Identity()
         self.adapter_dropout[adapter_name] = layer.train(self.training)
 
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple:
+        # Where the layer runs, if accelerate has offloaded its weight to the CPU or a disk.
+        device, dtype = super()._get_base_layer_device_and_dtype(base_layer)
+        if device is not None and device.type == "meta" and hasattr(base_layer, "_hf_hook"):
+            hooks = getattr(base_layer._hf_hook, "hooks", (base_layer._hf_hook,))
+            runs_on = [getattr(hook, "execution_device", None) for hook in hooks]
+            device = torch.device(next((d for d in runs_on if d is not None), "cpu"))
+        return device, dtype
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        # On the meta device an adapter would be lost; a layer may be there because it is offloaded.
+        device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
+        if device is None or device.type != "meta":
+            super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         adapter_names = kwargs.pop("adapter_names", None)
         if self.disable_adapters:

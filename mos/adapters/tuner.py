@@ -122,8 +122,9 @@ class FactoredTuner(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
-        if isinstance(child, AuxiliaryTrainingWrapper):
-            # Unloaded already; PEFT's own would assign its merged rows, a tensor, as a parameter.
+        if isinstance(new_module, FactoredLinear) or isinstance(child, AuxiliaryTrainingWrapper):
+            # PEFT's own would move an adapter to the meta device if its layer is offloaded, and
+            # assign the merged rows of a wrapper that is unloaded, a tensor, as a parameter.
             setattr(parent, child_name, new_module)
             return
         super()._replace_module(parent, child_name, new_module, child)

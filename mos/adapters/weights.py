@@ -34,13 +34,16 @@ class Weights(nn.ModuleDict):
         Raises:
             RuntimeError: FSDP1 has put it into a flat parameter.
         """
-        module = self[adapter_name]
+        module: Any = self[adapter_name]
         if "weight" not in module._parameters:
             raise RuntimeError(
                 "Adapter weights cannot be read from FSDP's flat parameters: use FSDP2 "
                 "(fsdp_version: 2), or FSDP1 with use_orig_params=True."
             )
-        return module.get_parameter("weight")
+        if module.weight.is_meta and hasattr(module, "_hf_hook"):
+            # Offloaded by accelerate, whose hook acts when a module is called: this one is read.
+            module._hf_hook.pre_forward(module)
+        return module.weight
 
 
 class SharedTensors(nn.Module):

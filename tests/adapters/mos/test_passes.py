@@ -10,7 +10,6 @@ from transformers import GenerationConfig
 
 from tests.adapters.mos.models import (
     MOS,
-    Decoder,
     llama,
     logits,
     mos_llama,
@@ -174,15 +173,3 @@ def test_inference_mode_and_training_may_alternate():
     found = pool_gradients(model, tokens())
     assert torch.equal(logits(model), first)
     assert all(torch.equal(found[name], expected[name]) for name in found)
-
-
-def test_compiles_without_graph_breaks():
-    torch._dynamo.reset()
-    model = mos_llama(base=Decoder(), target_modules=["down_proj"])
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    for seed in (1, 2):
-        expected = pool_gradients(model, tokens(seed=seed))
-        model.zero_grad()
-        compiled(tokens(seed=seed), labels=tokens(seed=seed)).loss.backward()
-        for name, pool in pools(model).items():
-            torch.testing.assert_close(pool.grad, expected[name])
