@@ -63,6 +63,14 @@ class MosLinear(SharedLinear):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
+    def place(self, adapter_name: str) -> Place:
+        """A copy of what an adapter of this layer reads."""
+        scale = None
+        if adapter_name in self.mos_scale:
+            scale = self.mos_scale[adapter_name].clone()
+        index_A, index_B = self.mos_index_A[adapter_name], self.mos_index_B[adapter_name]
+        return Place(self.position[adapter_name], index_A.clone(), index_B.clone(), scale)
+
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:

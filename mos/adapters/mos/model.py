@@ -69,12 +69,19 @@ class MosModel(SharedTuner):
             members.setdefault(key, []).append(name)
         check_bounds(config, {key: len(names) for key, names in members.items()})
 
+        others = {name: other for name, other in self.peft_config.items() if name != adapter_name}
+        twin = next((name for name, other in others.items() if other == config), None)
         places: dict[str, tuple] = {}
         generator = torch.Generator("cpu").manual_seed(config.routing_seed)
         for key, names in members.items():
             group = self.tensors.group(key.name, lambda key=key: SharedPools(key))
             group.add(adapter_name, config, *_new_pools(config, key, len(names), device))
-            for name, place in zip(names, draw(config, len(names), generator), strict=True):
+            drawn = draw(config, len(names), generator)
+            if twin in group.layers:
+                # One config is one routing, which may have been loaded: TRL copies the parameters
+                # of an adapter into one of the same config, to compare with later.
+                drawn = (layer.place(twin) for layer in group.layers[twin])
+            for name, place in zip(names, drawn, strict=True):
                 places[name] = (group, place)
         return places
 
