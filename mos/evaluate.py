@@ -64,8 +64,7 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
         makers[folder] = partial(adapter_subject, Path(folder).expanduser(), config)
     if not makers:
         makers[f"{config['model']['name']}, no adapter"] = partial(_bare, config)
-    for name in makers:
-        say(f"evaluating {name}")
+    say(f"evaluating {next(iter(makers)) if len(makers) == 1 else f'{len(makers)} models'}")
     subjects, failures = _usable(makers)
     if not subjects and not failures:
         raise UserError(f"runs={runs}: no run there is trained. Train first: mos.train.")

@@ -82,14 +82,17 @@ def evaluate_subjects(
     """
     failures: dict[str, str] = {}
     jobs = _prepare_all(subjects, Path(cache_dir), failures)
+    started = 0
     for group in _by_engine(jobs):
         as_lora = [job.model for job in group if job.weights.adapter == LORA]
         with Server(group[0].settings, as_lora, group[0].tokenizer, cache_dir) as server:
             for job in group:
+                started += 1
                 run = job.subject.run
                 try:
                     with logged_to(run.path / "train.log") if run else nullcontext():
-                        say(f"evaluating {job.subject.name}: {_described(job)}")
+                        said = f"{started} of {len(jobs)}, " if len(jobs) > 1 else ""
+                        say(f"evaluating {said}{job.subject.name}: {_described(job)}")
                         _evaluate(job, server, cache_dir, overwrite)
                 except (EngineError, DiskError):
                     raise

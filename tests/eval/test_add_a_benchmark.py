@@ -13,6 +13,7 @@ import eval
 import mos.config
 import mos.evaluate
 from mos.errors import UserError
+from mos.summarize import summarize
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_benchmark.md"
 FILE = re.compile(r"^`([\w/.]+)`[^\n]*\n\n```\w*\n(.*?)```", re.DOTALL | re.MULTILINE)
@@ -50,6 +51,12 @@ def test_the_page_makes_a_benchmark(followed, tiny_model_dir):
     result = vanilla.run.results["metrics"]["riddles"]
     assert result["n"] == 4
     assert 0 <= result["exact_match"] <= 100
+
+    report = [f"runs={followed}/outputs", f"out={followed}/summary", "rows=method.label"]
+    summarize(mos.config.compose_config([*report, "plots=false"], "summarize"))
+    for name in ("grouped.md", "grouped.tex", "report.html"):
+        assert "Riddles EM" in (followed / "summary" / name).read_text("utf-8")
+    assert "riddles.exact_match" in (followed / "summary" / "runs.csv").read_text("utf-8")
 
     wrong = "eval.benchmarks.riddles.hint=perhaps"
     with pytest.raises(UserError, match=r"riddles\.hint"):
