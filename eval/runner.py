@@ -1,4 +1,4 @@
-"""Running a benchmark on an engine: what is missing is computed, kept, scored and written whole."""
+"""Evaluating a benchmark: answers from the cache or the engine, then scores, then the result."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ CHOICES = (" A", " B", " C", " D")
 PROBE = Path(__file__).with_name("vllm_probe.py")
 
 
-def requests(decoding: Decoding, count: int = 7) -> list[Request]:
+def requests(decoding: Decoding, count: int = 5) -> list[Request]:
     prompts = ["What is this? " * (1 + 3 * i % 7) + f"No. {i}:" for i in range(count)]
     return [Request(f"q{i}", prompt, decoding) for i, prompt in enumerate(prompts)]
 
@@ -115,32 +115,32 @@ def test_choices_that_end_in_one_token_are_refused(engine):
 
 def test_greedy_decoding_is_that_of_generate(engine, reference):
     model, tokenizer = reference
-    asked = requests(Decoding(max_tokens=12))
+    asked = requests(Decoding(max_tokens=8))
     for request, given in zip(asked, answer(engine, asked), strict=True):
         ids = tokenizer(request.prompt, return_tensors="pt").input_ids
-        expected = model.generate(ids, do_sample=False, max_new_tokens=12)[0]
+        expected = model.generate(ids, do_sample=False, max_new_tokens=8)[0]
         whole = tokenizer.decode(expected, skip_special_tokens=True)
         assert whole.startswith(request.prompt + given.texts[0].rstrip("\ufffd"))
         assert given.finish_reasons == ("length",)
-        assert given.output_tokens == (12,)
+        assert given.output_tokens == (8,)
 
 
 def test_eos_and_stop_texts_end_an_output(engine):
-    free = answer(engine, requests(Decoding(max_tokens=40)))
+    free = answer(engine, requests(Decoding(max_tokens=16)))
     longest = max((text for c in free for text in c.texts), key=len)
     stop = longest[len(longest) // 2 : len(longest) // 2 + 2]
-    cut = answer(engine, requests(Decoding(max_tokens=40, stop=("never", stop))))
+    cut = answer(engine, requests(Decoding(max_tokens=16, stop=("never", stop))))
     for before, after in zip(free, cut, strict=True):
         found = before.texts[0].find(stop)
         assert after.texts[0] == (before.texts[0] if found < 0 else before.texts[0][:found])
         assert after.finish_reasons == (("length",) if found < 0 else ("stop",))
     assert any(c.finish_reasons == ("stop",) for c in cut)
 
-    (plain,) = answer(engine, requests(Decoding(max_tokens=20), 1))
+    (plain,) = answer(engine, requests(Decoding(max_tokens=12), 1))
     ids = engine.tokenizer.encode(plain.texts[0], add_special_tokens=False)
     eos, engine.tokenizer.eos_token_id = engine.tokenizer.eos_token_id, ids[5]
     try:
-        (ended,) = answer(engine, requests(Decoding(max_tokens=20), 1))
+        (ended,) = answer(engine, requests(Decoding(max_tokens=12), 1))
     finally:
         engine.tokenizer.eos_token_id = eos
     assert ended.finish_reasons == ("stop",)
@@ -294,8 +294,8 @@ def probe(tmp_path: Path, rank: int, model: Path, *steps: str) -> list:
 def probe_requests() -> list[list[Request]]:
     return [
         requests(Decoding(choices=CHOICES)),
-        requests(Decoding(max_tokens=24)),
-        requests(Decoding(max_tokens=24, stop=("e", "\x11", "\n"))),
+        requests(Decoding(max_tokens=12)),
+        requests(Decoding(max_tokens=12, stop=("e", "\x11", "\n"))),
     ]
 
 
