@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
 import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
 
-from mos.console import fail
-from mos.errors import unknown
+from mos.adapters import register_all
+from mos.console import exit_on_user_error, fail
+from mos.errors import UserError, unknown
 
 COMMANDS = {
     "train": "train one adapter and evaluate it; -m for a sweep",
@@ -18,6 +23,7 @@ COMMANDS = {
     "show": "records of an evaluation to read: prompt, answer, target",
     "chat": "try an adapter in the terminal",
     "inspect": "show what a model is trained on and asked",
+    "run": "another tool that uses PEFT, with mos's methods known: mos run -- lm_eval ...",
 }
 MODULES = {"runs": "mos.list_runs"}
 USAGE = "\n".join(
@@ -26,7 +32,7 @@ USAGE = "\n".join(
         "",
         *(f"  {name:<10} {line}" for name, line in COMMANDS.items()),
         "",
-        "mos COMMAND --help lists its keys.",
+        "mos COMMAND --help lists its keys; what follows `run --` is the other tool's.",
     ]
 )
 
@@ -39,10 +45,54 @@ def main() -> None:
     elif command not in COMMANDS:
         fail(str(unknown("command", command, COMMANDS)))
         sys.exit(2)
+    elif command == "run":
+        with exit_on_user_error():
+            run_tool(sys.argv[2:])
     else:
         del sys.argv[1]
         module = MODULES.get(command, f"mos.{command}")
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def run_tool(arguments: Sequence[str]) -> None:
+    """Run the command line of another Python program in this process, after `import mos`.
+
+    Processes that the program starts anew (`accelerate launch`) do not know of mos: launch
+    `mos run` with them instead.
+
+    Args:
+        arguments: a command that a package installed (`lm_eval`), a `.py` file or a module
+            (`vllm.entrypoints.openai.api_server`), and its own arguments; a leading "--" is left
+            out.
+
+    Raises:
+        UserError: there is no such program.
+        SystemExit: as the program ends.
+    """
+    name, *rest = arguments[arguments[:1] == ["--"] :] or [""]
+    scripts = entry_points(group="console_scripts", name=name)
+    is_file = name.endswith(".py") and Path(name).is_file()
+    if not (scripts or is_file or (name and _is_module(name))):
+        raise UserError(
+            f"run: there is no Python program '{name}' here. Expected, after `mos run --`, a"
+            " command that a package installed in this environment, a .py file or a module."
+        )
+    register_all()
+    sys.argv = [name, *rest]
+    if scripts:
+        sys.exit(next(iter(scripts)).load()())
+    if is_file:
+        sys.path.insert(0, str(Path(name).resolve().parent))  # as Python does for a script
+        runpy.run_path(name, run_name="__main__")
+    else:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 if __name__ == "__main__":
