@@ -73,7 +73,7 @@ def to_lora(
         )
     name = model.active_adapters[0]
     config: Any = model.peft_config[name]
-    _check_only_factors(config)
+    check_only_factors(config)
     _check_embeddings(model, config)
     factors = {
         path: lora_factors(layer, name)
@@ -169,7 +169,7 @@ def merge(
 
 def _load_without_base(adapter_dir: Path) -> PeftModel:
     config = adapter_config(adapter_dir)
-    _check_only_factors(config)
+    check_only_factors(config)
     # a task's model class would look for methods that only a whole model has
     task_type, config.task_type = config.task_type, None
     model = load(skeleton(adapter_dir, config), adapter_dir, config)
@@ -186,7 +186,8 @@ def has_lora_form(adapter_config: Mapping[str, Any]) -> bool:
     )
 
 
-def _check_only_factors(config: PeftConfig) -> None:
+def check_only_factors(config: PeftConfig) -> None:
+    """Raise UserError if an adapter holds more than low-rank factors."""
     for name, plain in MORE_THAN_FACTORS:
         if (value := getattr(config, name, plain)) not in (plain, []):
             raise UserError(
