@@ -37,7 +37,7 @@ from machine import machine  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
 
-from mos.adapters import attach, rank, row_label  # noqa: E402
+from mos.adapters import METHODS, attach, rank, row_label  # noqa: E402
 from mos.config import CONFIG_DIR  # noqa: E402
 from mos.model_sources import resolve_model  # noqa: E402
 from mos.modeling import load_base  # noqa: E402
@@ -55,6 +55,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "miss_r4": ("miss", {"r": 4}),
     "miss_r14": ("miss", {"r": 14}),
     "miss_r64": ("miss", {"r": 64}),
+    "rslora_r8": ("rslora", {}),
+    "dora_r8": ("dora", {}),
+    **{
+        name: (name, {})
+        for name in ("rasa", "vblora", "unilora", "lily", "randlora", "lokr", "hira")
+    },
     "pure_sharing": ("table1_pure_sharing", {}),
     "mos_r4": ("table2_mos_r4", {}),
     "mos_r8": ("table2_mos_r8", {}),
@@ -84,8 +90,9 @@ def main() -> None:
         return
     rows = []
     for name in arguments.rows:
-        if name == "full" and arguments.quantization != "none":
-            continue  # quantised weights cannot be trained
+        method = config(*ROWS[name])["method"]
+        if arguments.quantization != "none" and not METHODS[method].on_quantized:
+            continue
         command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append({"row": name, **json.loads(done.stdout.splitlines()[-1])})
@@ -280,8 +287,8 @@ def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
         f"{arguments.rounds} rounds with 95% bootstrap intervals.",
         "",
         "| Method | Rank | # Param. | Init. s | Step s | / LoRA, same rank | / no adapter "
-        "| Added peak MB | Disk MB | LoRA slot MB |",
-        "| --- " * 10 + "|",
+        "| Added peak MB | Disk MB | Disk bytes / param. | LoRA slot MB |",
+        "| --- " * 11 + "|",
     ]
     for row in rows:
         cells = [
@@ -294,6 +301,7 @@ def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
             ratio(row["ratio_to_none"]),
             megabytes(row["added_peak_bytes"]),
             megabytes(row["disk_bytes"]),
+            bytes_per_parameter(row),
             megabytes(row["slot_bytes"]),
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -302,6 +310,11 @@ def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
 
 def ratio(measured: list[float] | None) -> str:
     return "-" if measured is None else "{:.2f} ({:.2f}-{:.2f})".format(*measured)
+
+
+def bytes_per_parameter(row: dict[str, Any]) -> str:
+    parameters = row["trainable_parameters"]
+    return f"{row['disk_bytes'] / parameters:.2f}" if parameters else "-"
 
 
 def megabytes(count: int | None) -> str:

@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from eval import options_model
-from mos.adapters import METHODS, check_adapter
+from mos.adapters import METHODS, check_adapter, check_quantized_base
 from mos.errors import UserError, unknown
 from mos.places import CONFIG_DIR
 from mos.schema import Strict, check, dataclass_model
@@ -274,7 +274,7 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     """
     config = resolved(cfg)
     check(config, TrainConfig)
-    _check_adapter(config["adapter"], config["data"]["chat_tokens"])
+    _check_adapter(config)
     _check_trainer(config["trainer"])
     for name, options in config["eval"]["benchmarks"].items():
         check(options, benchmark_model(name), f"eval.benchmarks.{name}.")
@@ -292,16 +292,31 @@ def benchmark_model(name: str) -> type[BaseModel]:
     return create_model(name, __base__=(Benchmark, options_model(name)))
 
 
-def _check_adapter(adapter: Mapping[str, Any], chat_tokens: bool) -> None:
+def _check_adapter(config: Mapping[str, Any]) -> None:
+    adapter = config["adapter"]
     check_adapter(adapter)
-    options = METHODS[adapter["method"]].options.model_fields
-    learns_rows = adapter["method"] == "full" or "trainable_token_indices" in options
-    if chat_tokens and not learns_rows:
+    method = adapter["method"]
+    if config["quantization"]["bits"] is not None:
+        check_quantized_base(method)
+    if config["eval"]["benchmarks"] and not METHODS[method].merges:
         raise UserError(
-            f"data.chat_tokens=true: method '{adapter['method']}' cannot learn the embeddings of"
-            " new tokens. Keep the markers plain text, as the paper does, or choose mos, lora,"
-            " prolora, tied_lora or full."
+            f"method '{method}' has an update that depends on the input, so that it can neither be"
+            " merged nor served as LoRA, and no benchmark can be answered with it. Use eval=base"
+            " and compare held-out losses (data.eval_size)."
         )
+    if config["data"]["chat_tokens"] and method not in (known := _learns_rows()):
+        raise UserError(
+            f"data.chat_tokens=true: method '{method}' cannot learn the embeddings of new tokens."
+            f" Keep the markers plain text, as the paper does, or choose {', '.join(known)}."
+        )
+
+
+def _learns_rows() -> list[str]:
+    return [
+        name
+        for name, method in METHODS.items()
+        if name == "full" or "trainable_token_indices" in method.options.model_fields
+    ]
 
 
 def _check_trainer(trainer: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 
 from mos.adapters import peft_config, rank
 from mos.adapters.config import FactoredConfig
+from mos.adapters.factors import lora_factors
+from mos.adapters.linear import features
 from mos.data.chat import MARKERS
 from mos.errors import UserError
 from mos.modeling import learn_tokens, skeleton
@@ -55,6 +57,7 @@ class Anatomy:
         adapted: (in_features, out_features) of every adapted layer.
         names: the adapted layers.
         rank: working rank, None without one.
+        lora_parameters: of the adapter written as a LoRA; None where it has no such form.
         materialised: whether A and B are put together once a forward pass, as the methods of this
             project do.
     """
@@ -71,12 +74,8 @@ class Anatomy:
     adapted: tuple[tuple[int, int], ...]
     names: tuple[str, ...]
     rank: int | None
+    lora_parameters: int | None
     materialised: bool
-
-    @property
-    def lora_parameters(self) -> int | None:
-        """Parameters of the adapter written as a LoRA; None where it has no rank."""
-        return None if self.rank is None else self.rank * sum(h + o for h, o in self.adapted)
 
 
 def base_model(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -113,7 +112,7 @@ def count(config: Mapping[str, Any]) -> Anatomy:
     layers: list[tuple[str, Any]] = []
     if isinstance(adapted, PeftModel):
         layers = [
-            (name.removeprefix("base_model.model."), module.get_base_layer())
+            (name.removeprefix("base_model.model."), module)
             for name, module in adapted.named_modules()
             if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
         ]
@@ -134,11 +133,21 @@ def count(config: Mapping[str, Any]) -> Anatomy:
         trainable=sum(p.numel() for p in trainable),
         trainable_bytes=trainable_bytes,
         adapter_bytes=adapter_bytes,
-        adapted=tuple((m.in_features, m.out_features) for _, m in layers),
+        adapted=tuple(features(layer.get_base_layer()) for _, layer in layers),
         names=tuple(name for name, _ in layers),
         rank=rank(adapter, model.config.num_hidden_layers),
+        lora_parameters=_lora_parameters([layer for _, layer in layers]),
         materialised=isinstance(peft_config(adapter), FactoredConfig),
     )
+
+
+def _lora_parameters(layers: Sequence[Any]) -> int | None:
+    try:
+        # VB-LoRA's factors look at values while training
+        factors = [lora_factors(layer.eval(), "default") for layer in layers]
+    except UserError:
+        return None
+    return sum(A.numel() + B.numel() for A, B, _ in factors) or None
 
 
 def with_adapter(model: PreTrainedModel, adapter: Mapping[str, Any]) -> nn.Module:

@@ -157,7 +157,7 @@ def merge(
     model: Any = load(base, Path(adapter_dir), config)
     try:
         merged = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise UserError(f"{adapter_dir} cannot be merged into {base_dir}: {error}") from error
     with replaced(out_dir) as folder:
         merged.save_pretrained(folder)

@@ -17,7 +17,6 @@ from mos.adapters import row_label
 from mos.cli import command
 from mos.config import resolved, validate
 from mos.console import console, note, say
-from mos.errors import UserError
 from mos.schema import Strict, check
 
 if TYPE_CHECKING:
@@ -61,8 +60,6 @@ def plan(cfg: DictConfig | Mapping[str, Any], users: int = USERS) -> dict[str, A
     config = validate(cfg) if isinstance(cfg, DictConfig) else cfg
     adapter = config["adapter"]
     method = adapter["method"]
-    if method == "full" and config["quantization"]["bits"] is not None:
-        raise UserError("adapter=full trains the base weights: use quantization=none.")
     anatomy = count(config)
     device = device_of(config)
     memory = _memory(config, anatomy)

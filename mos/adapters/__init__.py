@@ -29,6 +29,7 @@ __all__ = [
     "Method",
     "attach",
     "check_adapter",
+    "check_quantized_base",
     "peft_config",
     "rank",
     "register_all",
@@ -46,6 +47,13 @@ class Options(Strict):
             raise ValueError(f"the rank must be at least 1, got {r}.")
         return r
 
+    @field_validator("save_only_topk_weights", check_fields=False)
+    @classmethod
+    def _whole_weights(cls, only_topk: Any) -> Any:
+        if only_topk:
+            raise ValueError("a run cannot be continued from such files: set it to false.")
+        return only_topk
+
 
 @dataclass(frozen=True)
 class Method:
@@ -58,12 +66,16 @@ class Method:
             prompts are chats.
         colour: of its marks in plots, "#rrggbb".
         variants: row name -> colour of those variants that plots tell apart.
+        on_quantized: whether it trains on a quantised base.
+        merges: whether the update can be added to the base's weights. Without, no engine serves it.
     """
 
     config: str | None
     label: str | Callable[[Mapping[str, Any], bool], str]
     colour: str
     variants: Mapping[str, str] = field(default_factory=dict)
+    on_quantized: bool = True
+    merges: bool = True
 
     @property
     def config_cls(self) -> type[PeftConfig] | None:
@@ -95,6 +107,12 @@ def _mos_label(adapter: Mapping[str, Any], chat: bool) -> str:
     return " ".join(["MoS", *(f"-{switch}" for switch, is_off in off.items() if is_off)])
 
 
+def _lora_label(adapter: Mapping[str, Any], chat: bool) -> str:
+    if adapter.get("use_dora"):
+        return "DoRA"
+    return "rsLoRA" if adapter.get("use_rslora") else "LoRA"
+
+
 def _miss_label(adapter: Mapping[str, Any], chat: bool) -> str:
     variant = adapter.get("init_weights", True)
     return f"MiSS ({variant})" if isinstance(variant, str) else "MiSS"
@@ -113,16 +131,25 @@ MOS_VARIANTS = {
     "+ Subset Selection": "#b0b8c1",
 }
 
-# The colours are told apart by the colour-blind too (Okabe and Ito's palette).
+LORA_VARIANTS = {"rsLoRA": "#003f73", "DoRA": "#7f9fc6"}
+
+# The colours are told apart by the colour-blind too (Okabe and Ito's palette, then Paul Tol's).
 METHODS: dict[str, Method] = {
     "mos": Method("mos.adapters.mos:MosConfig", _mos_label, "#d55e00", MOS_VARIANTS),
-    "lora": Method("peft:LoraConfig", "LoRA", "#0072b2"),
+    "lora": Method("peft:LoraConfig", _lora_label, "#0072b2", LORA_VARIANTS),
     "prolora": Method("mos.adapters.prolora:ProloraConfig", "PRoLoRA", "#009e73"),
     "tied_lora": Method("mos.adapters.tied_lora:TiedLoraConfig", "Tied LoRA", "#e69f00"),
     "vera": Method("peft:VeraConfig", "VeRA", "#cc79a7"),
     "miss": Method("peft:MissConfig", _miss_label, "#56b4e9"),
+    "rasa": Method("mos.adapters.rasa:RasaConfig", "RaSA", "#882255"),
+    "vblora": Method("peft:VBLoRAConfig", "VB-LoRA", "#332288"),
+    "unilora": Method("peft:UniLoraConfig", "Uni-LoRA", "#44aa99", on_quantized=False),
+    "lily": Method("peft:LilyConfig", "Lily", "#f0e442", merges=False),
+    "randlora": Method("peft:RandLoraConfig", "RandLoRA", "#aa4499"),
+    "lokr": Method("peft:LoKrConfig", "LoKr", "#999933", on_quantized=False),
+    "hira": Method("peft:HiraConfig", "HiRA", "#cc6677"),
     "none": Method(None, _vanilla_label, "#9ca3af"),
-    "full": Method(None, "Full fine-tuning", "#111827"),
+    "full": Method(None, "Full fine-tuning", "#111827", on_quantized=False),
 }
 
 
@@ -161,6 +188,18 @@ def peft_config(adapter: Mapping[str, Any]) -> PeftConfig | None:
         raise UserError(f"adapter (method '{method}'): {error}") from error
 
 
+def check_quantized_base(method: str) -> None:
+    """Refuse a method that does not train on a quantised base.
+
+    Raises:
+        UserError: saying so.
+    """
+    if not METHODS[method].on_quantized:
+        raise UserError(
+            f"method '{method}' does not train on quantised base weights: use quantization=none."
+        )
+
+
 def attach(model: nn.Module, adapter: Mapping[str, Any]) -> nn.Module:
     """The model with the adapter on it and only the adapter trainable.
 
@@ -173,16 +212,13 @@ def attach(model: nn.Module, adapter: Mapping[str, Any]) -> nn.Module:
 
     config = peft_config(adapter)
     method = adapter["method"]
+    if getattr(model, "is_quantized", False):
+        check_quantized_base(method)
     if config is not None:
         try:
             return get_peft_model(model, config)
         except ValueError as error:
             raise UserError(f"adapter (method '{method}'): {error}") from error
-    if method == "full" and getattr(model, "is_quantized", False):
-        raise UserError(
-            "adapter=full trains the base weights, and quantised weights cannot be trained: "
-            "use quantization=none."
-        )
     return model.requires_grad_(method == "full")
 
 

@@ -9,6 +9,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.miss.layer import MissLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.unilora.layer import UniLoraLayer
+from peft.tuners.vblora.layer import VBLoRALayer
 from peft.tuners.vera.layer import VeraLayer
 
 from mos.adapters.linear import FactoredLinear
@@ -26,7 +28,7 @@ def lora_factors(layer: BaseTunerLayer, adapter_name: str) -> Factors:
     Raises:
         UserError: the update is not linear in its input, or not a product of such factors.
     """
-    raise _no_lora_form(type(layer).__name__)
+    raise _no_lora_form(f"{type(layer).__module__}.{type(layer).__name__}")
 
 
 @lora_factors.register
@@ -51,6 +53,11 @@ def _(layer: VeraLayer, adapter_name: str) -> Factors:
     A = shared_A[adapter_name][:, : layer.in_features].to(d)
     B = shared_B[adapter_name][: layer.out_features].to(d)
     return d[:, None] * A, b[:, None] * B, 1.0
+
+
+@lora_factors.register
+def _(layer: VBLoRALayer | UniLoraLayer, adapter_name: str) -> Factors:
+    return *layer._get_lora_matrices(adapter_name), 1.0  # type: ignore[union-attr]
 
 
 @lora_factors.register

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mos.adapters import attach, peft_config, rank, row_label
+from mos.adapters import METHODS, attach, peft_config, rank, row_label
 
 ADAPTERS = Path(__file__).resolve().parents[2] / "configs" / "adapter"
 LLAMA2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
@@ -56,7 +56,7 @@ TABLE_3 = {
     "table3_vanilla_chat": (0, "Vanilla (chat)", None),
     "table3_vanilla_no_chat": (0, "Vanilla (no-chat)", None),
 }
-PLAIN = {"mos", "lora", "prolora", "tied_lora", "vera", "miss", "none", "full"}
+PLAIN = {*METHODS, "rslora", "dora"}
 
 
 def composed(config: str, *overrides: str):
@@ -78,7 +78,7 @@ def test_every_file_is_tested():
 @pytest.mark.parametrize("name", sorted(PLAIN))
 def test_plain_files_name_their_method_and_are_valid(name):
     adapter = composed(f"adapter/{name}").adapter
-    assert adapter.method == name
+    assert adapter.method == ("lora" if name in ("rslora", "dora") else name)
     peft_config(adapter)
 
 

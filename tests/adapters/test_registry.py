@@ -6,9 +6,7 @@ from dataclasses import fields
 
 import pytest
 from omegaconf import OmegaConf
-from peft import LoraConfig, MissConfig, VeraConfig
 
-from mos import MosConfig, ProloraConfig, TiedLoraConfig
 from mos.adapters import METHODS, attach, peft_config, rank, row_label
 from mos.errors import UserError
 from tests.adapters.tiny import logits, tiny_llama
@@ -21,6 +19,13 @@ SMALL = {
     "tied_lora": {"r": 4},
     "vera": {"r": 4},
     "miss": {"r": 4},
+    "rasa": {"r": 4},
+    "vblora": {"r": 4, "num_vectors": 8, "vector_length": 16},
+    "unilora": {"r": 4, "theta_d_length": 50},
+    "lily": {"r": 4},
+    "randlora": {"r": 4},
+    "lokr": {"r": 4},
+    "hira": {"r": 4},
 }
 
 
@@ -28,20 +33,10 @@ def adapter(method: str, **options) -> dict:
     return {"method": method, "target_modules": TARGETS, **SMALL[method], **options}
 
 
-@pytest.mark.parametrize(
-    ("method", "config_cls"),
-    [
-        ("mos", MosConfig),
-        ("lora", LoraConfig),
-        ("prolora", ProloraConfig),
-        ("tied_lora", TiedLoraConfig),
-        ("vera", VeraConfig),
-        ("miss", MissConfig),
-    ],
-)
-def test_each_method_is_its_peft_config(method, config_cls):
+@pytest.mark.parametrize("method", list(SMALL))
+def test_each_method_is_its_peft_config(method):
     config = peft_config(OmegaConf.create(adapter(method)))
-    assert type(config) is config_cls
+    assert type(config) is METHODS[method].config_cls
     assert config.r == 4
     assert config.task_type == "CAUSAL_LM"
     assert config.target_modules == set(TARGETS)
@@ -79,6 +74,8 @@ def test_attached_model_trains_what_the_method_says(method):
         ({"method": "mos", "equivalent_rank": 2, "private_rank": 3}, "private_rank"),
         ({"method": "prolora", "r": 4, "unshared_rank": 5}, "unshared_rank"),
         ({"method": "tied_lora", "tied_lora_dropout": 2.0}, "tied_lora_dropout"),
+        ({"method": "vblora", "save_only_topk_weights": True}, "cannot be continued"),
+        ({"method": "lily", "num_B": 1}, "num_B"),
     ],
 )
 def test_mistakes_are_named_before_a_model_is_needed(options, message):
@@ -129,6 +126,9 @@ def test_labels_of_the_other_methods():
     assert row_label({"method": "none"}) == "Vanilla (chat)"
     assert row_label({"method": "none"}, chat=False) == "Vanilla (no-chat)"
     assert row_label({"method": "full"}) == "Full fine-tuning"
+    assert row_label(adapter("lora")) == "LoRA"
+    assert row_label(adapter("lora", use_rslora=True)) == "rsLoRA"
+    assert row_label(adapter("lora", use_dora=True)) == "DoRA"
     assert row_label(adapter("miss")) == "MiSS"
     assert row_label(adapter("miss", init_weights="bat")) == "MiSS (bat)"
 

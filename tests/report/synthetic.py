@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mos.adapters import METHODS
+from mos.adapters import METHODS, row_label
 from mos.report import paper
 from mos.report.build import Report, build
 from mos.report.tables import Line
 
-METHOD_OF = {
-    **{method.label: name for name, method in METHODS.items() if isinstance(method.label, str)},
-    "Vanilla (chat)": "none",
-    "Vanilla (no-chat)": "none",
-}
+METHOD_OF = {row_label({"method": name}, chat): name for name in METHODS for chat in (True, False)}
 SEVEN_B = 2_498_560  # trainable parameters of LLaMA2-7B per unit of equivalent rank
 THIRTEEN_B = 3_911_680
 
