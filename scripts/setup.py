@@ -34,7 +34,9 @@ def main() -> None:
     lock = REPO / "requirements" / f"{kind}.lock"
     if not lock.is_file():
         sys.exit(f"no {lock}: expected cpu or cuda.")
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
+    # The project's own metadata (commands, plugins) is installed too.
+    metadata = (REPO / "pyproject.toml").read_bytes()
+    wanted = hashlib.sha256(lock.read_bytes() + metadata).hexdigest()
     if STAMP.is_file() and STAMP.read_text() == wanted:
         return
     print(f"setting up .venv from requirements/{kind}.lock (once, some minutes)", flush=True)

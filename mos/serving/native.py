@@ -34,11 +34,11 @@ class NativeAdapter(LoRAModel):
         paths = self.layers.get(module_name)
         if paths is None:
             return None
-        factors = [(None, None) if p is None else self.adapter.factors(p) for p in paths]
+        factors: list[Any] = [(None, None) if p is None else self.adapter.factors(p) for p in paths]
         As, Bs = [A for A, _ in factors], [B for _, B in factors]
         if len(paths) == 1:
             return LoRALayerWeights(module_name, self.rank, self.rank, As[0], Bs[0], scaling=1.0)
-        ones = [1] * len(paths)
+        ones: Any = [1] * len(paths)
         return PackedLoRALayerWeights(module_name, self.rank, ones, As, Bs, scaling=ones)
 
 

@@ -46,7 +46,8 @@ def register() -> None:
         except UserError as error:
             raise ValueError(f"{REFUSED}{folder}: {error}") from error
 
-    WorkerLoRAManager._load_adapter = load_adapter
+    manager: Any = WorkerLoRAManager
+    manager._load_adapter = load_adapter
     _mend_cpu_kernels()
     _explain_refusals()
     if os.environ.get("MOS_ADAPTERS"):
