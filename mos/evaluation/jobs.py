@@ -92,7 +92,7 @@ def evaluate_subjects(
                 try:
                     with logged_to(run.path / "train.log") if run else nullcontext():
                         said = f"{started} of {len(jobs)}, " if len(jobs) > 1 else ""
-                        say(f"evaluating {said}{job.subject.name}: {_described(job)}")
+                        say(f"{said}{job.subject.name}: {_described(job)}")
                         _evaluate(job, server, cache_dir, overwrite)
                 except (EngineError, DiskError):
                     raise
