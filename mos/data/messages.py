@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mos.data.chat import ROLES
 from mos.data.corpus import Corpus
 from mos.data.readers import read_rows
 from mos.data.rows import Example, Report, require_content
 from mos.errors import DataError, MissingFileError
 
-ROLES = ("system", "user", "assistant")
 FORMAT = (
     'Expected rows {"messages": [{"role": "user", "content": "..."}, ...]} or'
     ' {"prompt": "...", "completion": "..."} in *.jsonl, *.json or *.parquet.'

@@ -17,7 +17,7 @@ from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
 from eval.results import read_result, results_entry
 from eval.runner import Weights, merge_shards, run_benchmark
-from mos.console import logged_to, say
+from mos.console import logged_to, say, score_text
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
 from mos.evaluation.models import LORA, MERGED, Model, check_base, weights_of
@@ -286,10 +286,8 @@ def _described(job: _Job) -> str:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    parts = []
-    for metric, value in result["metrics"].items():
-        error = result["stderr"].get(metric)
-        parts.append(f"{metric} {value:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
+    errors = result["stderr"]
+    parts = [f"{k} {score_text(value, errors.get(k))}" for k, value in result["metrics"].items()]
     seconds = sum(result["timing"].get(key, 0) for key in ("seconds", "scoring_seconds"))
     notes = [f"n={result['n']}", f"{seconds:.0f} s"]
     if cached := result["timing"].get("cached"):
