@@ -36,8 +36,9 @@ from eval import build_benchmark  # noqa: E402
 from eval.engines import engine_settings, open_engine  # noqa: E402
 from eval.runner import Weights, run_benchmark  # noqa: E402
 from mos.config import compose_config, validate  # noqa: E402
-from mos.model_sources import SMOLLM2, resolve_model  # noqa: E402
+from mos.model_sources import resolve_model  # noqa: E402
 from mos.modeling import load_tokenizer  # noqa: E402
+from mos.places import SMOLLM2  # noqa: E402
 
 RESULTS = REPO / "benchmarks" / "results"
 ADAPTER = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig
 from pydantic import Field
 
+from mos.adapters import check_adapter_folder
 from mos.cli import command
 from mos.config import compose_config, resolved
 from mos.console import say
@@ -54,6 +55,7 @@ def export(cfg: DictConfig) -> Path:
     config = resolved(cfg)
     check(config, ExportConfig)
     quantization = compose_config([f"quantization={config['quantization']}"]).quantization
+    check_adapter_folder(Path(config["adapter"]))
     say(f"exporting {config['adapter']}")
 
     import torch

@@ -13,7 +13,7 @@ from gzip import GzipFile
 from pathlib import Path
 from typing import IO, Any
 
-from mos.errors import DataError
+from mos.errors import DataError, MissingFileError, UserError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 MAX_LINE = 16 * 2**20  # bytes
@@ -55,6 +55,38 @@ def source_hash(source: str | Path, cache_dir: str | Path) -> str | None:
     path = Path(source)
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
     return hash_files(files, cache_dir) if files else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of a model folder, all of them there.
+
+    Raises:
+        MissingFileError: no config, no weights, or not all of their files.
+        UserError: an index that is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise MissingFileError(
+            f"model.path={folder} is not a model: no config.json there. Expected a folder as"
+            " transformers saves it, a hub id, or model=smollm2_135m|tiny_random."
+        )
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            absent = [shard for shard in shards if not (folder / shard).is_file()]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{index} is not an index of weight files: {error!r}.") from error
+        if absent:
+            raise MissingFileError(
+                f"model.path={folder} lacks {len(absent)} of its {len(shards)} weight files:"
+                f" {', '.join(absent[:3])}. Was the copy or the download interrupted?"
+            )
+    files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+    if not files:
+        raise MissingFileError(
+            f"model.path={folder} has a config.json but no weights (*.safetensors): was the copy"
+            " or the download interrupted?"
+        )
+    return files
 
 
 def fingerprint(path: str | Path, cache_dir: str | Path) -> str:

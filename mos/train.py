@@ -35,6 +35,7 @@ from mos.console import (
 )
 from mos.errors import UserError
 from mos.identity import finished_run, open_run
+from mos.preflight import check_shapes, choose_device, missing
 from mos.runs import Run
 from mos.training.sweep import (
     Labelled,
@@ -65,8 +66,10 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if not (config["overwrite"] or config["dry_run"]) and (run := finished_run(config)):
         return report(run)
 
+    if not config["dry_run"] and (problems := missing(config)):
+        raise UserError("\n".join(problems))
+
     # Torch and its companions take seconds to import, which a finished run need not wait for.
-    from mos.preflight import check_shapes, choose_device, missing
     from mos.training.distributed import agreed
     from mos.training.fit import fit
 
@@ -75,8 +78,6 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         print_plan(config, run)
         return None
     if config["overwrite"] or not run.complete:
-        if problems := missing(config):
-            raise UserError("\n".join(problems))
         check_shapes(config)
 
     device = choose_device(config)

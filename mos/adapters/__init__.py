@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, field_validator
 
-from mos.errors import UserError, unknown
+from mos.errors import MissingFileError, UserError, unknown
 from mos.schema import Strict, check, dataclass_model
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Options(Strict):
         if only_topk:
             raise ValueError("a run cannot be continued from such files: set it to false.")
         return only_topk
+
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,20 @@ def check_adapter(adapter: Mapping[str, Any]) -> None:
     """
     options = _options(adapter)
     check(options, METHODS[options.pop("method")].options, "adapter.")
+
+
+def check_adapter_folder(adapter_dir: Path) -> None:
+    """Check that a folder has the files of an adapter.
+
+    Raises:
+        MissingFileError: one is not there.
+    """
+    for name in ("adapter_config.json", WEIGHTS):
+        if not (adapter_dir / name).is_file():
+            raise MissingFileError(
+                f"{adapter_dir} is not an adapter directory: no {name} there. Expected a directory "
+                "as save_pretrained writes it (adapter/ in the folder of a run)."
+            )
 
 
 def peft_config(adapter: Mapping[str, Any]) -> PeftConfig | None:

@@ -11,12 +11,10 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from mos.adapters import saved
+from mos.adapters import WEIGHTS, check_adapter_folder, saved
 from mos.adapters.targets import check_patterns
 from mos.adapters.tuner import FactoredTuner
-from mos.errors import MissingFileError, UserError
-
-WEIGHTS = "adapter_model.safetensors"
+from mos.errors import UserError
 
 
 def adapter_config(adapter_dir: Path) -> PeftConfig:
@@ -26,12 +24,7 @@ def adapter_config(adapter_dir: Path) -> PeftConfig:
         MissingFileError: it is not an adapter folder.
         UserError: the config cannot be used.
     """
-    for name in ("adapter_config.json", WEIGHTS):
-        if not (adapter_dir / name).is_file():
-            raise MissingFileError(
-                f"{adapter_dir} is not an adapter directory: no {name} there. Expected a directory "
-                "as save_pretrained writes it (adapter/ in the folder of a run)."
-            )
+    check_adapter_folder(adapter_dir)
     try:
         return PeftConfig.from_pretrained(str(adapter_dir))
     except Exception as error:  # PEFT passes on whatever a value causes

@@ -16,7 +16,8 @@ from weakref import WeakValueDictionary
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mos.adapters.folder import WEIGHTS, adapter_config
+from mos.adapters import WEIGHTS
+from mos.adapters.folder import adapter_config
 from mos.adapters.mos import MosConfig, MosModel
 from mos.adapters.mos.routing import GroupKey, check_index
 from mos.adapters.saved import Shapes, all_finite, keys_of
