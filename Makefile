@@ -11,8 +11,10 @@ help:  ## list the targets
 setup:  ## .venv with pinned packages (CPU or CUDA, by what the machine has)
 	@$(PYTHON) scripts/setup.py
 
-demo: setup  ## train MoS on SmolLM2 and evaluate it, to a results table
+demo: setup  ## train MoS on SmolLM2, evaluate it and the bare model, to a results table
 	@$(BIN)/python -m mos.train +experiment=superni_mmlu
+	@$(BIN)/python -m mos.train +experiment=superni_mmlu adapter=none
+	@$(BIN)/python -m mos.summarize runs=outputs/superni_mmlu out=outputs/demo 'rows=[method.label]'
 
 test: setup  ## the default tests: offline, CPU
 	@$(BIN)/python -m pytest -n 2 --dist worksteal

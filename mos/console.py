@@ -132,7 +132,8 @@ def score_text(value: float, error: float | None = None, decimals: int = 2) -> s
 def results_table(results: Mapping[str, Any]) -> Table:
     """The metrics of one run, a line a benchmark."""
     method, train = results["method"], results["train"]
-    title = f"{method['label']} r={method['rank']} · {results['model']} · seed {results['seed']}"
+    rank = "" if method["rank"] is None else f" r={method['rank']}"
+    title = f"{method['label']}{rank} · {results['model']} · seed {results['seed']}"
     table = Table(title=escape(printable(title)))
     for column in ("benchmark", "metric", "score ± s.e.", "n", "note"):
         table.add_column(column, justify="right" if column in ("score ± s.e.", "n") else "left")
