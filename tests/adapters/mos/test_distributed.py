@@ -49,6 +49,8 @@ def train_in_process(rank: int, folder: str, checkpointing: dict | None, kind: s
         result = str(error)
     if rank == 0:
         torch.save(result, f"{folder}/result.pt")
+    # A process that leaves while the other still sends to it can abort in gloo's threads.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
