@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich.markup import escape
 from rich.table import Column, Table
 
 from eval import BENCHMARKS
 from mos.cli import command
 from mos.config import compose_config, resolved, validate
-from mos.console import console, override, quiet_libraries, say, score_text
+from mos.console import console, override, printable, quiet_libraries, say, score_text
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, run_subject
 from mos.identity import open_run
@@ -148,7 +149,7 @@ def _table(subjects: Iterable[Subject]) -> Table:
         for name, result in subject.results.items():
             for metric, value in result["metrics"].items():
                 table.add_row(
-                    "/".join(Path(subject.name).parts[-2:]),
+                    escape(printable("/".join(Path(subject.name).parts[-2:]))),
                     name,
                     metric,
                     score_text(value, result["stderr"].get(metric)),

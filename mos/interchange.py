@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eval.engines.vllm import LORA_RANKS
-from mos.adapters import register_all
+from mos.adapters import WEIGHTS, register_all
 from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
 from mos.adapters.folder import adapter_config, load
@@ -111,7 +111,7 @@ def to_lora(
         inference_mode=True,
     )
     with replaced(out_dir) as folder:
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         lora.save_pretrained(str(folder))
         if not isinstance(source, PeftModel):
             copy_tokenizer(Path(source), folder)

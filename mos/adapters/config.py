@@ -10,6 +10,8 @@ from typing import Any
 from peft import PeftConfig
 from safetensors import safe_open
 
+from mos.adapters import WEIGHTS
+
 # 2: trained tensors are stored as `<name>.weight`, and shared ones under the base model.
 FORMAT_VERSION = 2
 
@@ -69,7 +71,7 @@ class FactoredConfig(PeftConfig):
             ValueError: they are not.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        file = Path(pretrained_model_name_or_path, subfolder or "", "adapter_model.safetensors")
+        file = Path(pretrained_model_name_or_path, subfolder or "", WEIGHTS)
         if file.is_file() and isinstance(config, FactoredConfig):
             with safe_open(file, framework="pt") as tensors:
                 keys = list(tensors.keys())

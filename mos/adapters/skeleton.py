@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from mos.adapters import WEIGHTS
 from mos.adapters.tuner import FactoredTuner
 from mos.errors import UserError
 
@@ -30,7 +31,7 @@ def skeleton(adapter_dir: Path, config: Any) -> nn.Module:
     tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     if issubclass(tuner_cls, FactoredTuner):
         try:
-            with safe_open(adapter_dir / "adapter_model.safetensors", framework="pt") as file:
+            with safe_open(adapter_dir / WEIGHTS, framework="pt") as file:
                 shapes = tuner_cls.saved_shapes(file)
         except SafetensorError as error:
             raise UserError(f"{adapter_dir}: the tensors are damaged ({error})") from error

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.results import is_edited
 from mos.console import printable
-from mos.files import hash_json, read_json
+from mos.files import read_json
 from mos.report.cells import benchmark_columns
 from mos.runs import SCHEMA, Run
 
@@ -81,7 +82,7 @@ def read_run(
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise Unusable(f"results.json holds a {type(raw).__name__}, not an object")
-    if _is_edited(raw):
+    if is_edited(raw):
         raise Unusable("results.json was edited")
     schema = raw.get("schema")
     if schema != SCHEMA or isinstance(schema, bool):
@@ -195,7 +196,7 @@ def _compare_with_evaluation(
         evaluated = read_json(file)
     except FileNotFoundError:
         return None
-    if not isinstance(evaluated, dict) or _is_edited(evaluated):
+    if not isinstance(evaluated, dict) or is_edited(evaluated):
         raise Unusable(f"eval/{benchmark}/metrics.json was edited")
     scores = evaluated.get("metrics", evaluated)
     for name in names:
@@ -207,12 +208,6 @@ def _compare_with_evaluation(
             )
     prompts = evaluated.get("prompts_sha256")
     return prompts if isinstance(prompts, str) else None
-
-
-def _is_edited(content: Mapping[str, Any]) -> bool:
-    """Whether a result was changed after it was written. Older ones carry no hash of themselves."""
-    rest = {key: value for key, value in content.items() if key != "sha256"}
-    return "sha256" in content and content["sha256"] != hash_json(rest)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

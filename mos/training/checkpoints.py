@@ -6,7 +6,6 @@ checkpoint or one that is recognised as unfinished; bytes that change later no l
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mos.console import say
-from mos.files import parse_json, write_json
+from mos.files import hash_file, parse_json, write_json
 
 SEAL = "complete.json"
 
@@ -26,7 +25,7 @@ def seal(checkpoint: Path) -> None:
     for file in sorted(f for f in checkpoint.rglob("*") if f.is_file() and f.name != SEAL):
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
-            hashes[str(file.relative_to(checkpoint))] = _sha256(file)
+            hashes[str(file.relative_to(checkpoint))] = hash_file(file)
     write_json(checkpoint / SEAL, {"sha256": hashes})
 
 
@@ -37,7 +36,7 @@ def damage(checkpoint: Path) -> str:
         if not sealed:
             return f"its {SEAL} names no file"
         for name, expected in sealed.items():
-            if _sha256(checkpoint / name) != expected:
+            if hash_file(checkpoint / name) != expected:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         name = Path(error.filename).name
@@ -72,8 +71,3 @@ def newest_valid(folder: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """The number of optimizer steps after which a checkpoint was taken."""
     return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
