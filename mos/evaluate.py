@@ -59,8 +59,11 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
     check_consent(config["eval"])
 
     makers: dict[str, Callable[[], Subject | None]] = {}
-    for run in find_runs(as_list(runs)) if runs else ():
-        makers[str(run.path)] = partial(run_subject, run, config, given, names)
+    if runs:
+        known = _default(BENCHMARKS, options["paths"]["data_dir"])["benchmarks"]
+        places = {name: own["data_dir"] for name, own in known.items()}
+        for run in find_runs(as_list(runs)):
+            makers[str(run.path)] = partial(run_subject, run, config, given, names, places)
     for folder in as_list(adapters):
         makers[folder] = partial(adapter_subject, Path(folder).expanduser(), config)
     if not makers:

@@ -1,22 +1,23 @@
-"""Records of an evaluation to read: `mos show RUN BENCHMARK [wrong] [n=5]`."""
+"""Records of an evaluation to read: `mos show RUN BENCHMARK [wrong] [n=5] [paths.data_dir=DIR]`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mos.console import console, exit_on_user_error, printable, say
+from mos.console import console, exit_on_user_error, override, printable, say
 from mos.errors import MissingFileError, UserError, unknown
 from mos.files import parse_json
 from mos.runs import Run
 
-USAGE = """usage: mos show RUN BENCHMARK [wrong] [n=5]
+USAGE = """usage: mos show RUN BENCHMARK [wrong] [n=5] [paths.data_dir=DIR]
 
 Prints prompt, answer, what was parsed of it, and the target of n records of a run's evaluation.
-`wrong` leaves out those with a full score. BENCHMARK may be heldout: losses of examples."""
+`wrong` leaves out those with a full score. BENCHMARK may be heldout: losses of examples. Prompts are
+built from the benchmark's files below DIR, by default the samples."""
 
 
 def records(run: Run, benchmark: str, wrong: bool = False) -> Iterator[dict[str, Any]]:
@@ -44,12 +45,18 @@ def records(run: Run, benchmark: str, wrong: bool = False) -> Iterator[dict[str,
             yield record
 
 
-def prompts(run: Run, benchmark: str) -> dict[str, str]:
-    """The prompts of a benchmark as the run's config builds them, by id; {} where it cannot."""
+def prompts(run: Run, benchmark: str, paths: Sequence[str] = ()) -> dict[str, str]:
+    """The prompts of a benchmark as the run's config builds them, by their sha256; {} where it
+    cannot.
+
+    Args:
+        paths: overrides of the caller's `paths`. Those in the run's config do not count.
+    """
     from eval import BENCHMARKS
 
     if benchmark not in BENCHMARKS:
         return {}
+    from mos.config import compose_config, resolved
     from mos.evaluation.jobs import build_benchmarks
     from mos.model_sources import resolve_model
     from mos.modeling import load_tokenizer
@@ -60,13 +67,15 @@ def prompts(run: Run, benchmark: str) -> dict[str, str]:
     if options is None:  # evaluated otherwise than the run was configured
         return {}
     try:
-        folder = resolve_model(model["path"], config["paths"]["cache_dir"], model["revision"])
+        own = resolved(compose_config([f"eval=[base,{benchmark}]", *paths], "evaluate"))
+        options = {**options, "data_dir": own["eval"]["benchmarks"][benchmark]["data_dir"]}
+        folder = resolve_model(model["path"], own["paths"]["cache_dir"], model["revision"])
         tokenizer = load_tokenizer(folder, model["pad_token"])
         built = build_benchmarks({**evaluation, "benchmarks": {benchmark: options}}, tokenizer)
     except (UserError, OSError) as error:
         say(f"prompts are not shown: {error}")
         return {}
-    return {request.id: request.prompt for request in built[benchmark].requests}
+    return {request.prompt_sha256: request.prompt for request in built[benchmark].requests}
 
 
 def show(record: Mapping[str, Any], prompt: str | None) -> None:
@@ -95,20 +104,25 @@ def main() -> None:
         sys.exit(0 if len(arguments) != 1 or arguments[0] in ("-h", "--help") else 2)
     folder, benchmark, *options = arguments
     with exit_on_user_error():
-        wrong, n = False, 5
+        wrong, n, paths = False, 5, []
         for option in options:
             key, _, value = option.partition("=")
             if option == "wrong":
                 wrong = True
             elif key == "n" and value.isdecimal():
                 n = int(value)
+            elif key == "paths.data_dir":
+                paths.append(override(key, value))
             else:
-                raise UserError(f"{option}: expected wrong or n=<number>.")
+                raise UserError(f"{option}: expected wrong, n=<number> or paths.data_dir=<folder>.")
         run = Run(Path(folder).expanduser())
         chosen = list(islice(records(run, benchmark, wrong), n))
-        texts = prompts(run, benchmark) if chosen else {}
+        texts = prompts(run, benchmark, paths) if chosen else {}
+        if texts and not any(record.get("prompt_sha256") in texts for record in chosen):
+            say("prompts are not shown: the run had other files of this benchmark; name their folder"
+                " with paths.data_dir=")
         for record in chosen:
-            show(record, texts.get(record["id"]))
+            show(record, texts.get(record.get("prompt_sha256")))
         if not chosen:
             say("no such record")
 

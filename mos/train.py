@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -140,9 +141,13 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
     overrides = [
         override("runs", run.path),
         override("paths.cache_dir", config["paths"]["cache_dir"]),
+        override("paths.data_dir", config["paths"]["data_dir"]),
         f"eval.allow_code_execution={str(config['eval']['allow_code_execution']).lower()}",
         f"eval.sandbox={config['eval']['sandbox']}",
     ]
+    for name, options in config["eval"]["benchmarks"].items():
+        if Path(options["data_dir"]) != Path(config["paths"]["data_dir"], name):
+            overrides.append(override(f"+eval.benchmarks.{name}.data_dir", options["data_dir"]))
     if config["eval"]["defer"]:
         by_hand = shlex.join(["python", "-m", "mos.evaluate", *overrides])
         run.set_status("trained", f"to be evaluated: {by_hand}")

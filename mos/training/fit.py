@@ -23,7 +23,7 @@ from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
 from mos.evaluation.content import adapter_hash, write_origin
 from mos.evaluation.jobs import build_benchmarks
-from mos.files import fingerprint
+from mos.files import fingerprint, source_hash
 from mos.identity import model_identity
 from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer
@@ -59,6 +59,10 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         **describe_environment(),
         model={"path": config["model"]["path"], "identity": model_identity(config)},
         prompts_sha256=prompts,
+        benchmarks_sha256={
+            name: source_hash(options["data_dir"], config["paths"]["cache_dir"])
+            for name, options in config["eval"]["benchmarks"].items()
+        },
     )
     if config["adapter"]["method"] == "none":
         record(config, run, trainable=0, train=None)

@@ -146,7 +146,8 @@ class SweepSummary(Callback):
             console.print(_table(members))
         if waiting := {Path(m["run"]).parents[1] for m in members if m["outcome"] == "trained"}:
             folders = ",".join(override("", path)[1:] for path in sorted(waiting))
-            command = [f"runs=[{folders}]", override("paths.cache_dir", config.paths.cache_dir)]
+            paths = [override(f"paths.{k}", config.paths[k]) for k in ("cache_dir", "data_dir")]
+            command = [f"runs=[{folders}]", *paths]
             say(f"evaluate them all: python -m mos.evaluate {shlex.join(command)}")
         failed = [m for m in members if m["outcome"] in ("failed", "running")]
         for member in failed:

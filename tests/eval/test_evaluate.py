@@ -20,7 +20,7 @@ from mos.adapters import attach, rank, row_label
 from mos.config import compose_config, validate
 from mos.errors import LeftOutError, UserError
 from mos.evaluation.content import write_origin
-from mos.files import fingerprint
+from mos.files import fingerprint, source_hash
 from mos.runs import Run
 
 MOS = {
@@ -211,6 +211,21 @@ def test_a_run_does_not_consent_for_the_caller(make_run, evaluate):
     run = make_run("lora", LORA, "eval=[base,humaneval]", "eval.allow_code_execution=true")
     with pytest.raises(UserError, match=r"eval\.allow_code_execution=true"):
         evaluate(f"runs={run.path}")
+
+
+def test_paths_and_device_come_from_the_caller(make_run, evaluate, samples_dir, tmp_path):
+    theirs = [f"paths.{key}={tmp_path}/theirs" for key in ("data_dir", "cache_dir", "output_dir")]
+    run = make_run("lora", LORA, *theirs, "device=cuda")
+    run.update_manifest(benchmarks_sha256={"mmlu": source_hash(samples_dir / "mmlu", tmp_path)})
+    (subject,) = evaluate(f"runs={run.path}")
+    assert subject.config["eval"]["benchmarks"]["mmlu"]["data_dir"] == f"{samples_dir}/mmlu"
+    assert subject.results["mmlu"]["n"] == 4
+    assert not (tmp_path / "theirs").exists()
+
+    run.update_manifest(benchmarks_sha256={"mmlu": "other"})
+    with pytest.raises(UserError, match=r"other files of mmlu.*paths\.data_dir="):
+        evaluate(f"runs={run.path}")
+    evaluate(f"runs={run.path}", f"+eval.benchmarks.mmlu.data_dir={samples_dir}/mmlu")
 
 
 def test_a_bare_model_becomes_a_run(evaluate, starts):
