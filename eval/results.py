@@ -11,7 +11,7 @@ from typing import Any
 from eval import BENCHMARKS
 from eval.scoring import macro
 from mos.console import say
-from mos.files import hash_json, parse_json, write_atomically, write_json
+from mos.files import hash_json, parse_json, read_json, write_atomically, write_json
 
 METRICS, RECORDS = "metrics.json", "records.jsonl"
 SEAL = "sha256"  # key of the hash of everything else in a JSON file
@@ -46,12 +46,12 @@ def read_result(out_dir: str | Path) -> dict[str, Any] | None:
     """
     file = Path(out_dir) / METRICS
     try:
-        records = (file.parent / RECORDS).read_bytes()
-        result = parse_json(file.read_text("utf-8"))
-        fault = _fault(result, records)
+        result = read_json(file)
+        records = file.with_name(RECORDS)
+        fault = _fault(result, records.read_bytes()) if records.is_file() else "has no records"
     except FileNotFoundError:
         return None
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):
         fault = "is damaged"
     if fault:
         say(f"{file} {fault}: this result does not count")

@@ -25,12 +25,13 @@ def load(folder: Path) -> tuple[Any, Any]:
         UserError: neither a trained run nor an adapter, or its base is not there.
     """
     import torch
-    from peft import PeftModel
 
     from mos.adapters import register_all
+    from mos.adapters.folder import adapter_config
+    from mos.adapters.folder import load as load_adapter
     from mos.config import compose_config
+    from mos.evaluation.content import read_adapter_config
     from mos.evaluation.models import Model
-    from mos.files import read_json
     from mos.model_sources import resolve_model
     from mos.modeling import grow_vocabulary, load_base, load_tokenizer
     from mos.runs import Run
@@ -42,7 +43,7 @@ def load(folder: Path) -> tuple[Any, Any]:
         config = run.config
         base, quantization, adapter = config["model"], config["quantization"], run.adapter_dir
     elif (folder / "adapter_config.json").is_file():
-        saved = read_json(folder / "adapter_config.json")
+        saved = read_adapter_config(folder)
         path = saved.get("base_model_name_or_path") or ""
         base = {"name": path, "path": path, "revision": saved.get("revision"), "pad_token": None}
         quantization, adapter = {"bits": None, "compute_dtype": "bfloat16"}, folder
@@ -60,10 +61,7 @@ def load(folder: Path) -> tuple[Any, Any]:
     if served.adapter_config:
         register_all()
         grow_vocabulary(model, len(tokenizer) if served.tokenizer_dir != base_dir else 0)
-        try:
-            model = PeftModel.from_pretrained(model, str(adapter))
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise UserError(f"{adapter} does not fit {base['name']}: {error}") from error
+        model = load_adapter(model, adapter, adapter_config(adapter))
     model.config.use_cache = True
     return model.eval(), tokenizer
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from mos.errors import UserError
+from mos.errors import UserError, write_fault
 
 
 def is_main_process() -> bool:
@@ -100,12 +100,21 @@ def override(key: str, value: object) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the program on a UserError: its message without a traceback, and its exit status."""
+    """End the program on a UserError: its message without a traceback, and its exit status.
+
+    So does a file that cannot be written, by whichever library.
+    """
     try:
         yield
     except UserError as error:
         fail(str(error))
         sys.exit(error.exit_status)
+    except Exception as error:
+        if (reason := write_fault(error)) is None:
+            raise
+        file = getattr(error, "filename", None) or "a file"
+        fail(f"{file} cannot be written ({reason}). The same command continues from what is kept.")
+        sys.exit(UserError.exit_status)
 
 
 def config_tree(config: Mapping[str, Any], title: str) -> Tree:
@@ -163,7 +172,13 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 @contextmanager
 def logged_to(file: Path) -> Iterator[None]:
-    """Send all logging and warnings to `file`, and keep libraries off the terminal."""
+    """Send all logging and warnings to `file`, and keep libraries off the terminal.
+
+    Raises:
+        UserError: it is there and not a regular file.
+    """
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{file} is not a regular file: remove it.")
     handler = logging.FileHandler(file, encoding="utf-8")
     # On a full disk, each record would be a traceback.
     handler.handleError = lambda record: None  # type: ignore[method-assign]

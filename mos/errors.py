@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +70,20 @@ class MissingFileError(UserError, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+def write_fault(error: BaseException) -> str | None:
+    """What kept a file from being written ("No space left on device"); None for other errors.
+
+    safetensors and torch say it in exceptions of their own, torch without the reason.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if said := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(said[1])
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return os.strerror(number)
+    of_torch = re.search(r"inline_container.*unexpected pos|PytorchStreamWriter", str(error))
+    return "is the disk full?" if of_torch else None
 
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:

@@ -13,10 +13,14 @@ from gzip import GzipFile
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from mos.errors import DataError, MissingFileError, UserError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 MAX_LINE = 16 * 2**20  # bytes
+MAX_DEPTH = 30  # of YAML
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def hash_json(value: Any) -> str:
@@ -45,7 +49,13 @@ def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's content."""
+    """sha256 of a file's content.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: it is not a regular file.
+    """
+    _check_regular(path)
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -71,16 +81,17 @@ def weight_files(folder: Path) -> list[Path]:
         )
     for index in sorted(folder.glob("*.index.json")):
         try:
-            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            shards = sorted(set(read_json(index, MAX_LINE)["weight_map"].values()))
             absent = [shard for shard in shards if not (folder / shard).is_file()]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is not an index of weight files: {error!r}.") from error
         if absent:
             raise MissingFileError(
                 f"model.path={folder} lacks {len(absent)} of its {len(shards)} weight files:"
                 f" {', '.join(absent[:3])}. Was the copy or the download interrupted?"
             )
-    files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+    found = (file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise MissingFileError(
             f"model.path={folder} has a config.json but no weights (*.safetensors): was the copy"
@@ -121,6 +132,29 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("a number has too many digits") from None
 
 
+def parse_yaml(text: str) -> dict[str, Any]:
+    """The keys of a YAML text that somebody else may have made.
+
+    Raises:
+        ValueError: not whole YAML, no keys, aliases (with which a line can stand for gigabytes), or
+            nested too deeply.
+    """
+    depth = 0
+    try:
+        # PyYAML's C loader ends the process on deep nesting, so that events are looked at first.
+        for event in yaml.parse(text, Loader=YAML_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise ValueError(f"it has aliases, or is nested over {MAX_DEPTH} deep")
+        tree = yaml.load(text, Loader=YAML_LOADER)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not whole YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"it holds a {type(tree).__name__}, not keys")
+    return tree
+
+
 def bounded_lines(file: IO[bytes] | GzipFile) -> Iterator[bytes]:
     """The lines of a file; of a line longer than `MAX_LINE` bytes, its first `MAX_LINE` + 1."""
     while line := file.readline(MAX_LINE + 1):
@@ -149,15 +183,20 @@ def read_text(file: Path, limit: int = 4_000_000) -> str:
         DataError: it is not a regular file (reading a pipe would wait), has more than `limit`
             bytes, or is not UTF-8.
     """
-    about = file.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise DataError(file, None, "not a regular file.")
-    if about.st_size > limit:
-        raise DataError(file, None, f"{about.st_size:,} bytes; expected at most {limit:,}.")
+    if (size := _check_regular(file)) > limit:
+        raise DataError(file, None, f"{size:,} bytes; expected at most {limit:,}.")
     try:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(file, None, f"not UTF-8 text (byte {error.start}).") from None
+
+
+def _check_regular(file: Path) -> int:
+    """The size of a regular file; a DataError for a pipe, which reading would wait for, or so."""
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise DataError(file, None, "not a regular file.")
+    return about.st_size
 
 
 def read_json(file: Path, limit: int = 4_000_000) -> Any:

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from mos.console import say
 from mos.errors import UserError
-from mos.files import hash_file, parse_json, write_json
+from mos.files import hash_file, read_json, write_json
 
 SEAL = ".seal"  # without .json, so that it is not taken for a part of a model
 MARK = ".written-by-mos"
@@ -62,7 +62,7 @@ def damage(folder: Path) -> str | None:
     Only files whose size or modification time differs from the seal are read.
     """
     try:
-        files = parse_json((folder / SEAL).read_text("utf-8"))
+        files = read_json(folder / SEAL)
         for name, (size, changed, sha256) in files.items():
             stat = (folder / name).stat()
             if (stat.st_size, stat.st_mtime_ns) == (size, changed):

@@ -200,5 +200,5 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files. Saving through its class may change them."""
     names = ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
     for pattern in (*names, CHAT_TEMPLATE_FILE):
-        for file in source.glob(pattern):
+        for file in filter(Path.is_file, source.glob(pattern)):
             shutil.copyfile(file, target / file.name)

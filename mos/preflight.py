@@ -27,10 +27,10 @@ def choose_device(config: Mapping[str, Any]) -> str:
 
     available = torch.cuda.is_available()
     if config["device"] == "cuda" and not available:
+        smaller = "" if config["scale"]["name"] == "local" else " try scale=local,"
         raise UserError(
-            f"scale={config['scale']['name']} asks for a GPU (device=cuda) and torch sees none."
-            " Run it on a machine with one (and torch's CUDA build), try scale=local, or insist on"
-            " the CPU with device=cpu."
+            "device=cuda asks for a GPU and torch sees none. Run it on a machine with one (and"
+            f" torch's CUDA build),{smaller} or let the CPU do it with device=cpu."
         )
     return "cuda" if available and config["device"] != "cpu" else "cpu"
 

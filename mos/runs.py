@@ -24,18 +24,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from mos.console import is_main_process, say
 from mos.errors import DataError, MissingFileError, UserError
-from mos.files import parse_json, write_atomically, write_json
+from mos.files import (
+    MAX_LINE,
+    parse_json,
+    parse_yaml,
+    read_json,
+    read_text,
+    write_atomically,
+    write_json,
+)
 
 SCHEMA = 1
 STATUSES = ("new", "running", "interrupted", "trained", "evaluated", "failed")
 
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CONFIG_KEYS = {
     "experiment",
     "seed",
@@ -107,12 +113,12 @@ class Run:
         """
         file = self.path / "config.yaml"
         try:
-            content = yaml.load(file.read_text("utf-8"), Loader=YAML_LOADER)
-            if not isinstance(content, dict) or not content.keys() >= CONFIG_KEYS:
+            content = parse_yaml(read_text(file))
+            if not content.keys() >= CONFIG_KEYS:
                 raise ValueError("it is not whole")
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run: it has no config.yaml.") from None
-        except (ValueError, RecursionError, OSError, yaml.YAMLError) as error:
+        except (ValueError, OSError) as error:
             raise UserError(f"{file} is damaged ({error}): was it edited?") from error
         return content
 
@@ -343,12 +349,12 @@ def read_losses(file: Path) -> list[dict[str, Any]]:
     A last line that a kill cut short, which has no line end, is left out.
 
     Raises:
-        DataError: another line that is no JSON object.
+        DataError: another line that is no JSON object; no regular file, or not UTF-8.
     """
-    if not file.is_file():
+    if not file.exists():
         return []
     lines = []
-    for number, text in enumerate(file.read_text("utf-8", errors="replace").split("\n")[:-1], 1):
+    for number, text in enumerate(read_text(file, MAX_LINE).split("\n")[:-1], 1):
         try:
             line = parse_json(text)
         except ValueError:
@@ -362,12 +368,12 @@ def read_losses(file: Path) -> list[dict[str, Any]]:
 def _read_json(file: Path) -> dict[str, Any]:
     """The object in a file of a run; {} where there is none."""
     try:
-        content = parse_json(file.read_text("utf-8"))
+        content = read_json(file)
         if not isinstance(content, dict):
-            raise TypeError(f"it holds a {type(content).__name__}, not an object")
+            raise ValueError(f"it holds a {type(content).__name__}, not an object")
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(
             f"{file} is damaged ({error}): was it edited? Restore it, or set overwrite=true."
         ) from error

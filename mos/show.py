@@ -16,8 +16,8 @@ from mos.runs import Run
 USAGE = """usage: mos show RUN BENCHMARK [wrong] [n=5] [paths.data_dir=DIR]
 
 Prints prompt, answer, what was parsed of it, and the target of n records of a run's evaluation.
-`wrong` leaves out those with a full score. BENCHMARK may be heldout: losses of examples. Prompts are
-built from the benchmark's files below DIR, by default the samples."""
+`wrong` leaves out those with a full score. BENCHMARK may be heldout: losses of examples. Prompts
+are built from the benchmark's files below DIR, by default the samples."""
 
 
 def records(run: Run, benchmark: str, wrong: bool = False) -> Iterator[dict[str, Any]]:
@@ -118,11 +118,13 @@ def main() -> None:
         run = Run(Path(folder).expanduser())
         chosen = list(islice(records(run, benchmark, wrong), n))
         texts = prompts(run, benchmark, paths) if chosen else {}
-        if texts and not any(record.get("prompt_sha256") in texts for record in chosen):
-            say("prompts are not shown: the run had other files of this benchmark; name their folder"
-                " with paths.data_dir=")
+        if texts and not any(str(record.get("prompt_sha256")) in texts for record in chosen):
+            say(
+                "prompts are not shown: the run had other files of this benchmark; give"
+                " paths.data_dir="
+            )
         for record in chosen:
-            show(record, texts.get(record.get("prompt_sha256")))
+            show(record, texts.get(str(record.get("prompt_sha256"))))
         if not chosen:
             say("no such record")
 

@@ -34,7 +34,7 @@ from mos.console import (
     say,
     show_traceback,
 )
-from mos.errors import UserError
+from mos.errors import UserError, write_fault
 from mos.identity import finished_run, open_run
 from mos.preflight import check_shapes, choose_device, missing
 from mos.runs import Run
@@ -177,7 +177,8 @@ def outcome_recorded(run: Run) -> Iterator[None]:
     """Write train.log, and status.json where the body ends otherwise than by its end.
 
     Raises:
-        UserError: in place of an OSError of the run folder (a full disk, a folder that is gone).
+        UserError: in place of what says that a file cannot be written (a full disk, a folder that
+            is gone).
     """
     with logged_to(run.path / "train.log"):
         try:
@@ -192,10 +193,11 @@ def outcome_recorded(run: Run) -> Iterator[None]:
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             with suppress(OSError):
                 run.set_status("failed", reason)
-            if isinstance(error, OSError) and not known:
+            fault = error.strerror if isinstance(error, OSError) else write_fault(error)
+            if fault and not known:
                 raise UserError(
-                    f"{error.filename or run.path} cannot be written ({error.strerror}). What was"
-                    " finished is kept; the same command continues from there."
+                    f"{getattr(error, 'filename', None) or run.path} cannot be written ({fault})."
+                    " What was finished is kept; the same command continues from there."
                 ) from error
             raise
 

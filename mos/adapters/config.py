@@ -71,12 +71,20 @@ class FactoredConfig(PeftConfig):
             ValueError: they are not.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        file = Path(pretrained_model_name_or_path, subfolder or "", WEIGHTS)
-        if file.is_file() and isinstance(config, FactoredConfig):
+        if isinstance(config, FactoredConfig):
+            config.check_folder(Path(pretrained_model_name_or_path, subfolder or ""))
+        return config
+
+    def check_folder(self, folder: Path) -> None:
+        """`check_file` with the adapter's file in a folder, if it is there.
+
+        Raises:
+            ValueError: naming the tensor.
+        """
+        if (file := folder / WEIGHTS).is_file():
             with safe_open(file, framework="pt") as tensors:
                 keys = list(tensors.keys())
-                config.check_file({k: tuple(tensors.get_slice(k).get_shape()) for k in keys})
-        return config
+                self.check_file({k: tuple(tensors.get_slice(k).get_shape()) for k in keys})
 
     def check_file(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the shapes of a file's tensors against this config, as far as it tells them.

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mos.adapters import WEIGHTS, check_adapter_folder, saved
+from mos.adapters.config import FactoredConfig
 from mos.adapters.targets import check_patterns
 from mos.adapters.tuner import FactoredTuner
 from mos.errors import UserError
@@ -26,7 +27,10 @@ def adapter_config(adapter_dir: Path) -> PeftConfig:
     """
     check_adapter_folder(adapter_dir)
     try:
-        return PeftConfig.from_pretrained(str(adapter_dir))
+        config = PeftConfig.from_pretrained(str(adapter_dir))
+        if isinstance(config, FactoredConfig):  # PEFT makes it without its `from_pretrained`
+            config.check_folder(adapter_dir)
+        return config
     except Exception as error:  # PEFT passes on whatever a value causes
         raise UserError(
             f"{adapter_dir}/adapter_config.json cannot be used: {_reason(error)}"

@@ -48,6 +48,8 @@ def kind_of(path: Path) -> str:
     Raises:
         DataError: a file of a kind that holds no rows, by name.
     """
+    if not path.is_file():  # a pipe cannot be read twice
+        raise DataError(path, None, "not a regular file.")
     with path.open("rb") as file:
         head = file.read(32)
     for magic, (found, hint) in REFUSED.items():

@@ -71,10 +71,7 @@ def read_run(
     `measured` gets the (benchmark, metric) pairs that it has.
     """
     file = run.path / "results.json"
-    for name in ("results.json", "status.json", "config.yaml"):
-        if (run.path / name).exists() and not (run.path / name).is_file():
-            raise Unusable(f"{name} is not a regular file")
-    if not file.is_file():
+    if not file.exists():
         raise Unusable(_unfinished(run), LEFT_OUT)
     modified = file.stat().st_mtime
     if modified < oldest:
@@ -92,7 +89,7 @@ def read_run(
             f"results.json has {'the newer ' if newer else ''}schema {schema!r}, "
             f"this program reads schema {SCHEMA}{advice}"
         )
-    status = run.status if (run.path / "status.json").is_file() else "evaluated"
+    status = run.status if (run.path / "status.json").exists() else "evaluated"
     if status not in ("evaluated", "trained"):
         raise Unusable(_unfinished(run), LEFT_OUT)
     row = dict(flat({k: v for k, v in raw.items() if k not in ("schema", "metrics")}))
@@ -123,7 +120,7 @@ def read_run(
 
 def _unfinished(run: Run) -> str:
     """Why a run has no results to use."""
-    if not (run.path / "status.json").is_file():
+    if not (run.path / "status.json").exists():
         return "no results.json"
     status, reason = run.state
     if status == "trained":

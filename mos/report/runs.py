@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from eval import BENCHMARKS
 from mos.errors import DataError, UserError
-from mos.files import read_text
+from mos.files import parse_yaml, read_text
 from mos.identity import BOOKKEEPING
 from mos.report.cells import Column, benchmark_columns, column
 from mos.report.results import LEFT_OUT, REFUSED, Problem, Unusable, flat, read_run
@@ -31,7 +30,6 @@ _NEUTRAL_EVAL = {
     "max_model_len",
 }  # fmt: skip
 _PLACES = (".data_dir", ".source", ".path", ".note")
-_MAX_DEPTH = 30
 
 
 @dataclass
@@ -106,26 +104,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return _parse(_SEED_LINES.sub(r"\1: null", read_text(file)))
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise Unusable(f"config.yaml is not whole YAML: {' '.join(str(error).split())}") from None
+    except DataError:
+        raise
+    except ValueError as error:
+        raise Unusable(f"config.yaml is damaged: {error}") from None
 
 
 @cache
 def _parse(text: str) -> dict[str, Any]:
     """Seeds of a setup share one text, and one dictionary."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    for event in yaml.parse(text, Loader=loader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
-            raise ValueError(f"it has aliases, or is nested over {_MAX_DEPTH} deep")
-    tree = yaml.load(text, Loader=loader)
-    if not isinstance(tree, dict):
-        raise ValueError(f"it holds a {type(tree).__name__}, not keys")
-    return {key: value for key, value in flat(tree) if key not in _SEEDS}
+    return {key: value for key, value in flat(parse_yaml(text)) if key not in _SEEDS}
 
 
 def _with_configs(

@@ -14,9 +14,11 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mos.console import say
-from mos.files import hash_file, parse_json, write_json
+from mos.errors import DataError
+from mos.files import hash_file, read_json, write_json
 
 SEAL = "complete.json"
+NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 
 
 def seal(checkpoint: Path) -> None:
@@ -32,7 +34,7 @@ def seal(checkpoint: Path) -> None:
 def damage(checkpoint: Path) -> str:
     """Why a checkpoint cannot be trusted, or "" if it is as it was sealed."""
     try:
-        sealed = parse_json((checkpoint / SEAL).read_text("utf-8"))["sha256"]
+        sealed = read_json(checkpoint / SEAL)["sha256"]
         if not sealed:
             return f"its {SEAL} names no file"
         for name, expected in sealed.items():
@@ -43,7 +45,9 @@ def damage(checkpoint: Path) -> str:
         return "it was not finished" if name == SEAL else f"{name} is missing"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except DataError as error:
+        return f"{error.path.name} is damaged ({error.reason})"
+    except (TypeError, KeyError, AttributeError):
         return f"its {SEAL} is damaged"
     return ""
 
@@ -51,12 +55,9 @@ def damage(checkpoint: Path) -> str:
 def newest_valid(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; those past it are named, and removed.
 
-    They are removed because the run will write checkpoints of the same names again. What has
-    another name is not looked at.
+    They are removed because the run will write checkpoints of the same names again.
     """
-    named = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
-    checkpoints = [path for path in folder.glob("*") if named.fullmatch(path.name)]
-    for checkpoint in sorted(checkpoints, key=step_of, reverse=True):
+    for checkpoint in reversed(_by_step(folder)):
         reason = damage(checkpoint)
         if not reason:
             return checkpoint
@@ -66,6 +67,23 @@ def newest_valid(folder: Path) -> Path | None:
         else:
             checkpoint.unlink()
     return None
+
+
+def rotate(folder: Path, limit: int | None, best: int | None = None) -> None:
+    """Remove the oldest checkpoints beyond `limit`; the newest, and that of step `best`, stay.
+
+    Called once the newest is sealed: transformers' own rotation removes the older ones before, and
+    a kill in between would leave none.
+    """
+    checkpoints = _by_step(folder)
+    old = [path for path in checkpoints[:-1] if step_of(path) != best]
+    for checkpoint in old[: max(0, len(checkpoints) - (limit or len(checkpoints)))]:
+        shutil.rmtree(checkpoint)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the oldest first; what has another name is not looked at."""
+    return sorted((p for p in folder.glob("*") if NAMED.fullmatch(p.name)), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -31,7 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
 from mos.runs import Run
-from mos.training.checkpoints import seal
+from mos.training.checkpoints import rotate, seal
 from mos.training.heldout import HeldOut, example_losses
 from mos.training.progress import LossLog, ProgressLine
 from mos.training.stopping import StopOnSignal, check_finite
@@ -64,10 +64,12 @@ class CrashSafeTrainer(Trainer):
     Attributes:
         loss_log: what writes loss.jsonl.
         heldout: the last evaluation, example by example; None before the first.
+        kept_checkpoints: how many are kept; None keeps all.
     """
 
     loss_log: LossLog
     heldout: HeldOut | None = None
+    kept_checkpoints: int | None = None
     # Each of many types in transformers.
     train_dataset: Any
     eval_dataset: Any
@@ -158,8 +160,10 @@ class CrashSafeTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            seal(Path(str(self.args.output_dir)) / name)
+            folder = Path(str(self.args.output_dir))
+            seal(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            best = self.state.best_global_step if self.args.load_best_model_at_end else None
+            rotate(folder, self.kept_checkpoints, best)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
@@ -277,6 +281,8 @@ def build_trainer(
     )
     if arguments.max_steps < 0:
         arguments.max_steps = math.ceil(arguments.num_train_epochs * math.ceil(examples / batch))
+    # Rotated here, after the seal.
+    kept_checkpoints, arguments.save_total_limit = arguments.save_total_limit, None
     arguments.logging_steps = min(arguments.logging_steps, arguments.max_steps)
     loss_log = LossLog(run.path / "loss.jsonl", lambda step: examples_seen(step, examples, batch))
     trainer = CrashSafeTrainer(
@@ -288,7 +294,7 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[loss_log, ProgressLine(), stop],
     )
-    trainer.loss_log = loss_log
+    trainer.loss_log, trainer.kept_checkpoints = loss_log, kept_checkpoints
     trainer.compute_metrics = trainer.keep_heldout
     trainer.remove_callback(PrinterCallback)
     if patience is not None:

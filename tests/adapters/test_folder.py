@@ -77,6 +77,13 @@ def test_what_cannot_be_used_is_one_message(method, damage, base_dir, tmp_path):
     assert not (tmp_path / "lora").exists()
 
 
+def test_sizes_of_the_file_are_compared_before_memory_is_taken(base_dir, tmp_path):
+    adapted(CASES["mos"]()).save_pretrained(tmp_path / "a")
+    edit_config(tmp_path / "a", equivalent_rank=100_000)
+    with pytest.raises(UserError, match="not the one that was saved beside this file"):
+        merge(base_dir, tmp_path / "a", tmp_path / "merged")
+
+
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
 def test_a_pattern_that_takes_forever_is_refused(key, base_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("mos.adapters.targets.PATTERN_SECONDS", 0.3)

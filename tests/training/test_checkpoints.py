@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from mos.training.checkpoints import SEAL, damage, newest_valid, seal
+from mos.training.checkpoints import SEAL, damage, newest_valid, rotate, seal
 from mos.training.trainer import examples_seen
 
 
@@ -23,6 +25,11 @@ def test_the_newest_is_taken_by_step_not_by_name(checkpoints):
     assert newest_valid(checkpoints).name == "checkpoint-10"
 
 
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [
@@ -32,6 +39,8 @@ def test_the_newest_is_taken_by_step_not_by_name(checkpoints):
             for seal in (b"{", b"[]", b"null", b"{}", b'{"sha256": 1}', b"\xff", b"[" * 100_000)
         ),
         (lambda c: (c / SEAL).write_text('{"sha256": {}}'), "names no file"),
+        (lambda c: pipe(c / SEAL), f"{SEAL} is damaged (not a regular file"),
+        (lambda c: pipe(c / "optimizer.pt"), "optimizer.pt is damaged (not a regular file"),
         (lambda c: (c / "optimizer.pt").unlink(), "missing"),
         (lambda c: (c / "optimizer.pt").write_bytes(b"other"), "changed"),
         (lambda c: (c / "adapter_model.safetensors").write_bytes(b"\x0a" * 99), "changed"),
@@ -53,6 +62,23 @@ def test_odd_names_beside_are_left_alone(checkpoints):
         (checkpoints / name).mkdir()
     (checkpoints / "checkpoint-12").write_text("no folder")
     assert newest_valid(checkpoints).name == "checkpoint-10"
+    assert (checkpoints / "checkpoint-11.bak").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (None, None, [2, 4, 10]),
+        (2, None, [4, 10]),
+        (1, None, [10]),
+        (1, 2, [2, 10]),
+        (2, 2, [2, 10]),
+    ],
+)
+def test_the_oldest_are_removed_and_odd_names_are_not_counted(checkpoints, limit, best, left):
+    (checkpoints / "checkpoint-11.bak").mkdir()
+    rotate(checkpoints, limit, best)
+    assert sorted(int(path.name[11:]) for path in checkpoints.glob("checkpoint-*[0-9]")) == left
     assert (checkpoints / "checkpoint-11.bak").is_dir()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from mos.config import compose_config
-from mos.errors import UserError
+from mos.errors import UserError, write_fault
 from mos.runs import find_runs
 from mos.train import train
 from mos.training import fit
@@ -93,6 +94,24 @@ def test_a_folder_that_is_removed_meanwhile_is_one_message(tmp_path, job, monkey
     at_step(monkeypatch, 2, lambda model: shutil.rmtree(tmp_path / "outputs"))
     with pytest.raises(UserError, match="removed while"):
         train(compose_config(job))
+
+
+def test_a_full_disk_is_one_message_and_the_checkpoint_before_is_kept(tmp_path, job, monkeypatch):
+    """A limit on the size of files makes the same errors as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    small = (60_000, before[1])
+    at_step(monkeypatch, 3, lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, small))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\)"):
+            train(compose_config([*job, "trainer.save_total_limit=1"]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (run,) = find_runs(tmp_path)
+    assert "File too large" in run.state.reason
+    assert step_of(newest_valid(run.checkpoint_dir)) == 3
+    with pytest.raises(RuntimeError) as full:
+        torch.save({"state": torch.zeros(100_000)}, "/dev/full")
+    assert write_fault(full.value)
 
 
 def test_without_held_out_rows_nothing_is_measured(tmp_path, job):
