@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -138,6 +138,39 @@ def score_text(value: float, error: float | None = None, decimals: int = 2) -> s
     return " ± ".join(f"{x:.{decimals}f}" for x in (value, error) if x is not None)
 
 
+class ScoreRow(NamedTuple):
+    """A metric of results.json.
+
+    Attributes:
+        error: its standard error, where that is known.
+        n: number of examples.
+        note: why it is not of the whole benchmark, or "".
+        text: value and error as tables show them.
+    """
+
+    benchmark: str
+    metric: str
+    value: float
+    error: float | None
+    n: int
+    note: str
+    text: str
+
+
+def score_rows(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[ScoreRow]:
+    """The rows of the metrics of results.json."""
+    for benchmark, entry in metrics.items():
+        stderr = entry.get("stderr", {})
+        for name, value in entry.items():
+            if name in ("stderr", "n") or not isinstance(value, int | float):
+                continue
+            error = stderr.get(name) if isinstance(stderr, Mapping) else stderr
+            decimals = 4 if name in entry.get("lower_is_better", ()) else 2
+            text = score_text(value, error, decimals)
+            note = entry.get("partial") or ""
+            yield ScoreRow(benchmark, name, value, error, entry.get("n", ""), note, text)
+
+
 def results_table(results: Mapping[str, Any]) -> Table:
     """The metrics of one run, a line a benchmark."""
     method, train = results["method"], results["train"]
@@ -146,19 +179,9 @@ def results_table(results: Mapping[str, Any]) -> Table:
     table = Table(title=escape(printable(title)))
     for column in ("benchmark", "metric", "score ± s.e.", "n", "note"):
         table.add_column(column, justify="right" if column in ("score ± s.e.", "n") else "left")
-    for benchmark, metrics in results["metrics"].items():
-        stderr = metrics.get("stderr", {})
-        for name, value in metrics.items():
-            if name in ("stderr", "n") or not isinstance(value, int | float):
-                continue
-            error = stderr.get(name) if isinstance(stderr, Mapping) else stderr
-            table.add_row(
-                escape(printable(benchmark)),
-                escape(printable(name)),
-                score_text(value, error, 4 if name in metrics.get("lower_is_better", ()) else 2),
-                str(metrics.get("n", "")),
-                metrics.get("partial") or "",
-            )
+    for row in score_rows(results["metrics"]):
+        benchmark, metric = escape(printable(row.benchmark)), escape(printable(row.metric))
+        table.add_row(benchmark, metric, row.text, str(row.n), row.note)
     if train:
         caption = (
             f"{method['trainable_parameters']:,} trainable parameters · train loss"

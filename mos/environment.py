@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from mos.places import IN_CHECKOUT, PACKAGE
 
 PACKAGES = (
@@ -35,7 +37,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **_versions(PACKAGES)},
         "git": _git_commit(),
-        "command": sys.argv,
+        "command": _command(),
         "hardware": {
             "platform": platform.platform(),
             "cpu": platform.processor() or platform.machine(),
@@ -44,6 +46,14 @@ def describe_environment() -> dict[str, Any]:
             "gpu_memory_bytes": gpu.total_memory if gpu else None,
         },
     }
+
+
+def _command() -> list[str]:
+    """The command of this job: in a sweep, the one that does this member alone."""
+    if not HydraConfig.initialized():
+        return sys.argv
+    job = HydraConfig.get()
+    return ["mos", str(job.job.config_name), *job.overrides.task]
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

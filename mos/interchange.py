@@ -21,6 +21,7 @@ from mos.adapters.factors import lora_factors
 from mos.adapters.folder import adapter_config, load
 from mos.adapters.saved import all_finite
 from mos.adapters.skeleton import skeleton
+from mos.card import carry_card
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
 from mos.folders import check_own, replaced
@@ -47,8 +48,8 @@ def to_lora(
     """Write an adapter as a LoRA adapter that stock PEFT and stock vLLM load.
 
     The update is the same, not an approximation: the factors are the method's own, and ranks added
-    by padding are zero. Needs no weights of the base model. A tokenizer and a chat template in the
-    adapter's directory come along.
+    by padding are zero. Needs no weights of the base model. A tokenizer, a chat template and a
+    model card in the adapter's directory come along.
 
     Args:
         source: a PEFT model, whose active adapter is taken, or an adapter directory.
@@ -115,6 +116,7 @@ def to_lora(
         lora.save_pretrained(str(folder))
         if not isinstance(source, PeftModel):
             copy_tokenizer(Path(source), folder)
+            carry_card(Path(source), folder, "lora")
     return Path(out_dir)
 
 
@@ -126,7 +128,7 @@ def merge(
 ) -> Path:
     """Write a plain transformers model: the base with the adapter merged, and its tokenizer.
 
-    A chat template in the adapter's folder takes the place of the base's.
+    A chat template in the adapter's folder takes the place of the base's, and its card comes along.
 
     Args:
         base_dir: a model directory with unquantised weights. Give the dequantised weights of a
@@ -164,6 +166,7 @@ def merge(
         copy_tokenizer(Path(adapter_dir) if learned else base_dir, folder)
         for template in Path(adapter_dir).glob(CHAT_TEMPLATE_FILE):  # the format of its training
             shutil.copyfile(template, folder / template.name)
+        carry_card(Path(adapter_dir), folder, "merged")
     return Path(out_dir)
 
 

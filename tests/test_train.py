@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from mos import chat, list_runs, show
@@ -57,6 +58,11 @@ def test_a_run_ends_in_results_of_schema_1(results, paths):
     assert results["metrics"]["mmlu"]["n"] == 4
     assert "4" in results["metrics"]["mmlu"]["partial"]
     assert {"f1", "exact_match"} <= set(results["metrics"]["tydiqa"])
+    card = ModelCard.load(run.adapter_dir / "README.md")  # written again after the evaluation
+    scores = {(score.dataset_name, score.metric_type) for score in card.data.eval_results}
+    assert {name for name, _ in scores} == set(results["metrics"])
+    assert {("tydiqa", "f1"), ("heldout", "loss")} <= scores
+    assert "Framework versions" not in card.text  # PEFT's own card, a form to fill in
     for name in ("config.yaml", "manifest.json", "train.log", "loss.jsonl"):
         assert (run.path / name).is_file()
     records = (run.path / "eval" / "mmlu" / "records.jsonl").read_text().splitlines()

@@ -17,6 +17,7 @@ from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
 from eval.results import read_result, results_entry
 from eval.runner import Weights, merge_shards, run_benchmark
+from mos.card import write_card
 from mos.console import logged_to, say, score_text
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
@@ -259,6 +260,7 @@ def _record(job: _Job, name: str, result: dict[str, Any], cache_dir: str | Path)
         evaluation[name] = {key: result[key] for key in kept if key in result}
         run.update_manifest(evaluation=evaluation)
         run.write_results({name: results_entry(result)})
+        write_card(run)
         if _has_all(evaluation, run.config["eval"]):
             run.set_status("evaluated")
 

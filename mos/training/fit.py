@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from mos.adapters import attach, rank, row_label
+from mos.card import CARD, write_card
 from mos.console import is_main_process, say
 from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
 from mos.data.dataset import TrainingData, load_training_data
@@ -91,6 +92,8 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     if trainer.heldout is not None and is_main_process():
         heldout = write_heldout(run.path, data.eval, trainer.heldout, config["data"])
         run.write_results({"heldout": heldout})
+    if is_main_process():
+        write_card(run)
 
 
 def load_data(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> TrainingData:
@@ -162,6 +165,7 @@ def save_adapter(trainer: CrashSafeTrainer, folder: Path) -> None:
     trainer.save_model(str(partial))
     if trainer.args.should_save:
         tokenizer: Any = trainer.processing_class
+        (partial / CARD).unlink(missing_ok=True)  # PEFT's form to fill in
         (partial / CHAT_TEMPLATE_FILE).write_text(chat_template(tokenizer), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
