@@ -53,15 +53,15 @@ class BBH(Benchmark):
         cot: bool = False,
     ) -> None:
         selection = selection or Selection()
-        self.questions, self.partial = selection.apply(read_questions(data_dir), lambda q: q.task)
+        self.examples, self.partial = selection.apply(read_questions(data_dir), lambda q: q.task)
         demonstrations = {}
-        for task in dict.fromkeys(q.task for q in self.questions):
+        for task in dict.fromkeys(q.task for q in self.examples):
             text = read_demonstrations(data_dir, task)
             demonstrations[task] = (text if cot else without_reasoning(text, task)).strip()
         # In chat mode EOS is the only stop, so an answer that runs on scores 0.
         decoding = Decoding(max_tokens=512, stop=() if chat else ("\n\n",))
         self.requests = []
-        for question in self.questions:
+        for question in self.examples:
             prompt = f"{demonstrations[question.task]}\n\nQ: {question.input}"
             prompt = chat_prompt(prompt, "A:") if chat else f"{prompt}\nA:"
             self.requests.append(Request(f"{question.task}/{question.row}", prompt, decoding))
@@ -79,7 +79,7 @@ class BBH(Benchmark):
         """
         check_outputs(self.requests, outputs)
         records = []
-        for request, question, output in zip(self.requests, self.questions, outputs, strict=True):
+        for request, question, output in zip(self.requests, self.examples, outputs, strict=True):
             parsed = parse_answer(output)
             scores = {"exact_match": exact_match(parsed, question.target)}
             records.append(record(request, output, parsed, question.target, scores))

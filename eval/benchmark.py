@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Benchmark(ABC):
         setting: how the examples are asked ("3-shot"), as the tables print it in parentheses.
         runs_code: whether scoring runs programs that the model wrote, which the user must allow.
         requests: one per example, in the order in which `score` expects the outputs.
+        examples: what the requests were made of, in the same order: dataclasses.
         partial: why these are not all examples of the benchmark (a limit, some tasks), or "".
     """
 
@@ -124,6 +126,7 @@ class Benchmark(ABC):
     setting: ClassVar[str]
     runs_code: ClassVar[bool] = False
     requests: list[Request]
+    examples: list[Any]
     partial: str = ""
 
     @staticmethod
@@ -141,6 +144,12 @@ class Benchmark(ABC):
         Each output is a string; for a benchmark with `n > 1` a list of strings; for one with
         choices the chosen letter.
         """
+
+    def only(self, position: int) -> Self:
+        """The benchmark of one of its examples alone."""
+        alone = copy(self)
+        alone.requests, alone.examples = [self.requests[position]], [self.examples[position]]
+        return alone
 
     def prompts_sha256(self) -> str:
         """One hash over every id, prompt and decoding setting, in order."""

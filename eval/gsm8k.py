@@ -68,12 +68,12 @@ class GSM8K(Benchmark):
         if selection.tasks is not None:
             raise UserError("gsm8k has no tasks to choose from: leave tasks out.")
         problems = read_problems(require(data_dir / "test.jsonl", "the problems of GSM8K"))
-        self.problems, self.partial = selection.apply(problems, lambda _: "")
+        self.examples, self.partial = selection.apply(problems, lambda _: "")
         intro = prompt_intro(read_exemplars(data_dir) if shots else [], shots, cot)
         # In chat mode EOS is the only stop.
         decoding = Decoding(max_tokens=512, stop=() if chat else ("\n",))
         self.requests = []
-        for problem in self.problems:
+        for problem in self.examples:
             prompt = f"{intro}Question: {problem.question.strip()}"
             prompt = chat_prompt(prompt, "Answer:") if chat else f"{prompt}\nAnswer:"
             self.requests.append(Request(f"test/{problem.row}", prompt, decoding))
@@ -85,7 +85,7 @@ class GSM8K(Benchmark):
         """
         check_outputs(self.requests, outputs)
         records = []
-        for request, problem, output in zip(self.requests, self.problems, outputs, strict=True):
+        for request, problem, output in zip(self.requests, self.examples, outputs, strict=True):
             parsed = parse_answer(output)
             scores = {"exact_match": exact_match(parsed, problem.answer)}
             records.append(record(request, output, parsed, problem.answer, scores))

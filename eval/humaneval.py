@@ -66,14 +66,14 @@ class HumanEval(Benchmark):
         self.samples, self.allow_code_execution = samples, allow_code_execution
         self.sandbox = sandbox
         selection = selection or Selection()
-        self.problems, self.partial = selection.apply(
+        self.examples, self.partial = selection.apply(
             read_problems(data_dir), lambda problem: problem.task_id
         )
         decoding = Decoding(
             max_tokens=512, temperature=temperature, top_p=0.95, stop=STOP, n=samples
         )
         self.requests = []
-        for problem in self.problems:
+        for problem in self.examples:
             prompt = problem.prompt
             if chat:
                 # The function's head stands in both turns; generation continues the second.
@@ -104,7 +104,7 @@ class HumanEval(Benchmark):
         if self.samples == 1:
             outputs = [[output] if isinstance(output, str) else output for output in outputs]
         check_outputs(self.requests, outputs, self.samples)
-        verdicts, isolation = judge(self.problems, outputs, self.sandbox)
+        verdicts, isolation = judge(self.examples, outputs, self.sandbox)
         records = []
         for i, request in enumerate(self.requests):
             passed = sum(verdict.passed for verdict in verdicts[i])
@@ -114,7 +114,7 @@ class HumanEval(Benchmark):
                 if k <= self.samples
             }
             results = [verdict.result for verdict in verdicts[i]]
-            target = self.problems[i].entry_point
+            target = self.examples[i].entry_point
             records.append(record(request, list(outputs[i]), results, target, scores))
         return replace(micro(records, {}), scoring={"sandbox": isolation})
 

@@ -101,13 +101,13 @@ class MMLU(Benchmark):
             lambda text: len(tokenizer(text, truncation=False, add_special_tokens=False).input_ids)
         )
         selection = selection or Selection()
-        self.questions, self.partial = selection.apply(read_test(data_dir), lambda q: q.subject)
-        subjects = dict.fromkeys(q.subject for q in self.questions)
-        examples = {subject: read_shots(data_dir, subject, shots) for subject in subjects}
+        self.examples, self.partial = selection.apply(read_test(data_dir), lambda q: q.subject)
+        subjects = dict.fromkeys(q.subject for q in self.examples)
+        demonstrations = {subject: read_shots(data_dir, subject, shots) for subject in subjects}
         decoding = Decoding(max_tokens=1, choices=tuple(f" {letter}" for letter in LETTERS))
         self.requests = [
-            Request(f"{q.subject}/{q.row}", self._prompt(q, examples[q.subject]), decoding)
-            for q in self.questions
+            Request(f"{q.subject}/{q.row}", self._prompt(q, demonstrations[q.subject]), decoding)
+            for q in self.examples
         ]
 
     def _prompt(self, question: Question, shots: Sequence[str]) -> str:
@@ -151,7 +151,7 @@ class MMLU(Benchmark):
         """Score the chosen letters ("A"); breakdown per subject, subcategory and category."""
         check_outputs(self.requests, outputs)
         records = []
-        for request, question, output in zip(self.requests, self.questions, outputs, strict=True):
+        for request, question, output in zip(self.requests, self.examples, outputs, strict=True):
             letter = output.strip()
             if letter not in LETTERS:
                 raise UserError(f"Output of {request.id}: expected A, B, C or D, found {output!r}.")
@@ -161,7 +161,7 @@ class MMLU(Benchmark):
 
     def _breakdown(self, records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         """Subjects under their own name; only categories of which there are questions."""
-        subjects = group_records(records, [q.subject for q in self.questions])
+        subjects = group_records(records, [q.subject for q in self.examples])
         breakdown = {subject: mean_score(members) for subject, members in subjects.items()}
         wider: dict[str, list[dict[str, Any]]] = {}
         for subject, members in subjects.items():

@@ -142,7 +142,7 @@ class TyDiQA(Benchmark):
     ) -> None:
         selection = selection or Selection()
         dev = read_questions(require(data_dir / DEV, "the questions of TyDiQA"))
-        examples, lacking = draw_shots(data_dir, {q.language for q in dev}, shots)
+        demonstrations, lacking = draw_shots(data_dir, {q.language for q in dev}, shots)
         questions, self.partial = selection.apply(dev, lambda q: q.language)
         languages = {q.language for q in questions}
         if without := sorted(languages & lacking):
@@ -151,13 +151,13 @@ class TyDiQA(Benchmark):
         if context:
             cut = Truncation(tokenizer, max_context_tokens)
             questions = cut.apply(questions)
-            examples = {language: cut.apply(examples[language]) for language in languages}
-        self.questions = questions
+            demonstrations = {name: cut.apply(demonstrations[name]) for name in languages}
+        self.examples = questions
         # In chat mode EOS is the only stop.
         decoding = Decoding(max_tokens=50, stop=() if chat else ("\n",))
         self.requests = []
         for question in questions:
-            prompt = render(question, examples[question.language], context)
+            prompt = render(question, demonstrations[question.language], context)
             cue = TEMPLATES[question.language].answer
             prompt = chat_prompt(prompt, cue) if chat else prompt + cue
             self.requests.append(Request(question.id, prompt, decoding))
@@ -171,7 +171,7 @@ class TyDiQA(Benchmark):
         """Score generated texts as SQuAD v1.1 does; breakdown per language."""
         check_outputs(self.requests, outputs)
         records = []
-        for request, question, output in zip(self.requests, self.questions, outputs, strict=True):
+        for request, question, output in zip(self.requests, self.examples, outputs, strict=True):
             parsed = output.strip()
             scores = {
                 "f1": max(f1(parsed, answer) for answer in question.answers),

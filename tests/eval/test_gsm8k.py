@@ -165,5 +165,5 @@ def test_another_release_of_lm_eval_is_not_trusted(folder, monkeypatch):
 
 def test_samples(samples_dir):
     benchmark = build_benchmark("gsm8k", samples_dir / "gsm8k")
-    score = benchmark.score([f"So the answer is {p.answer}." for p in benchmark.problems])
+    score = benchmark.score([f"So the answer is {p.answer}." for p in benchmark.examples])
     assert score.metrics["exact_match"] == 100

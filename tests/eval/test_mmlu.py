@@ -185,6 +185,6 @@ def test_missing_files(folder, tmp_path):
 
 def test_samples(samples_dir):
     benchmark = build_benchmark("mmlu", samples_dir / "mmlu")
-    score = benchmark.score([question.answer for question in benchmark.questions])
+    score = benchmark.score([question.answer for question in benchmark.examples])
     assert score.metrics["exact_match"] == 100
     assert {f"category/{name}" for name in CATEGORIES} <= set(score.breakdown)

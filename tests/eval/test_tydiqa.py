@@ -125,14 +125,14 @@ def test_scores_are_the_reference_s(golden):
 
 def test_subset_of_train_is_whole_for_its_languages_only(shared_dir, smollm2_tokenizer):
     benchmark = build_benchmark("tydiqa", shared_dir / "data/tydiqa", smollm2_tokenizer, limit=9)
-    assert [question.language for question in benchmark.questions] == sorted(TEMPLATES)
+    assert [question.language for question in benchmark.examples] == sorted(TEMPLATES)
     assert benchmark.partial == (
         "limit=9; no shots for arabic, bengali, finnish, indonesian, russian, telugu:"
         " the train file lacks them"
     )
     passages = [
         request.prompt.count(f"\n{TEMPLATES[question.language].passage}")
-        for request, question in zip(benchmark.requests, benchmark.questions, strict=True)
+        for request, question in zip(benchmark.requests, benchmark.examples, strict=True)
     ]
     assert passages == [1, 1, 2, 1, 1, 2, 1, 2, 1]
 
@@ -252,6 +252,6 @@ def test_samples(samples_dir, tiny_model_dir):
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     benchmark = build_benchmark("tydiqa", samples_dir / "tydiqa", tokenizer)
-    score = benchmark.score([question.answers[0] for question in benchmark.questions])
+    score = benchmark.score([question.answers[0] for question in benchmark.examples])
     assert score.metrics == {"f1": 100, "exact_match": 100}
     assert set(score.breakdown) == set(TEMPLATES)
