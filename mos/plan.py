@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from pydantic import PositiveInt
-from rich.table import Table
+from pydantic import AfterValidator, PositiveInt
 
 from mos.adapters import row_label
+from mos.budget import parameters, show, sized
 from mos.cli import command
 from mos.config import resolved, validate
 from mos.console import console, note, say
+from mos.errors import UserError
+from mos.plan_tables import plan_table, total_line
 from mos.schema import Strict, check
 
 if TYPE_CHECKING:
@@ -177,65 +180,6 @@ def serving(anatomy: Anatomy, method: str, users: int) -> dict[str, Any]:
     }
 
 
-def plan_table(plans: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Table:
-    """One plan as a list for a terminal, or several as the rows of a table."""
-    if isinstance(plans, Mapping):
-        table = _plan_list(plans)
-        paper = plans["serving"]["paper"]
-    else:
-        table = _plan_rows(plans)
-        paper = plans[0]["serving"]["paper"]
-    product = " * ".join(f"{value:,}" for value in paper["factors"].values())
-    table.caption = (
-        f"the paper's {size(paper['bytes'])} = {product}\n  = {paper['formula']}\n"
-        f"  ({paper['assumptions']})"
-    )
-    table.title_justify = table.caption_justify = "left"
-    return table
-
-
-def _plan_list(one: Mapping[str, Any]) -> Table:
-    table = Table(title=f"plan: {_name(one)}, {one['model']}", box=None, show_header=False)
-    table.add_row("trainable parameters", f"{one['trainable_parameters']:,}")
-    sizes = {
-        "adapter on disk": "adapter_bytes",
-        "the same as a LoRA": "lora_bytes",
-        "base weights": "weights_bytes",
-        "gradients": "gradient_bytes",
-        "optimizer state": "optimizer_bytes",
-        "activations": "activation_bytes",
-        "peak memory, about": "peak_memory_bytes",
-        "disk": "disk_bytes",
-    }
-    for title, key in sizes.items():
-        table.add_row(title, size(one[key]))
-    fits = "yes" if one["fits"] else "NO"
-    memory = f"{one['device_memory_bytes'] / GIB:.0f} GiB"
-    table.add_row("fits", f"{fits}, of {memory} ({one['device']})")
-    table.add_row("training, roughly", duration(one["seconds"]))
-    for kind, total in one["serving"]["bytes"].items():
-        table.add_row(f"{one['serving']['users']:,} users, {kind}", size(total))
-    return table
-
-
-def _plan_rows(plans: Sequence[Mapping[str, Any]]) -> Table:
-    users = f"{plans[0]['serving']['users']:,} users"
-    table = Table(title="plans", box=None, padding=(0, 1, 0, 0))
-    for title in ("job", "parameters", "adapter", "as LoRA", "peak", "fits", "training", users):
-        table.add_column(title.replace(" ", "\n"), justify="left" if title == "job" else "right")
-    varying = [key for key in ("model", "experiment") if len({one[key] for one in plans}) > 1]
-    for one in plans:
-        table.add_row(
-            ", ".join([_name(one), *(one[key] for key in varying)]),
-            f"{one['trainable_parameters']:,}",
-            *(size(one[key]) for key in ("adapter_bytes", "lora_bytes", "peak_memory_bytes")),
-            "yes" if one["fits"] else "NO",
-            duration(one["seconds"]),
-            size(one["serving"]["bytes"]["native"]),
-        )
-    return table
-
-
 def sweep_total(plans: Sequence[Mapping[str, Any]], slots: int) -> dict[str, Any]:
     """What the members of a sweep take together.
 
@@ -260,52 +204,18 @@ def sweep_total(plans: Sequence[Mapping[str, Any]], slots: int) -> dict[str, Any
     }
 
 
-def total_line(total: Mapping[str, Any]) -> str:
-    """`sweep_total` in words."""
-    hours, each = (
-        duration(None if total[key] is None else 3600 * total[key])
-        for key in ("hours", "hours_per_slot")
-    )
-    fits = ", ".join(f"{n} on a GPU of {name}" for name, n in total["fits"].items())
-    return (
-        f"{total['members']} members: training {hours} in all, {each} for each of"
-        f" {total['slots']} at once; disk {size(total['disk_bytes'])}; fit: {fits}"
-    )
-
-
-def _name(one: Mapping[str, Any]) -> str:
-    return one["label"] + ("" if one["rank"] is None else f" r={one['rank']}")
-
-
-def size(count: float | None) -> str:
-    """Decimal units, as the paper counts: 3.36 TB."""
-    if count is None:
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 class Options(Strict):
     """The keys of configs/plan.yaml beside those of mos.train."""
 
     format: Literal["table", "json"]
     users: PositiveInt
     slots: PositiveInt
+    budget: Annotated[str | int | float | None, AfterValidator(lambda b: b and parameters(b))]
+    methods: list[str]
 
 
 class Plans(Callback):
-    """Prints the plans of a sweep's members, when all are there."""
+    """Prints the plans of a sweep's members, or the settings for a budget, when all are there."""
 
     def __init__(self) -> None:
         self.plans: list[tuple[Options, dict[str, Any]]] = []
@@ -319,8 +229,15 @@ class Plans(Callback):
             return
         options, plans = self.plans[0][0], [plan for _, plan in self.plans]
         if options.format == "json":
-            total = {"plans": plans, "total": sweep_total(plans, options.slots)}
-            print(json.dumps(plans[0] if len(plans) == 1 else total, indent=2))
+            several = (
+                {"plans": plans, "total": sweep_total(plans, options.slots)}
+                if options.budget is None
+                else plans
+            )
+            print(json.dumps(plans[0] if len(plans) == 1 else several, indent=2))
+        elif options.budget is not None:
+            for found in plans:
+                show(**found)
         else:
             console.print(plan_table(plans[0] if len(plans) == 1 else plans))
             if len(plans) > 1:
@@ -335,8 +252,21 @@ def main(cfg: DictConfig) -> tuple[Options, dict[str, Any]]:
     check(values, Options)
     options = Options(**values)
     job = validate(OmegaConf.create(config))
+    if options.budget is not None:
+        return options, _for_budget(job, options.budget, options.methods)
+    if options.methods:
+        raise UserError("methods= are those that a budget is searched for: add budget=0.6M.")
     note(f"counting {job['adapter']['method']} on {job['model']['name']}")
     return options, plan(job, options.users)
+
+
+def _for_budget(job: Mapping[str, Any], budget: Any, methods: Sequence[str]) -> dict[str, Any]:
+    overrides = HydraConfig.get().overrides.task
+    if chosen := [text for text in overrides if text.startswith("adapter=")]:
+        raise UserError(f"{chosen[0]} has no effect beside budget=: use methods=[...].")
+    fixed = [text for text in overrides if text.lstrip("+").startswith("adapter.")]
+    found = list(sized(job, budget, methods, fixed))
+    return {"budget": budget, "model": job["model"]["name"], "methods": found}
 
 
 if __name__ == "__main__":

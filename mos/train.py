@@ -204,7 +204,8 @@ def outcome_recorded(run: Run) -> Iterator[None]:
 
 def print_plan(config: Mapping[str, Any], run: Run) -> None:
     """What a dry run shows: the config, the run's folder and state, costs, what is missing."""
-    from mos.plan import plan, plan_table
+    from mos.plan import plan
+    from mos.plan_tables import plan_table
     from mos.preflight import missing
 
     console.print(config_tree(config, "config"))

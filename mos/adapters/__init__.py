@@ -18,6 +18,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, field_validator
 
+from mos.adapters.sizes import (
+    RANKS,
+    Search,
+    by_rank,
+    lokr_sizes,
+    mos_sizes,
+    randlora_sizes,
+    unilora_sizes,
+    vblora_sizes,
+)
 from mos.errors import MissingFileError, UserError, unknown
 from mos.schema import Strict, check, dataclass_model
 
@@ -72,6 +82,7 @@ class Method:
         variants: row name -> colour of those variants that plots tell apart.
         on_quantized: whether it trains on a quantised base.
         merges: whether the update can be added to the base's weights. Without, no engine serves it.
+        sizes: which of its settings a number of trainable parameters is searched in.
     """
 
     config: str | None
@@ -80,6 +91,7 @@ class Method:
     variants: Mapping[str, str] = field(default_factory=dict)
     on_quantized: bool = True
     merges: bool = True
+    sizes: Search = RANKS
 
     @property
     def config_cls(self) -> type[PeftConfig] | None:
@@ -139,18 +151,24 @@ LORA_VARIANTS = {"rsLoRA": "#003f73", "DoRA": "#7f9fc6"}
 
 # The colours are told apart by the colour-blind too (Okabe and Ito's palette, then Paul Tol's).
 METHODS: dict[str, Method] = {
-    "mos": Method("mos.adapters.mos:MosConfig", _mos_label, "#d55e00", MOS_VARIANTS),
+    "mos": Method(
+        "mos.adapters.mos:MosConfig", _mos_label, "#d55e00", MOS_VARIANTS, sizes=mos_sizes
+    ),
     "lora": Method("peft:LoraConfig", _lora_label, "#0072b2", LORA_VARIANTS),
-    "prolora": Method("mos.adapters.prolora:ProloraConfig", "PRoLoRA", "#009e73"),
+    "prolora": Method(
+        "mos.adapters.prolora:ProloraConfig", "PRoLoRA", "#009e73", sizes=by_rank("unshared_rank")
+    ),
     "tied_lora": Method("mos.adapters.tied_lora:TiedLoraConfig", "Tied LoRA", "#e69f00"),
     "vera": Method("peft:VeraConfig", "VeRA", "#cc79a7"),
     "miss": Method("peft:MissConfig", _miss_label, "#56b4e9"),
-    "rasa": Method("mos.adapters.rasa:RasaConfig", "RaSA", "#882255"),
-    "vblora": Method("peft:VBLoRAConfig", "VB-LoRA", "#332288"),
-    "unilora": Method("peft:UniLoraConfig", "Uni-LoRA", "#44aa99", on_quantized=False),
+    "rasa": Method("mos.adapters.rasa:RasaConfig", "RaSA", "#882255", sizes=by_rank("shared_rank")),
+    "vblora": Method("peft:VBLoRAConfig", "VB-LoRA", "#332288", sizes=vblora_sizes),
+    "unilora": Method(
+        "peft:UniLoraConfig", "Uni-LoRA", "#44aa99", on_quantized=False, sizes=unilora_sizes
+    ),
     "lily": Method("peft:LilyConfig", "Lily", "#f0e442", merges=False),
-    "randlora": Method("peft:RandLoraConfig", "RandLoRA", "#aa4499"),
-    "lokr": Method("peft:LoKrConfig", "LoKr", "#999933", on_quantized=False),
+    "randlora": Method("peft:RandLoraConfig", "RandLoRA", "#aa4499", sizes=randlora_sizes),
+    "lokr": Method("peft:LoKrConfig", "LoKr", "#999933", on_quantized=False, sizes=lokr_sizes),
     "hira": Method("peft:HiraConfig", "HiRA", "#cc6677"),
     "none": Method(None, _vanilla_label, "#9ca3af"),
     "full": Method(None, "Full fine-tuning", "#111827", on_quantized=False),

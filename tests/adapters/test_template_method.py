@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import mos.adapters
 import mos.config
 from mos.adapters import METHODS, Method, rank, row_label
+from mos.budget import sized
 from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.export import merge, to_lora
@@ -68,6 +69,12 @@ def test_a_job_validates_plans_trains_and_is_named(tmp_path):
     assert row_label(cfg.adapter) == "DiLoRA"
     assert rank(cfg.adapter) == 2
     assert METHODS["dilora"].colour == "#117733"
+
+
+def test_its_rank_is_found_for_a_budget():
+    (found,) = sized(validate(compose_config(JOB)), 20_000, ["dilora"])
+    assert found["overrides"] == ["adapter=dilora", "adapter.r=2"]
+    assert found["trainable_parameters"] == 2 * (8192 + 8 * 7)  # A and B, and d of each layer
 
 
 def test_its_update_is_what_the_page_says(method):

@@ -16,7 +16,8 @@ from mos.activations import activations
 from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.estimate import count, weights_bytes
-from mos.plan import duration, plan, plan_table, size, sweep_total
+from mos.plan import plan, sweep_total
+from mos.plan_tables import duration, plan_table, size
 
 SEVEN_B = ["scale=paper", "+experiment=superni_mmlu"]
 
