@@ -105,6 +105,7 @@ class Data(Strict):
     source: str
     max_seq_length: PositiveInt
     eval_size: NonNegativeInt
+    test_size: NonNegativeInt
     seed: NonNegativeInt
     max_rows: PositiveInt | None
     on_bad_row: Literal["error", "skip"]

@@ -67,6 +67,8 @@ def training_identity(config: Mapping[str, Any], model_id: str) -> dict[str, Any
         **config["data"],
         "source": source_hash(config["data"]["source"], config["paths"]["cache_dir"]),
     }
+    if not data["test_size"]:  # which earlier versions did not have
+        del data["test_size"]
     trainer = {k: v for k, v in config["trainer"].items() if k not in BOOKKEEPING}
     return {
         "model": [model_id, config["model"]["pad_token"]],

@@ -221,12 +221,12 @@ def main(cfg: DictConfig) -> float:
     """Train; in a sweep, note what became of this member and let the others go on.
 
     Returns:
-        The held-out loss, which sweepers such as Optuna minimise; infinite where there is none.
+        The evaluation loss, which sweepers such as Optuna minimise; infinite where there is none.
     """
     start_member()
     try:
-        results = train(cfg) or {}
-        return results.get("metrics", {}).get("heldout", {}).get("loss", math.inf)
+        trained = (train(cfg) or {}).get("train") or {}
+        return math.inf if trained.get("eval_loss") is None else trained["eval_loss"]
     except KeyboardInterrupt:
         end_member("interrupted")
         raise

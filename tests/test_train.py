@@ -27,7 +27,7 @@ from mos.train import train
 from tests import tiny_job
 from tests.tiny_job import run_cli
 
-TINY = ["+experiment=superni_mmlu", "adapter.r=8", *tiny_job.TINY]
+TINY = ["+experiment=superni_mmlu", "adapter.r=8", *tiny_job.TINY, "data.test_size=6"]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,9 @@ def test_a_run_ends_in_results_of_schema_1(results, paths):
     assert results["method"]["adapter_bytes"] == file.stat().st_size
     assert results["train"]["steps"] == 2
     assert set(results["metrics"]) == {"heldout", "mmlu", "tydiqa"}
-    assert results["metrics"]["heldout"]["loss"] == results["train"]["eval_loss"]
-    assert results["metrics"]["heldout"]["n"] == 8
+    held_out = json.loads((run.path / "eval" / "heldout" / "metrics.json").read_text())
+    assert (held_out["n"], held_out["step"]) == (6, 2)
+    assert results["metrics"]["heldout"]["loss"] != results["train"]["eval_loss"]
     assert results["train"]["eval_loss_before"] > results["train"]["eval_loss"]
     assert results["metrics"]["mmlu"]["n"] == 4
     assert "4" in results["metrics"]["mmlu"]["partial"]

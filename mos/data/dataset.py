@@ -55,6 +55,7 @@ class TrainingData:
     Attributes:
         train: columns input_ids, attention_mask, labels, length.
         eval: the same columns; None for `eval_size=0`.
+        test: the same columns, of rows that no choice was made on; None for `test_size=0`.
         collator: rows -> padded batch.
         fingerprint: hash of files, tokenizer, options and code.
         statistics: see `Statistics`, plus `train_rows` and `eval_rows`.
@@ -63,6 +64,7 @@ class TrainingData:
 
     train: Dataset
     eval: Dataset | None
+    test: Dataset | None
     collator: Collator
     fingerprint: str
     statistics: dict[str, Any]
@@ -79,7 +81,8 @@ class TrainingData:
             f" {counts['truncated']:,} truncated"
             + (f", {beyond:,} beyond data.max_rows" if beyond else "")
             + f"; {origin}",
-            f"{counts['train_rows']:,} training examples, {counts['eval_rows']:,} held out",
+            f"{counts['train_rows']:,} training examples, {counts['eval_rows']:,} held out"
+            + (f", {counts['test_rows']:,} more of them for the test" if self.test else ""),
         ]
         for what, key in (
             ("skipped", "bad_rows"),
@@ -99,6 +102,7 @@ def load_training_data(
     cache_dir: str | Path,
     max_seq_length: int = 512,
     eval_size: int = 1024,
+    test_size: int = 0,
     seed: int = 42,
     max_rows: int | None = None,
     on_bad_row: OnBadRow = "error",
@@ -114,6 +118,7 @@ def load_training_data(
         cache_dir: where encoded corpora are kept.
         max_seq_length: tokens after which a row is cut.
         eval_size: rows held out, as the reference holds out 1024; 0 for none.
+        test_size: further rows held out, drawn after those.
         seed: of conversion, `max_rows` and split; the reference's is 42 whatever the run's seed.
         max_rows: a random subset of the converted rows, in their order; None for all.
         on_bad_row: "error" raises the first bad row, "skip" counts and reports them.
@@ -122,7 +127,7 @@ def load_training_data(
 
     Raises:
         MissingFileError, DataError: as `check_source` and by bad rows.
-        UserError: an unsafe tokenizer, or fewer rows than `eval_size` needs.
+        UserError: an unsafe tokenizer, or fewer rows than are held out.
     """
     if chat_tokens:
         tokenizers.add_chat_tokens(tokenizer)
@@ -157,15 +162,18 @@ def load_training_data(
     entry = build_once(Path(cache_dir) / "training_data" / hash_json(identity)[:24], build)
     statistics = json.loads((entry / STATISTICS).read_text())
     rows = Dataset.from_file(str(entry / ROWS))
-    for_training, for_eval = split_indices(len(rows), eval_size, seed)
-    statistics |= {"train_rows": len(for_training), "eval_rows": len(for_eval)}
-    identity |= {"eval_size": eval_size}
+    parts = split_indices(len(rows), eval_size, test_size, seed)
+    names = ("train_rows", "eval_rows", "test_rows")
+    statistics |= {name: len(part) for name, part in zip(names, parts, strict=True)}
+    identity |= {"eval_size": eval_size} | ({"test_size": test_size} if test_size else {})
     fingerprint = hash_json(identity)[:24]
-    train = rows.select(for_training, keep_in_memory=True)
-    held_out = rows.select(for_eval, keep_in_memory=True) if eval_size else None
+    train, *held_out = (
+        rows.select(part, keep_in_memory=True) if len(part) else None for part in parts
+    )
+    assert train is not None
     assert tokenizer.pad_token_id is not None
     collator = Collator(tokenizer.pad_token_id)
-    return TrainingData(train, held_out, collator, fingerprint, statistics, cached=not built)
+    return TrainingData(train, *held_out, collator, fingerprint, statistics, cached=not built)
 
 
 def _examples(
@@ -244,23 +252,25 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
-def split_indices(count: int, eval_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are trained on and which are held out: the draws of `Dataset.train_test_split`.
+def split_indices(
+    count: int, eval_size: int, test_size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows to train on, to evaluate and to test: the draws of `Dataset.train_test_split`.
 
     Without rows to hold out, the order stays that of the corpus.
 
     Raises:
-        UserError: fewer rows than `eval_size` needs.
+        UserError: fewer rows than are held out.
     """
-    if eval_size == 0:
-        return np.arange(count), np.arange(0)
-    if not 0 < eval_size < count:
+    held_out = eval_size + test_size
+    if held_out >= count:
+        tested = f" and data.test_size={test_size}" if test_size else ""
         raise UserError(
-            f"data.eval_size={eval_size}, but the corpus has {count} rows: set it to at most"
-            f" {count - 1}, or to 0 to hold out none."
+            f"data.eval_size={eval_size}{tested}, but the corpus has {count} rows: hold out at most"
+            f" {count - 1}, or none with 0."
         )
-    order = np.random.default_rng(seed).permutation(count)
-    return order[eval_size:], order[:eval_size]
+    order = np.random.default_rng(seed).permutation(count) if held_out else np.arange(count)
+    return order[held_out:], order[:eval_size], order[eval_size:held_out]
 
 
 def _nothing_left(

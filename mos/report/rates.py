@@ -124,8 +124,10 @@ def rates_sheet(runs: Runs, curves: Sequence[Curve]) -> Sheet:
         "Validation loss (nats per token) by learning rate: mean ±standard deviation (seeds). "
         "Bold: the best rate. (edge): at the edge of the grid, a better rate may lie outside.",
     ]
-    if column is HELDOUT:
-        notes.append("Rates are chosen on the examples that the held-out loss is of.")
+    if column is HELDOUT and not runs.frame.get("data.test_size", pd.Series([0])).fillna(0).all():
+        notes.append(
+            "Without data.test_size, rates are chosen on the examples that the held-out loss is of."
+        )
     frame, style = pd.DataFrame(rows, columns=header), pd.DataFrame(marks, columns=header)
     return Sheet("Learning rates", frame, style, notes, texts=2)
 

@@ -84,13 +84,15 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         checkpoint = newest_valid(run.checkpoint_dir)
     with stop.listening():
         train = run_trainer(trainer, run, checkpoint)
+        rows = data.eval if data.test is None else data.test
+        losses = None if rows is None else trainer.measure(rows)
     save_adapter(trainer, run.adapter_dir)
     base_sha256 = fingerprint(model_dir, config["paths"]["cache_dir"])
     if is_main_process():
         write_origin(run.adapter_dir, config, base_sha256)
     record(config, run, trainable, train, n_blocks=model.config.num_hidden_layers)
-    if trainer.heldout is not None and is_main_process():
-        heldout = write_heldout(run.path, data.eval, trainer.heldout, config["data"])
+    if losses is not None and is_main_process():
+        heldout = write_heldout(run.path, rows, losses, config["data"])
         run.write_results({"heldout": heldout})
     if is_main_process():
         write_card(run)
@@ -140,14 +142,14 @@ def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) ->
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint))
     seconds = trainer.loss_log.seconds()
-    trainer.measure()
+    heldout = None if trainer.eval_dataset is None else trainer.measure(trainer.eval_dataset)
     lines = read_losses(run.path / "loss.jsonl")
     logged = [(0, 0.0)] + [(line["step"], line["loss"]) for line in lines if "loss" in line]
     total = sum(loss * (at - since) for (since, _), (at, loss) in pairwise(logged))
     return {
         "steps": trainer.state.global_step,
         "train_loss": total / logged[-1][0],
-        "eval_loss": trainer.heldout.loss if trainer.heldout else None,
+        "eval_loss": heldout.loss if heldout else None,
         "eval_loss_before": next(
             (line["eval_loss"] for line in lines if line["step"] == 0 and "eval_loss" in line), None
         ),

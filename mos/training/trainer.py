@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils.constants import FSDP_MODEL_NAME, OPTIMIZER_NAME
+from datasets import Dataset
 from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 from transformers import (
@@ -97,20 +97,17 @@ class CrashSafeTrainer(Trainer):
 
     def keep_heldout(self, evaluated: EvalPrediction) -> dict[str, float]:
         """`compute_metrics` of this trainer: what becomes `eval_loss`."""
-        in_order = np.argsort(self.eval_order)
+        in_order = np.argsort(self._eval_order)
         nll, tokens = evaluated.predictions[in_order], evaluated.label_ids[in_order]
         self.heldout = HeldOut(self.state.global_step, nll.tolist(), tokens.tolist())
         check_finite("held-out loss", self.heldout.loss, self.state.global_step, self.args)
         return {"loss": self.heldout.loss}
 
-    @cached_property
-    def eval_order(self) -> list[int]:
-        """Held-out examples, the longest first: batches have little padding."""
-        lengths = self.eval_dataset["length"][:]
-        return sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-
     def _get_eval_sampler(self, eval_dataset):
-        return self.eval_order
+        """The longest first: batches have little padding."""
+        lengths = eval_dataset["length"][:]
+        self._eval_order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+        return self._eval_order
 
     def _get_train_sampler(self, train_dataset=None):
         if self.args.train_sampling_strategy != "group_by_length":
@@ -144,13 +141,20 @@ class CrashSafeTrainer(Trainer):
             self._load_best_model()
         self.loss_log.take_up(self.state)
 
-    def measure(self) -> None:
-        """Measure the held-out losses of the weights that the training ends with."""
+    def measure(self, rows: Dataset) -> HeldOut:
+        """The losses of the weights that the training ended with; each forward pass is made once.
+
+        Args:
+            rows: the evaluation's examples, or others.
+        """
         best = self.args.load_best_model_at_end
         step = (self.state.best_global_step if best else None) or self.state.global_step
-        if self.eval_dataset is not None and (self.heldout is None or self.heldout.step != step):
-            self.predict(self.eval_dataset)
-            self.heldout = replace(self.heldout, step=step)  # type: ignore[type-var]
+        known = self.heldout
+        if rows is self.eval_dataset and known is not None and known.step == step:
+            return known
+        self.predict(rows)
+        assert self.heldout is not None
+        return replace(self.heldout, step=step)
 
     def _save_checkpoint(self, model, trial) -> None:
         for name, weight in model.named_parameters():

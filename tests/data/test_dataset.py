@@ -48,9 +48,8 @@ def load(tiny_tokenizer, tmp_path):
 
 
 def test_rows_are_the_encoded_conversations(load, tiny_tokenizer, tmp_path):
-    data = load(max_seq_length=70)
-    assert len(data.train) == 30
-    assert len(data.eval) == 10
+    data = load(max_seq_length=70, test_size=5)
+    assert (len(data.train), len(data.eval), len(data.test)) == (25, 10, 5)
     assert set(data.train.column_names) == {"input_ids", "attention_mask", "labels", "length"}
     expected = {}
     for line in (tmp_path / "rows.jsonl").read_text().splitlines():
@@ -61,7 +60,7 @@ def test_rows_are_the_encoded_conversations(load, tiny_tokenizer, tmp_path):
         ]
         encoded = encode_messages(messages, tiny_tokenizer, 70)
         expected[tuple(encoded["input_ids"])] = encoded
-    for row in [*data.train, *data.eval]:
+    for row in [*data.train, *data.eval, *data.test]:  # none of them in two parts
         encoded = expected.pop(tuple(row["input_ids"]))
         assert row["labels"] == encoded["labels"]
         assert row["attention_mask"] == encoded["attention_mask"]
@@ -94,10 +93,10 @@ def test_statistics(load, tmp_path):
 
 def test_golden_split(golden):
     vectors = golden("train_encoding_smollm2")["train_eval_split"]
-    train, held_out = split_indices(50, 10, 42)
+    train, held_out, _ = split_indices(50, 10, 0, 42)
     assert held_out.tolist() == vectors["n50_test10_seed42"]["test"]
     assert train.tolist() == vectors["n50_test10_seed42"]["train"]
-    train, held_out = split_indices(3000, 1024, 42)
+    train, held_out, _ = split_indices(3000, 1024, 0, 42)
     for part, name in ((held_out, "test"), (train, "train")):
         digest = hashlib.sha256(",".join(map(str, part)).encode()).hexdigest()
         assert digest == vectors["n3000_test1024_seed42"][f"{name}_sha256_csv"]
@@ -105,9 +104,9 @@ def test_golden_split(golden):
 
 def test_split_is_that_of_datasets():
     theirs = Dataset.from_dict({"i": range(77)}).train_test_split(test_size=13, seed=5)
-    train, held_out = split_indices(77, 13, 5)
+    train, *held_out = split_indices(77, 10, 3, 5)
     assert train.tolist() == theirs["train"]["i"][:]
-    assert held_out.tolist() == theirs["test"]["i"][:]
+    assert [*held_out[0], *held_out[1]] == theirs["test"]["i"][:]
 
 
 def test_golden_collator(golden, smollm2_tokenizer):
