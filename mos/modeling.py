@@ -26,6 +26,7 @@ from mos.errors import UserError
 from mos.files import fingerprint, hash_json
 from mos.folders import build_once
 from mos.model_check import load_config
+from mos.processor import products_in
 
 
 def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrainedTokenizerBase:
@@ -86,8 +87,14 @@ def skeleton(model: Mapping[str, Any]) -> PreTrainedModel | None:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def quantization_config(quantization: Mapping[str, Any]) -> BitsAndBytesConfig | None:
-    """The bitsandbytes settings of a `quantization` config group; None for unquantised weights."""
+def quantization_config(
+    quantization: Mapping[str, Any], products: str | None = None
+) -> BitsAndBytesConfig | None:
+    """The bitsandbytes settings of a `quantization` config group; None for unquantised weights.
+
+    Args:
+        products: type of the matrix products; None for the group's `compute_dtype`.
+    """
     bits = quantization["bits"]
     if bits is None:
         return None
@@ -99,7 +106,7 @@ def quantization_config(quantization: Mapping[str, Any]) -> BitsAndBytesConfig |
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization["quant_type"],
         bnb_4bit_use_double_quant=quantization["double_quant"],
-        bnb_4bit_compute_dtype=getattr(torch, quantization["compute_dtype"]),
+        bnb_4bit_compute_dtype=getattr(torch, products or quantization["compute_dtype"]),
     )
 
 
@@ -107,6 +114,8 @@ def load_base(
     path: str | Path, quantization: Mapping[str, Any], device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
     """Load a model onto one device, quantised as configured.
+
+    Products are made in `mos.processor.products_in` of `compute_dtype`.
 
     Args:
         path: folder from `resolve_model`.
@@ -116,15 +125,19 @@ def load_base(
     """
     from mos.adapters.quantized import keep_4bit_weights_unpacked
 
+    products = products_in(quantization["compute_dtype"], torch.device(device).type)
     model = AutoModelForCausalLM.from_pretrained(
         path,
-        quantization_config=quantization_config(quantization),
+        quantization_config=quantization_config(quantization, products),
         dtype=getattr(torch, quantization["compute_dtype"]),
         device_map={"": torch.device(device)},
         trust_remote_code=False,
     )
     model.config.use_cache = False
     keep_4bit_weights_unpacked(model)
+    for parameter in model.parameters():
+        if parameter.dtype == getattr(torch, quantization["compute_dtype"]):
+            parameter.data = parameter.data.to(getattr(torch, products))
     return model
 
 

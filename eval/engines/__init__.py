@@ -22,6 +22,7 @@ from eval.engines.base import (
 )
 from mos.console import say
 from mos.errors import UserError
+from mos.processor import products_in
 
 __all__ = [
     "Engine",
@@ -43,6 +44,7 @@ def engine_settings(
     model_dir: str | Path,
     *,
     dtype: str = "auto",
+    stored: str | None = None,
     max_model_len: int | None = None,
     device: str = "auto",
     batch_invariant: bool | None = None,
@@ -54,7 +56,9 @@ def engine_settings(
     Args:
         name: "vllm", "transformers", or "auto": vLLM where it is installed for this machine.
         model_dir: a model folder; its config bounds `max_model_len` and gives an "auto" dtype.
-        dtype: "auto", "bfloat16", "float16" or "float32".
+        dtype: "bfloat16", "float16", "float32", or "auto": `stored`, or what the processor is fast
+            in instead.
+        stored: type of the weights; None for what the model's config says.
         max_model_len: longest prompt plus output; at most what the model has positions for, and
             all of it if None.
         device: "cuda", "cpu", or "auto": the GPU if there is one.
@@ -83,7 +87,8 @@ def engine_settings(
         batch_invariant = on_gpu and wanted and torch.cuda.get_device_capability() >= (9, 0)
     config = json.loads((Path(model_dir) / "config.json").read_text("utf-8"))
     if dtype == "auto":
-        dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        stored = stored or config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        dtype = products_in(stored, device)
     longest = config.get("max_position_embeddings", 4096)
     return EngineSettings(
         engine=name,

@@ -158,7 +158,8 @@ def _prepare(
         evaluation["engine"],
         folder,
         device=subject.config["device"],
-        dtype=_dtype(served, evaluation),
+        dtype=evaluation["dtype"],
+        stored=_stored(served, evaluation),
         max_model_len=evaluation["max_model_len"],
         gpu_memory_utilization=evaluation["gpu_memory_utilization"],
         batch_size=evaluation["batch_size"],
@@ -185,10 +186,10 @@ def _check_adapter_is_its_own(subject: Subject, weights: Weights) -> None:
         )
 
 
-def _dtype(model: Model, evaluation: Mapping[str, Any]) -> str:
+def _stored(model: Model, evaluation: Mapping[str, Any]) -> str | None:
     """Dequantised bases are kept in bfloat16, whatever the original is in."""
     dequantised = model.quantization["bits"] is not None and evaluation["weights"] != "original"
-    return "bfloat16" if evaluation["dtype"] == "auto" and dequantised else evaluation["dtype"]
+    return "bfloat16" if dequantised else None
 
 
 def _by_engine(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:

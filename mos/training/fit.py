@@ -29,6 +29,7 @@ from mos.identity import model_identity
 from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer
 from mos.preflight import choose_device
+from mos.processor import products_in
 from mos.runs import Run, read_losses
 from mos.training.checkpoints import newest_valid
 from mos.training.distributed import check_sharding, process_state
@@ -76,7 +77,12 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     set_seed(config["seed"])
     model: Any = load_model(config, model_dir, tokenizer, state.device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say(f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device}")
+    products = products_in(config["quantization"]["compute_dtype"], device)
+    say(
+        f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device} in"
+        f" {products}"
+    )
+    run.update_manifest(products=products)
     stop = StopOnSignal(run)
     patience = config["trainer"].get("early_stopping_patience")
     trainer = build_trainer(model, tokenizer, data, arguments, run, stop, patience)

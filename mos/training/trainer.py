@@ -30,6 +30,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
+from mos.processor import products_in
 from mos.runs import Run
 from mos.training.checkpoints import rotate, seal
 from mos.training.heldout import HeldOut, example_losses
@@ -105,7 +106,7 @@ class CrashSafeTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset):
         """The longest first: batches have little padding."""
-        lengths = eval_dataset["length"][:]
+        lengths = [len(ids) for ids in eval_dataset["input_ids"]]
         self._eval_order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
         return self._eval_order
 
@@ -239,6 +240,8 @@ def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> Trai
     if device == "cpu":
         # Only read on a GPU; transformers refuses it elsewhere.
         options.pop("tf32", None)
+        if options.get("bf16"):
+            options["bf16"] = products_in("bfloat16", device) == "bfloat16"
     if options.get("gradient_checkpointing"):
         # Reentrant checkpointing gives shared pools silently wrong gradients under DDP.
         options.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})

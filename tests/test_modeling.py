@@ -1,0 +1,33 @@
+"""Base models as they are loaded."""
+
+from __future__ import annotations
+
+import bitsandbytes
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mos.modeling import dequantize_weight, load_base
+from mos.processor import products_in
+
+NF4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("bits", [4, None])
+def test_without_bfloat16_the_same_weights_are_multiplied_in_float32(
+    bits, tiny_model_dir, monkeypatch
+):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert products_in("bfloat16", "cpu") == "float32"
+    assert products_in("bfloat16", "cuda") == "bfloat16"
+    assert products_in("float16", "cpu") == "float16"
+    quantization = {**NF4, "bits": bits}
+    ids = torch.arange(3, 23)[None]
+    model = load_base(tiny_model_dir, quantization)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16).float()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, bitsandbytes.nn.Linear4bit):
+                module.weight.quant_state.dtype = torch.float32
+                plain.get_parameter(f"{name}.weight").copy_(dequantize_weight(module))
+    torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
