@@ -39,8 +39,8 @@ def write_card(run: Run) -> None:
     try:
         if not file.exists() or _is_untouched(file.read_text("utf-8", errors="replace")):
             write_atomically(file, _marked(str(_card(run))))
-    except OSError as error:
-        say(f"{file} was not written: {error.strerror}")
+    except Exception as error:  # a full disk, or a manifest of an earlier version
+        say(f"{file} was not written: {error}")
 
 
 def carry_card(adapter_dir: Path, out_dir: Path, form: Literal["lora", "merged"]) -> None:

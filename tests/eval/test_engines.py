@@ -28,6 +28,7 @@ from eval.engines import (
 )
 from eval.engines.vllm import VllmEngine
 from mos.errors import UserError
+from mos.processor import products_in
 
 CHOICES = (" A", " B", " C", " D")
 PROBE = Path(__file__).with_name("vllm_probe.py")
@@ -273,11 +274,11 @@ def test_auto_falls_back_in_one_line(tiny_model_dir, monkeypatch, capsys):
 
 def test_numerics_hold_what_changes_outputs_and_nothing_else(tiny_model_dir):
     settings = engine_settings("transformers", tiny_model_dir)
-    assert settings.dtype == "bfloat16"
+    assert settings.dtype == products_in("bfloat16", settings.device)
     assert settings.max_model_len == 8192
     same = replace(settings, gpu_memory_utilization=0.5, longest_request=900, max_lora_rank=8)
     assert same.numerics() == settings.numerics()
-    for change in ({"dtype": "float32"}, {"seed": 1}, {"max_model_len": 99}, {"batch_size": 1}):
+    for change in ({"dtype": "float16"}, {"seed": 1}, {"max_model_len": 99}, {"batch_size": 1}):
         assert replace(settings, **change).numerics() != settings.numerics()
 
 
