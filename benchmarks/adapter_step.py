@@ -4,10 +4,11 @@
     python benchmarks/adapter_step.py --scale 7b --bases nf4 --checkpointing on --batches 16x512
     python benchmarks/adapter_step.py --scale tiny --rounds 3 --batches 2x16      # seconds
 
-A step is forward, backward and AdamW under bfloat16 autocast, on a randomly initialised LLaMA. The
-two models live in one process and take turns, LoRA first in one round and MoS first in the next;
-the result is the median of the ratios of a round, with a 95% bootstrap interval. `--clock cpu`
-counts the process's CPU time instead, for machines that are busy with other work.
+A step is forward, backward and AdamW under bfloat16 autocast (in float32 on a processor without
+bfloat16), on a randomly initialised LLaMA. The floor is the frozen base without an adapter, with
+gradients through its blocks. The three models live in one process and take turns, in an order that
+rotates; the result is the median of the ratios of a round, with a 95% bootstrap interval. `--clock
+cpu` counts the process's CPU time instead, for machines that are busy with other work.
 
 Peak memory is what a step allocates at most, plus the adapter and its optimizer: without the frozen
 base. Launches are the kernels that make A and B ready and reduce their gradients; the products with
@@ -23,9 +24,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -39,6 +42,7 @@ sys.path.insert(0, str(REPO))
 from machine import machine  # noqa: E402
 
 from mos import MosConfig  # noqa: E402
+from mos.processor import products_in  # noqa: E402
 
 # hidden, intermediate, blocks, heads, key-value heads, vocabulary
 SHAPES = {
@@ -58,10 +62,13 @@ class Measurement:
     base: str
     checkpointing: bool
     batch: str
+    floor_step: float
     lora_step: float
     mos_step: float
     ratio: float
     interval: tuple[float, float]
+    to_floor: float
+    floor_interval: tuple[float, float]
     lora_peak: int
     mos_peak: int
 
@@ -91,14 +98,19 @@ def build_base(scale: str, base: str, device: torch.device) -> LlamaForCausalLM:
     )
     torch.manual_seed(0)
     with device:
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = LlamaForCausalLM(config).to(products(device))
+    model.requires_grad_(False)
     if base == "nf4":
         quantise(model.model, device)
     return model
 
 
+def products(device: torch.device) -> torch.dtype:
+    return getattr(torch, products_in("bfloat16", device.type))
+
+
 def quantise(model: nn.Module, device: torch.device) -> None:
-    """NF4 with double quantisation and bfloat16 compute, as the paper trains."""
+    """NF4 with double quantisation, as the paper trains."""
     import bitsandbytes as bnb
 
     for name, linear in list(model.named_modules()):
@@ -107,7 +119,7 @@ def quantise(model: nn.Module, device: torch.device) -> None:
                 linear.in_features,
                 linear.out_features,
                 bias=False,
-                compute_dtype=torch.bfloat16,
+                compute_dtype=products(device),
                 quant_type="nf4",
             )
             layer.weight = bnb.nn.Params4bit(
@@ -132,11 +144,14 @@ def configs(args: argparse.Namespace) -> dict[str, PeftConfig]:
     }
 
 
-def build(args: argparse.Namespace, base: str, device: torch.device) -> dict[str, PeftModel]:
-    return {
+def build(args: argparse.Namespace, base: str, device: torch.device) -> dict[str, Any]:
+    floor = build_base(args.scale, base, device)
+    floor.enable_input_require_grads()
+    adapted = {
         name: get_peft_model(build_base(args.scale, base, device), config)
         for name, config in configs(args).items()
     }
+    return {"floor": floor, **adapted}
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -144,14 +159,17 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def make_step(
-    model: PeftModel, optimizer: torch.optim.Optimizer, batch: torch.Tensor
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, batch: torch.Tensor
 ) -> Callable[[], None]:
+    in_bf16 = products(batch.device) == torch.bfloat16
+
     def step() -> None:
-        with torch.autocast(batch.device.type, dtype=torch.bfloat16):
+        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=in_bf16):
             loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step
 
@@ -203,7 +221,7 @@ def bootstrap(ratios: list[float]) -> tuple[float, float]:
 
 
 def compare(
-    models: dict[str, PeftModel], base: str, batch: str, checkpointing: bool, args, device
+    models: dict[str, Any], base: str, batch: str, checkpointing: bool, args, device
 ) -> Measurement:
     rows, length = map(int, batch.split("x"))
     vocabulary = SHAPES[args.scale][-1]
@@ -217,27 +235,35 @@ def compare(
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
-        optimizers[name] = torch.optim.AdamW(trainable(model), lr=2e-4)
+        weights = trainable(model)
+        optimizers[name] = torch.optim.AdamW(weights, lr=2e-4) if weights else None
         steps[name] = make_step(model, optimizers[name], tokens)
         for _ in range(args.warmup):
             steps[name]()
-    times: dict[str, list[float]] = {"lora": [], "mos": []}
-    for round_ in range(args.rounds):
-        for name in ("lora", "mos") if round_ % 2 == 0 else ("mos", "lora"):
+    names = deque(models)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(args.rounds):
+        for name in names:
             times[name].append(timed(steps[name], device, args.clock))
+        names.rotate()
     ratios = [mos / lora for lora, mos in zip(times["lora"], times["mos"], strict=True)]
+    to_floor = [mos / floor for floor, mos in zip(times["floor"], times["mos"], strict=True)]
     peaks = {
-        name: peak_bytes(steps[name], device) + held_bytes(model, optimizers[name])
-        for name, model in models.items()
+        name: peak_bytes(steps[name], device) + held_bytes(models[name], optimizer)
+        for name, optimizer in optimizers.items()
+        if optimizer is not None
     }
     return Measurement(
         base=base,
         checkpointing=checkpointing,
         batch=batch,
+        floor_step=statistics.median(times["floor"]),
         lora_step=statistics.median(times["lora"]),
         mos_step=statistics.median(times["mos"]),
         ratio=statistics.median(ratios),
         interval=bootstrap(ratios),
+        to_floor=statistics.median(to_floor),
+        floor_interval=bootstrap(to_floor),
         lora_peak=peaks["lora"],
         mos_peak=peaks["mos"],
     )
@@ -299,19 +325,23 @@ def table(args, device, measurements: list[Measurement], costs: dict[str, Cost])
         f"(r={args.r}), {args.scale} shape",
         "",
         f"`python benchmarks/adapter_step.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
-        f"on {machine(device.type)}. {args.rounds} paired rounds, {args.clock} clock.",
+        f"on {machine(device.type)}. {args.rounds} rounds, {args.clock} clock, products in "
+        f"{products_in('bfloat16', device.type)}.",
         "",
-        "| base | recompute | batch | ms LoRA | MoS | ratio (95% interval) | peak MB LoRA | MoS |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| base | recompute | batch | ms floor | LoRA | MoS | MoS to LoRA (95% interval) "
+        "| MoS to the floor | peak MB LoRA | MoS |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in measurements:
         cells = [
             m.base,
             "on" if m.checkpointing else "off",
             m.batch,
+            f"{1e3 * m.floor_step:.0f}",
             f"{1e3 * m.lora_step:.0f}",
             f"{1e3 * m.mos_step:.0f}",
             f"**{m.ratio:.3f}** ({m.interval[0]:.3f} to {m.interval[1]:.3f})",
+            f"{m.to_floor:.2f} ({m.floor_interval[0]:.2f} to {m.floor_interval[1]:.2f})",
             f"{m.lora_peak / 1e6:.0f}",
             f"{m.mos_peak / 1e6:.0f}",
         ]

@@ -12,7 +12,7 @@ from typing import Any
 from eval.results import is_edited
 from mos.console import printable
 from mos.files import read_json
-from mos.report.cells import benchmark_columns
+from mos.report.cells import HELDOUT, benchmark_columns
 from mos.runs import SCHEMA, Run
 
 REFUSED, LEFT_OUT, NOTED = "refused", "left out", "noted"
@@ -113,7 +113,7 @@ def read_run(
     if not done:
         raise Unusable("; ".join(lacking) or "trained, not evaluated: no metrics", LEFT_OUT)
     problems += [Problem(str(run.path), reason, LEFT_OUT) for reason in lacking]
-    if status == "trained":
+    if status == "trained" and done != [HELDOUT.benchmark]:  # which comes with the training
         problems.append(Problem(str(run.path), f"partially evaluated: {', '.join(done)} so far"))
     return {**row, "id": re.sub(r"[/_-]?seed-?\d+$", "", raw["run_id"]), "modified": modified}
 
