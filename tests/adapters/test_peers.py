@@ -80,7 +80,9 @@ def test_trained_saved_loaded_and_merged(name, base_dir, tmp_path):
     }
     model.eval().save_pretrained(tmp_path / "adapter")
     config = adapter_config(tmp_path / "adapter")
-    loaded = load(tiny_llama(), tmp_path / "adapter", copy.deepcopy(config))
+    base = tiny_llama()
+    torch.manual_seed(9)  # what is drawn again when loading comes from the adapter's own seed
+    loaded = load(base, tmp_path / "adapter", copy.deepcopy(config))
     assert torch.equal(logits(loaded), logits(model))
     if name == "lily":
         with pytest.raises(UserError, match="cannot be merged"):
@@ -88,6 +90,28 @@ def test_trained_saved_loaded_and_merged(name, base_dir, tmp_path):
     else:
         merged = loaded.merge_and_unload(safe_merge=True)
         torch.testing.assert_close(logits(merged), logits(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_starts_as_the_base_and_is_the_base_when_disabled(name):
+    model, base = attach(tiny_llama(), options(name)).eval(), logits(tiny_llama())
+    starts_elsewhere = name in ("vblora", "unilora")  # from zero, their vectors would not move
+    assert torch.allclose(logits(model), base, atol=1e-5) != starts_elsewhere
+    moved(model)
+    assert not torch.allclose(logits(model), base, atol=1e-2)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_checkpointing_gives_the_same_gradients(name):
+    model = moved(attach(tiny_llama(), options(name))).train()
+    torch.manual_seed(1)  # the same dropout
+    expected = gradients(model)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(1)
+    torch.testing.assert_close(gradients(model), expected)
 
 
 @pytest.mark.parametrize("name", PEERS)
