@@ -3,6 +3,7 @@
     python benchmarks/methods.py                                 # SmolLM2, bf16, this machine
     python benchmarks/methods.py --model llama2_7b --device cuda --quantization nf4
     python benchmarks/methods.py --rounds 3 --rows lora_r8 mos_r32
+    python benchmarks/methods.py --rounds 0                      # sizes alone, nothing is timed
 
 A step is forward, backward and AdamW over one batch. Its ratios are to two models in the same
 process that take turns with the method, in an order that is drawn anew each round: PEFT's LoRA of
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +81,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="0: sizes alone")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--cache-dir", type=Path, default=REPO / "data" / "cache")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/methods_<model>.md")
+    parser.add_argument("--out", type=Path, help="default: in benchmarks/results")
     parser.add_argument("--one", choices=list(ROWS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -93,11 +95,17 @@ def main() -> None:
         method = config(*ROWS[name])["method"]
         if arguments.quantization != "none" and not METHODS[method].on_quantized:
             continue
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append({"row": name, **json.loads(done.stdout.splitlines()[-1])})
+        if arguments.rounds:
+            command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+        else:
+            adapter = config(*ROWS[name])
+            found = sizes(attach(load(arguments), adapter), adapter)
+        rows.append({"row": name, **found})
         print(json.dumps(rows[-1]), flush=True)
-    out = arguments.out or RESULTS / f"methods_{arguments.model}_{arguments.quantization}.md"
+    kind = "methods" if arguments.rounds else "sizes"
+    out = arguments.out or RESULTS / f"{kind}_{arguments.model}_{arguments.quantization}.md"
     out.write_text(table(rows, arguments))
     out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
     print(out.read_text())
@@ -120,9 +128,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(3):
         step()
     found = {
-        "label": row_label(adapter),
-        "rank": rank(adapter, n_blocks=base.config.num_hidden_layers),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "init_seconds": seconds,
         "added_peak_bytes": peak_memory(arguments.device) - before,
         **sizes(model, adapter),
@@ -229,14 +234,20 @@ def with_interval(ratios: list[float], draws: int = 2000) -> list[float]:
     return [statistics.median(ratios), medians[int(draws * 0.025)], medians[int(draws * 0.975)]]
 
 
-def sizes(model: torch.nn.Module, adapter: dict[str, Any]) -> dict[str, int | None]:
-    """Bytes of the saved adapter, and of the LoRA slot that serves it."""
+def sizes(model: torch.nn.Module, adapter: dict[str, Any]) -> dict[str, Any]:
+    """Trainable parameters, bytes of the saved adapter, and of the LoRA slot that serves it."""
     from mos.errors import UserError
     from mos.export import to_lora
 
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = {
+        "label": row_label(adapter),
+        "rank": rank(adapter, n_blocks=model.config.num_hidden_layers),
+        "trainable_parameters": sum(p.numel() for p in trained),
+    }
     if not hasattr(model, "peft_config"):
-        own = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        return {"disk_bytes": own, "slot_bytes": None}
+        own = sum(p.numel() * p.element_size() for p in trained)
+        return {**found, "disk_bytes": own, "slot_bytes": None}
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(f"{scratch}/adapter", save_embedding_layers=False)
         try:
@@ -246,7 +257,7 @@ def sizes(model: torch.nn.Module, adapter: dict[str, Any]) -> dict[str, int | No
         else:
             slot = (lora / "adapter_model.safetensors").stat().st_size
         disk = (Path(scratch) / "adapter" / "adapter_model.safetensors").stat().st_size
-    return {"disk_bytes": disk, "slot_bytes": slot}
+    return {**found, "disk_bytes": disk, "slot_bytes": slot}
 
 
 def memory_in_use(device: str) -> int:
@@ -278,33 +289,39 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+COLUMNS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "Method": lambda row: row["label"] if row["row"] != "none" else "no adapter",
+    "Rank": lambda row: row["rank"] or "-",
+    "# Param.": lambda row: f"{row['trainable_parameters']:,}",
+    "Init. s": lambda row: f"{row['init_seconds']:.3f}",
+    "Step s": lambda row: f"{row['step_seconds']:.3f}",
+    "/ LoRA, same rank": lambda row: ratio(row.get("ratio_to_lora")),
+    "/ no adapter": lambda row: ratio(row["ratio_to_none"]),
+    "Added peak MB": lambda row: megabytes(row["added_peak_bytes"]),
+    "Disk MB": lambda row: megabytes(row["disk_bytes"]),
+    "Disk bytes / param.": lambda row: bytes_per_parameter(row),
+    "LoRA slot MB": lambda row: megabytes(row["slot_bytes"]),
+}
+TIMED = list(COLUMNS)[3:8]
+
+
 def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    columns = [name for name in COLUMNS if arguments.rounds or name not in TIMED]
+    command = " ".join(["python benchmarks/methods.py", *sys.argv[1:]])
+    setting = (
+        f"batch {arguments.batch} x {arguments.length}, medians of {arguments.rounds} rounds with"
+        " 95% bootstrap intervals"
+    )
     lines = [
         f"# Methods on {arguments.model}, {arguments.quantization} base",
         "",
-        f"`python benchmarks/methods.py {' '.join(sys.argv[1:])}` on "
-        f"{machine(arguments.device)}; batch {arguments.batch} x {arguments.length}, medians of "
-        f"{arguments.rounds} rounds with 95% bootstrap intervals.",
+        f"`{command}` on {machine(arguments.device)}; {setting if arguments.rounds else 'sizes'}.",
         "",
-        "| Method | Rank | # Param. | Init. s | Step s | / LoRA, same rank | / no adapter "
-        "| Added peak MB | Disk MB | Disk bytes / param. | LoRA slot MB |",
-        "| --- " * 11 + "|",
+        f"| {' | '.join(columns)} |",
+        "| --- " * len(columns) + "|",
     ]
     for row in rows:
-        cells = [
-            row["label"] if row["row"] != "none" else "no adapter",
-            row["rank"] or "-",
-            f"{row['trainable_parameters']:,}",
-            f"{row['init_seconds']:.3f}",
-            f"{row['step_seconds']:.3f}",
-            ratio(row.get("ratio_to_lora")),
-            ratio(row["ratio_to_none"]),
-            megabytes(row["added_peak_bytes"]),
-            megabytes(row["disk_bytes"]),
-            bytes_per_parameter(row),
-            megabytes(row["slot_bytes"]),
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"| {' | '.join(str(COLUMNS[name](row)) for name in columns)} |")
     return "\n".join(lines) + "\n"
 
 
