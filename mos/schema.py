@@ -92,31 +92,40 @@ def dataclass_model(path: str, base: type[BaseModel]) -> type[BaseModel]:
         base: has the model's settings, and fields that replace those of the same name.
     """
     fields: Any = {
-        name: (hint, None)
-        for name, hint in declared_fields(path).items()
+        name: field
+        for name, field in declared_fields(path).items()
         if name not in base.model_fields
     }
     return create_model(path.partition(":")[2], __base__=base, **fields)
 
 
-def declared_fields(path: str) -> dict[str, Any]:
-    """The fields of the dataclass "module:Class" with their types, those of its bases first.
+def declared_fields(path: str) -> dict[str, tuple[Any, Any]]:
+    """The fields of the dataclass "module:Class", those of its bases first: (type, default).
 
-    A type that is not built in or from `typing` counts as `Any`; an enum counts as its values.
+    A type that is not built in or from `typing` counts as `Any`, an enum as its values, and a
+    default that is not written out as None.
     """
     module, _, name = path.partition(":")
     found = _find_class(module, name)
     if found is None:  # made in a notebook, or nothing that has fields
         cls = getattr(sys.modules.get(module), name, object)
-        return get_type_hints(cls) if is_dataclass(cls) else {}
+        hints = get_type_hints(cls) if is_dataclass(cls) else {}
+        return {name: (hint, getattr(cls, name, None)) for name, hint in hints.items()}
     module, node = found
-    fields: dict[str, Any] = {}
+    fields: dict[str, tuple[Any, Any]] = {}
     for base in node.bases:
         fields |= declared_fields(f"{module}:{ast.unparse(base)}")
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation):
-            fields[ast.unparse(line.target)] = _evaluate(line.annotation, module)
+            hint = _evaluate(line.annotation, module)
+            fields[ast.unparse(line.target)] = hint, _default(line.value)
     return fields
+
+
+def _default(value: ast.expr | None) -> Any:
+    if isinstance(value, ast.Call):  # field(default=...)
+        value = next((word.value for word in value.keywords if word.arg == "default"), None)
+    return value.value if isinstance(value, ast.Constant) else None
 
 
 def _evaluate(annotation: ast.expr, module: str) -> Any:

@@ -131,6 +131,10 @@ def test_evaluate_knows_the_keys_of_eval():
         (["model=custom"], "model.path"),
         (["+adapter.shard_per_vector=2"], "shards_per_vector"),
         (["adapter.r=0"], "adapter.r: the rank must be at least 1"),
+        (["adapter.private_rank=9"], "private_rank=9 must not exceed equivalent_rank=8"),
+        (["adapter=prolora", "adapter.unshared_rank=99"], "`unshared_rank` must be between 0"),
+        (["adapter=tied_lora", "adapter.tied_lora_dropout=1.0"], "must be in [0, 1)"),
+        (["adapter=rasa", "adapter.shared_rank=99"], "`shared_rank` must be in 0"),
         (["adapter.r=four"], "adapter.r=\"four\": expected a valid integer or 'all'"),
         (["+trainer.max_step=3"], "Did you mean 'max_steps'"),
         (["+trainer.output_dir=x"], "set by the program: set paths.output_dir"),
@@ -188,7 +192,6 @@ def test_programs_of_a_model_need_consent():
     ("overrides", "expected"),
     [
         (["adapter.r=64"], "r=64"),
-        (["adapter.private_rank=9"], "private_rank"),
         (["data.max_seq_length=9000"], "context of 8192"),
     ],
 )

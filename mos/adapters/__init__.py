@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, field_validator
 
+from mos.adapters import bounds
 from mos.adapters.sizes import (
     RANKS,
     Search,
@@ -83,6 +85,8 @@ class Method:
         on_quantized: whether it trains on a quantised base.
         merges: whether the update can be added to the base's weights. Without, no engine serves it.
         sizes: which of its settings a number of trainable parameters is searched in.
+        bounds: raises a ValueError for values that do not go together, given as attributes; what is
+            not said here, the PEFT config says when it is made.
     """
 
     config: str | None
@@ -92,6 +96,7 @@ class Method:
     on_quantized: bool = True
     merges: bool = True
     sizes: Search = RANKS
+    bounds: Callable[[Any], None] | None = None
 
     @property
     def config_cls(self) -> type[PeftConfig] | None:
@@ -152,16 +157,33 @@ LORA_VARIANTS = {"rsLoRA": "#003f73", "DoRA": "#7f9fc6"}
 # The colours are told apart by the colour-blind too (Okabe and Ito's palette, then Paul Tol's).
 METHODS: dict[str, Method] = {
     "mos": Method(
-        "mos.adapters.mos:MosConfig", _mos_label, "#d55e00", MOS_VARIANTS, sizes=mos_sizes
+        "mos.adapters.mos:MosConfig",
+        _mos_label,
+        "#d55e00",
+        MOS_VARIANTS,
+        sizes=mos_sizes,
+        bounds=bounds.mos,
     ),
     "lora": Method("peft:LoraConfig", _lora_label, "#0072b2", LORA_VARIANTS),
     "prolora": Method(
-        "mos.adapters.prolora:ProloraConfig", "PRoLoRA", "#009e73", sizes=by_rank("unshared_rank")
+        "mos.adapters.prolora:ProloraConfig",
+        "PRoLoRA",
+        "#009e73",
+        sizes=by_rank("unshared_rank"),
+        bounds=bounds.prolora,
     ),
-    "tied_lora": Method("mos.adapters.tied_lora:TiedLoraConfig", "Tied LoRA", "#e69f00"),
+    "tied_lora": Method(
+        "mos.adapters.tied_lora:TiedLoraConfig", "Tied LoRA", "#e69f00", bounds=bounds.tied_lora
+    ),
     "vera": Method("peft:VeraConfig", "VeRA", "#cc79a7"),
     "miss": Method("peft:MissConfig", _miss_label, "#56b4e9"),
-    "rasa": Method("mos.adapters.rasa:RasaConfig", "RaSA", "#882255", sizes=by_rank("shared_rank")),
+    "rasa": Method(
+        "mos.adapters.rasa:RasaConfig",
+        "RaSA",
+        "#882255",
+        sizes=by_rank("shared_rank"),
+        bounds=bounds.rasa,
+    ),
     "vblora": Method("peft:VBLoRAConfig", "VB-LoRA", "#332288", sizes=vblora_sizes),
     "unilora": Method(
         "peft:UniLoraConfig", "Uni-LoRA", "#44aa99", on_quantized=False, sizes=unilora_sizes
@@ -182,13 +204,22 @@ def register_all() -> None:
 
 
 def check_adapter(adapter: Mapping[str, Any]) -> None:
-    """Check the keys of an adapter config and their types, which takes no import of PEFT.
+    """Check the keys of an adapter config, their types and bounds, which takes no import of PEFT.
 
     Raises:
-        UserError: the method or a key is unknown, or a value has a wrong type.
+        UserError: the method or a key is unknown, a value has a wrong type, or values do not go
+            together.
     """
     options = _options(adapter)
-    check(options, METHODS[options.pop("method")].options, "adapter.")
+    name = options.pop("method")
+    method = METHODS[name]
+    check(options, method.options, "adapter.")
+    if method.bounds is not None:
+        defaults = {key: field.default for key, field in method.options.model_fields.items()}
+        try:
+            method.bounds(SimpleNamespace(**{**defaults, **options}))
+        except ValueError as error:
+            raise UserError(f"adapter (method '{name}'): {error}") from error
 
 
 def check_adapter_folder(adapter_dir: Path) -> None:

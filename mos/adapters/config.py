@@ -10,10 +10,7 @@ from typing import Any
 from peft import PeftConfig
 from safetensors import safe_open
 
-from mos.adapters import WEIGHTS
-
-# 2: trained tensors are stored as `<name>.weight`, and shared ones under the base model.
-FORMAT_VERSION = 2
+from mos.adapters import WEIGHTS, bounds
 
 
 @dataclass
@@ -42,23 +39,14 @@ class FactoredConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None)
     trainable_token_indices: dict[str, list[int]] | None = field(default=None)
     init_weights: bool = field(default=True)
-    format_version: int = field(default=FORMAT_VERSION)
+    format_version: int = field(default=2)  # bounds.FORMAT_VERSION
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        version = self.format_version
-        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-            raise ValueError(
-                f"The adapter has format_version={version!r}, but this version of mos reads "
-                f"versions 1 to {FORMAT_VERSION}. Upgrade mos, or save the adapter with this one."
-            )
+        bounds.factored(self)
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("`layers_to_transform` needs `target_modules` to be a list of names.")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("`layers_pattern` needs `layers_to_transform`.")
 
     @classmethod
     def from_pretrained(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft.utils import PeftType
 
+from mos.adapters import bounds
 from mos.adapters.config import FactoredConfig
-
-_SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -72,57 +71,9 @@ class MosConfig(FactoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("MOS")
-        self._check_sizes()
-        self._check_values()
-
-    def _check_sizes(self) -> None:
-        for name, least in (("equivalent_rank", 1), ("shards_per_vector", 1), ("private_rank", 0)):
-            _check_int(name, getattr(self, name), least)
-        e, p = self.equivalent_rank, self.private_rank
-        if p > e:
-            raise ValueError(f"private_rank={p} must not exceed equivalent_rank={e}.")
-        if self.r == "all":
-            wrong = [
-                f"{name}={getattr(self, name)!r}"
-                for name, value in (
-                    ("pair_dissociation", False),
-                    ("shards_per_vector", 1),
-                    ("private_rank", 0),
-                )
-                if getattr(self, name) != value
-            ]
-            if wrong:
-                raise ValueError(
-                    "r='all' (pure sharing) needs pair_dissociation=False, shards_per_vector=1 and "
-                    f"private_rank=0, got {', '.join(wrong)}."
-                )
-            return
-        _check_int("r", self.r, 1)
-        if p > self.r:
-            raise ValueError(f"private_rank={p} must not exceed r={self.r}.")
-        if p == e and self.r != e:
-            raise ValueError(
-                f"private_rank={p} equals equivalent_rank, which leaves no shards to share: r must "
-                f"be {e} then (LoRA of rank {e}), got r={self.r}."
-            )
-
-    def _check_values(self) -> None:
-        if not 0 <= self.mos_dropout < 1:
-            raise ValueError(f"mos_dropout={self.mos_dropout} must be in [0, 1).")
-        if not self.mos_alpha > 0:
-            raise ValueError(f"mos_alpha={self.mos_alpha} must be positive.")
+        bounds.mos(self)
         if self.random_scaling is not None:
-            keys = set(self.random_scaling)
-            if keys != {"mean", "std"} or not self.random_scaling["std"] >= 0:
-                raise ValueError(
-                    "random_scaling must be None or {'mean': number, 'std': number >= 0}, got "
-                    f"{self.random_scaling!r}."
-                )
             self.random_scaling = {key: float(self.random_scaling[key]) for key in ("mean", "std")}
-        if self.save_dtype is not None and self.save_dtype not in _SAVE_DTYPES:
-            raise ValueError(
-                f"save_dtype={self.save_dtype!r} must be None or one of {', '.join(_SAVE_DTYPES)}."
-            )
 
     def file_sizes(self) -> dict[str, tuple[int, int]]:
         return {} if self.r == "all" else {"mos_index_": (0, self.r * self.shards_per_vector)}
@@ -152,8 +103,3 @@ class MosConfig(FactoredConfig):
     @property
     def storage_dtype(self) -> torch.dtype | None:
         return None if self.save_dtype is None else getattr(torch, self.save_dtype)
-
-
-def _check_int(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
+from mos.adapters import bounds
 from mos.adapters.config import FactoredConfig
 
 
@@ -36,12 +37,4 @@ class ProloraConfig(FactoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("PROLORA")
-        for name in ("r", "reduction_a", "reduction_b"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.unshared_rank <= self.r:
-            raise ValueError(
-                f"`unshared_rank` must be between 0 and r = {self.r}, got {self.unshared_rank}."
-            )
-        if not 0 <= self.prolora_dropout < 1:
-            raise ValueError(f"`prolora_dropout` must be in [0, 1), got {self.prolora_dropout}.")
+        bounds.prolora(self)

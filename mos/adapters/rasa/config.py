@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
+from mos.adapters import bounds
 from mos.adapters.config import FactoredConfig
 
 
@@ -32,9 +33,4 @@ class RasaConfig(FactoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("RASA")
-        if self.r < 1:
-            raise ValueError(f"`r` must be at least 1, got {self.r}.")
-        if not 0 <= self.shared_rank <= self.r:
-            raise ValueError(f"`shared_rank` must be in 0 ... r={self.r}, got {self.shared_rank}.")
-        if not 0 <= self.rasa_dropout < 1:
-            raise ValueError(f"`rasa_dropout` must be in [0, 1), got {self.rasa_dropout}.")
+        bounds.rasa(self)

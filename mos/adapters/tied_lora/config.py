@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
+from mos.adapters import bounds
 from mos.adapters.config import FactoredConfig
 
 
@@ -29,9 +30,4 @@ class TiedLoraConfig(FactoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("TIED_LORA")
-        if self.r < 1:
-            raise ValueError(f"`r` must be at least 1, got {self.r}.")
-        if not 0 <= self.tied_lora_dropout < 1:
-            raise ValueError(
-                f"`tied_lora_dropout` must be in [0, 1), got {self.tied_lora_dropout}."
-            )
+        bounds.tied_lora(self)
