@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from eval.benchmark import Completion, Request
 from eval.results import SEAL, is_edited, sealed
+from eval.selection import shard_name
 from mos.console import say
 from mos.errors import UserError
 from mos.files import hash_json, parse_json
@@ -35,19 +36,27 @@ class CompletionStore:
 
     Requests have keys of their own, so a limit, a choice of tasks or a shard shares its answers
     with the whole. Use as a context manager: it holds a lock, so that a second evaluator waits and
-    then finds the answers. Every line holds a batch and its hash. From the first line on that is
-    damaged, or that a kill or a full disk cut short, the file is cut off when it is opened.
+    then finds the answers; evaluators of different shards write journals of their own, and read the
+    others. Every line holds a batch and its hash. From the first line on that is damaged, or that a
+    kill or a full disk cut short, the file is cut off when it is opened.
 
     Args:
         cache_dir: holds `completions/<identity>/<benchmark>.jsonl`.
         identity: everything but the requests that an answer depends on; the file's first line.
         benchmark: name of the file.
+        shard: (k, n) where only the k-th of n parts is evaluated.
     """
 
-    def __init__(self, cache_dir: str | Path, identity: Mapping[str, Any], benchmark: str) -> None:
-        self.path = (
-            Path(cache_dir) / "completions" / hash_json(identity)[:16] / f"{benchmark}.jsonl"
-        )
+    def __init__(
+        self,
+        cache_dir: str | Path,
+        identity: Mapping[str, Any],
+        benchmark: str,
+        shard: Sequence[int] | None = None,
+    ) -> None:
+        folder = Path(cache_dir) / "completions" / hash_json(identity)[:16]
+        self.path = folder / f"{shard_name(benchmark, shard)}.jsonl"
+        self._family = (f"{benchmark}.jsonl", f"{shard_name(benchmark, ('*', '*'))}.jsonl")
         self._header = json.dumps({"identity": identity}, sort_keys=True).encode() + b"\n"
         self._lock = FileLock(f"{self.path}.lock")
         self._found: dict[str, Completion] = {}
@@ -94,7 +103,20 @@ class CompletionStore:
 
     def _open(self) -> None:
         file = self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        for pattern in self._family:
+            for other in set(self.path.parent.glob(pattern)) - {self.path}:
+                self._take(other.read_bytes())
         content = self.path.read_bytes()
+        good = self._take(content)
+        if good < len(content):
+            say(f"{self.path}: the end is broken and computed again")
+            os.ftruncate(file, good)
+        os.lseek(file, good, os.SEEK_SET)
+        if good == 0:
+            self._append(self._header)
+
+    def _take(self, content: bytes) -> int:
+        """Take the answers of a journal; returns the length of its sound part."""
         good = 0
         for line in content.splitlines(keepends=True):
             try:
@@ -105,12 +127,7 @@ class CompletionStore:
             except (ValueError, TypeError, AttributeError):
                 break
             good += len(line)
-        if good < len(content):
-            say(f"{self.path}: the end is broken and computed again")
-            os.ftruncate(file, good)
-        os.lseek(file, good, os.SEEK_SET)
-        if good == 0:
-            self._append(self._header)
+        return good
 
     def _append(self, line: bytes) -> None:
         assert self._file is not None

@@ -100,12 +100,13 @@ def run_benchmark(
     }
     key = hash_json([identity, result["prompts_sha256"], result["options"]])
     try:
-        with _lock(out_dir, cache_dir):
+        with result_lock(out_dir, cache_dir):
             done = read_result(out_dir)
             if done is not None and done["key"] == key and not overwrite:
                 say(f"{benchmark.name}: evaluated already, {out_dir / METRICS}")
                 return done
-            with CompletionStore(cache_dir, identity, benchmark.name) as store:
+            shard = (options or {}).get("shard")
+            with CompletionStore(cache_dir, identity, benchmark.name, shard) as store:
                 started = time.perf_counter()
                 cached = sum(store.get(request) is not None for request in benchmark.requests)
                 _compute(benchmark, store, engine)
@@ -125,7 +126,10 @@ def run_benchmark(
 
 
 def merge_shards(
-    benchmark: Benchmark, shard_dirs: Sequence[str | Path], out_dir: str | Path
+    benchmark: Benchmark,
+    shard_dirs: Sequence[str | Path],
+    out_dir: str | Path,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Make one whole result from those of shards, which need neither engine nor cache.
 
@@ -133,6 +137,7 @@ def merge_shards(
         benchmark: the whole one.
         shard_dirs: results of its shards, copied together.
         out_dir: receives the merged result.
+        overwrite: write it again even if it is there.
 
     Raises:
         UserError: a shard that is not whole, shards that differ in weights, engine or options, or
@@ -145,7 +150,7 @@ def merge_shards(
         if shard is None:
             raise UserError(f"{folder} is not a finished result: evaluate this shard again.")
         first = first or shard
-        shard["options"].pop("shard", None)
+        shard["options"]["shard"] = None  # as the whole has it
         for aspect in ("benchmark", "weights", "engine", "options"):
             if shard[aspect] != first[aspect]:
                 raise UserError(
@@ -171,6 +176,9 @@ def merge_shards(
     }
     identity = {"weights": Weights(**first["weights"]).identity(), "engine": first["engine"]}
     result["key"] = hash_json([identity, result["prompts_sha256"], result["options"]])
+    done = read_result(out_dir)
+    if done is not None and done["key"] == result["key"] and not overwrite:
+        return done
     timing = {"shards": len(shard_dirs)}
     return _write(benchmark, _check(benchmark.requests, found), Path(out_dir), result, timing)
 
@@ -289,7 +297,7 @@ def _from_record(record: Mapping[str, Any]) -> Completion:
     )
 
 
-def _lock(out_dir: Path, cache_dir: str | Path) -> FileLock:
+def result_lock(out_dir: Path, cache_dir: str | Path) -> FileLock:
     """One evaluator at a time for a result; the lock lies in the cache, not beside the result."""
     locks = Path(cache_dir) / "locks"
     locks.mkdir(parents=True, exist_ok=True)

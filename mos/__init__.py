@@ -4,12 +4,14 @@ Importing this package registers its methods with PEFT, so that `get_peft_model`
 `PeftModel.from_pretrained` and `AutoPeftModel` know them, whatever else was imported before.
 
 Registering imports torch and PEFT, which takes seconds. The commands of this package
-(`mos summarize`, `python -m mos.train`, ...) are the exception: they start without it, because some
-of them need neither; there the modules that need a method register it.
+(`mos summarize`, `python -m mos.train`, ...) and the members of their sweeps are the exception:
+they start without it, because some of them need neither; there the modules that need a method
+register it.
 """
 
 import importlib
 import logging
+import os
 import pkgutil
 import sys
 import sysconfig
@@ -51,5 +53,6 @@ def _command_is_starting() -> bool:
     return program == asked_for and script.is_file() and script.samefile(program)
 
 
-if not _command_is_starting():
+# Set by a command for the processes of a sweep's launcher, which go on with that command.
+if not (os.environ.pop("MOS_SWEEP_MEMBER", "") or _command_is_starting()):
     importlib.import_module("mos.adapters").register_all()

@@ -190,6 +190,8 @@ class Evaluation(Strict):
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     max_model_len: PositiveInt | None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
+    tensor_parallel: PositiveInt
+    data_parallel: PositiveInt | Literal["auto"]
     batch_size: PositiveInt
     base_mismatch: Literal["refuse", "allow"]
     benchmarks: dict[str, dict[str, Any]]

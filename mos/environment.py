@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -74,6 +75,17 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def log_files() -> list[str]:
+    """The files that this process's output goes to, which a launcher or the caller chose."""
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        from submitit import JobEnvironment
+
+        job = JobEnvironment().paths
+        return [str(job.stdout), str(job.stderr)]
+    streams = [Path(f"/proc/self/fd/{number}") for number in (1, 2)]
+    return [*dict.fromkeys(str(stream.resolve()) for stream in streams if stream.is_file())]
 
 
 def peak_memory_bytes() -> int:

@@ -8,6 +8,7 @@ evaluation that was stopped continues where it was.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,22 @@ from rich.table import Column, Table
 from eval import BENCHMARKS
 from mos.cli import command
 from mos.config import compose_config, resolved, validate
-from mos.console import console, override, printable, quiet_libraries, say, score_text
+from mos.console import (
+    console,
+    exit_on_user_error,
+    override,
+    printable,
+    quiet_libraries,
+    say,
+    score_text,
+)
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, run_subject
 from mos.identity import open_run
-from mos.preflight import check_consent, choose_device
+from mos.preflight import check_consent, choose_engines
 from mos.runs import find_runs
+from mos.training.members import end_member, fail_member, start_member
+from mos.training.sweep import check_plugins
 
 OWN = "own"  # in configs/eval/own.yaml: as the run was configured
 
@@ -45,6 +56,12 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
         LeftOutError: of several models some were left out, and the others evaluated.
     """
     options = resolved(cfg)
+    composed = dict(options)
+    shard, shards = options.pop("shard"), options.pop("shards")
+    if not 0 <= shard < shards:
+        raise UserError(
+            f"shard={shard}: expected a whole number from 0 to {shards - 1}, shards - 1."
+        )
     runs, adapters = options.pop("runs"), options.pop("adapters")
     names, merge = as_list(options.pop("benchmarks")), options.pop("merge_shards")
     given = {key: value for key, value in options["eval"].items() if value != OWN}
@@ -78,20 +95,34 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
         say("dry run: nothing was done")
     elif subjects:
         # Torch and its companions take seconds to import.
-        from mos.evaluation.jobs import evaluate_subjects, merge_subject_shards
+        from mos.evaluation.jobs import evaluate_subjects, merge_subject_shards, shard_of
+        from mos.evaluation.parallel import evaluate_at_once
 
-        choose_device(config)
+        engines = choose_engines(config)
         quiet_libraries()
-        cache_dir = config["paths"]["cache_dir"]
-        if merge:
-            failures |= merge_subject_shards(subjects, cache_dir)
-        else:
-            failures |= evaluate_subjects(subjects, cache_dir, config["overwrite"])
-            if len(subjects) > 1:
-                console.print(_table(subjects))
+        cache_dir, overwrite = config["paths"]["cache_dir"], config["overwrite"]
+        if engines > 1 and not merge:
+            each = config["eval"]["tensor_parallel"]
+            evaluate_at_once(_evaluate_options, composed, engines, each)
+        elif not merge:
+            own = [shard_of(s, shard, shards) for s in subjects] if shards > 1 else subjects
+            failures |= evaluate_subjects(own, cache_dir, overwrite)
+        if merge or shards * engines > 1:
+            of = None if merge else shards * engines
+            again = overwrite and engines == 1  # of several, one has put the shards together
+            failures |= merge_subject_shards(subjects, cache_dir, of, again)
+        for subject in subjects:
+            if shards == 1 and not subject.results:
+                failures.setdefault(subject.name, "an engine said why, above")
+        if len(subjects) > 1:
+            console.print(_table(subjects))
     if failures:
         raise LeftOutError(failures, len(makers))
     return subjects
+
+
+def _evaluate_options(options: Mapping[str, Any]) -> None:
+    evaluate(OmegaConf.create(dict(options)))
 
 
 def _usable(
@@ -168,9 +199,22 @@ def as_list(value: str | Iterable[str] | None) -> list[str]:
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """The command line around `evaluate`."""
-    evaluate(cfg)
+    """Evaluate; in a sweep, note what became of this member and let the others go on."""
+    start_member()
+    try:
+        evaluate(cfg)
+        end_member("evaluated")
+    except (KeyboardInterrupt, SystemExit):
+        end_member("interrupted")
+        raise
+    except Exception as error:
+        fail_member(error)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error():
+        check_plugins(sys.argv)
+    # Launchers and processes pickle what they run by its name, which is not __main__.
+    from mos.evaluate import main as importable_main
+
+    importable_main()

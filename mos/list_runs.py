@@ -28,12 +28,12 @@ def show_runs(runs: list[Run]) -> None:
     for run in runs:
         name = "/".join(run.path.parts[-2:])
         try:
-            (state, reason), results = run.state, run.results
+            (state, reason), results, logs = run.state, run.results, run.manifest.get("logs", [])
             row = [state, _progress(run, results), _age(run), _scores(results)]
         except UserError as error:
-            state, reason, row = "damaged", str(error), ["damaged", "", "", ""]
+            (state, reason), logs, row = ("damaged", str(error)), [], ["damaged", "", "", ""]
         if reason and state != "trained":
-            reasons.append(f"{name}: {reason}")
+            reasons.append("; ".join([f"{name}: {reason}", *logs[-2:]]))
         table.add_row(*(escape(printable(text)) for text in [name, *row]))
     console.print(table)
     for reason in reasons:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,27 @@ def choose_device(config: Mapping[str, Any]) -> str:
             f" torch's CUDA build),{smaller} or let the CPU do it with device=cpu."
         )
     return "cuda" if available and config["device"] != "cpu" else "cpu"
+
+
+def choose_engines(config: Mapping[str, Any]) -> int:
+    """How many engines evaluate at once on this machine, as configured.
+
+    Raises:
+        UserError: there are fewer GPUs, or on a CPU cores, than they need.
+    """
+    import torch
+
+    engines, each = (config["eval"][key] for key in ("data_parallel", "tensor_parallel"))
+    on_gpu = choose_device(config) == "cuda"
+    there = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    if engines == "auto":
+        engines = max(1, there // each) if on_gpu else 1
+    if engines * each > there:
+        raise UserError(
+            f"eval.data_parallel={engines}, eval.tensor_parallel={each}: that needs"
+            f" {engines * each} {'GPUs' if on_gpu else 'CPU cores'}, and {there} are there."
+        )
+    return engines
 
 
 def check_shapes(config: Mapping[str, Any]) -> None:
@@ -87,7 +109,7 @@ def missing(config: Mapping[str, Any]) -> list[str]:
         _check_benchmark_data,
         _check_training_data,
         _check_model,
-        choose_device,
+        choose_engines,
     )
     for check in checks:
         try:

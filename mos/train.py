@@ -22,31 +22,36 @@ from omegaconf import DictConfig
 from mos.cli import command
 from mos.config import validate
 from mos.console import (
+    INTERRUPTED,
+    Labelled,
     config_tree,
     console,
     exit_on_user_error,
-    fail,
     is_main_process,
     logged_to,
     override,
     quiet_libraries,
     results_table,
     say,
-    show_traceback,
 )
+from mos.environment import log_files
 from mos.errors import UserError, write_fault
 from mos.identity import finished_run, open_run
 from mos.preflight import check_shapes, choose_device, missing
 from mos.runs import Run
-from mos.training.sweep import (
-    Labelled,
-    check_plugins,
+from mos.training.members import (
     end_member,
+    fail_member,
     in_sweep,
+    note_run,
     start_member,
     sweep_dir,
 )
+from mos.training.sweep import check_plugins
 from mos.training.tracking import tracked
+
+# Settings that an evaluation takes from who starts it, not from the run.
+OF_THIS_MACHINE = ("sandbox", "tensor_parallel", "data_parallel")
 
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
@@ -75,6 +80,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     from mos.training.fit import fit
 
     run = open_run(config)
+    note_run(run)
     if config["dry_run"]:
         print_plan(config, run)
         return None
@@ -124,6 +130,7 @@ def train_adapter(config: Mapping[str, Any], run: Run) -> None:
     quiet_libraries()
     run.set_status("running")
     run.write_config(config)
+    run.update_manifest(logs=[*dict.fromkeys([*run.manifest.get("logs", []), *log_files()])])
     say(f"run: {run.path} (its whole config is in config.yaml)")
     sweep = sweep_dir()
     with tracked(config, run, group=sweep.name if sweep else None):
@@ -143,7 +150,7 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
         override("paths.cache_dir", config["paths"]["cache_dir"]),
         override("paths.data_dir", config["paths"]["data_dir"]),
         f"eval.allow_code_execution={str(config['eval']['allow_code_execution']).lower()}",
-        f"eval.sandbox={config['eval']['sandbox']}",
+        *(f"eval.{key}={config['eval'][key]}" for key in OF_THIS_MACHINE),
     ]
     for name, options in config["eval"]["benchmarks"].items():
         if Path(options["data_dir"]) != Path(config["paths"]["data_dir"], name):
@@ -165,6 +172,8 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
         except BaseException:
             evaluation.terminate()  # it keeps what it has, and ends its engine
             raise
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt("the evaluation was stopped by a signal")
     if code:
         raise UserError(
             f"the evaluation stopped (exit status {code}); the trained adapter is kept in"
@@ -183,8 +192,9 @@ def outcome_recorded(run: Run) -> Iterator[None]:
     with logged_to(run.path / "train.log"):
         try:
             yield
-        except KeyboardInterrupt as stop:
-            reason = str(stop) or "stopped by a signal"
+        except (KeyboardInterrupt, SystemExit) as stop:  # the latter of a launcher that requeues
+            reason = str(stop) if isinstance(stop, KeyboardInterrupt) else run.state.reason
+            reason = reason or "stopped by a signal"
             run.set_status("interrupted", reason)
             say(f"interrupted: {run.path} is kept ({reason}); the same command continues it")
             raise
@@ -227,18 +237,11 @@ def main(cfg: DictConfig) -> float:
     try:
         trained = (train(cfg) or {}).get("train") or {}
         return math.inf if trained.get("eval_loss") is None else trained["eval_loss"]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         end_member("interrupted")
         raise
     except Exception as error:
-        known = isinstance(error, UserError)
-        end_member("failed", reason=str(error) if known else f"{type(error).__name__}: {error}")
-        if not in_sweep():
-            raise
-        if known:
-            fail(str(error))
-        else:
-            show_traceback()
+        fail_member(error)
     return math.inf
 
 

@@ -16,11 +16,14 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from mos.config import CONFIG_DIR, compose_config, validate
+from mos.console import Labelled
 from mos.errors import UserError
 from mos.identity import open_run
-from mos.runs import find_runs
+from mos.list_runs import show_runs
+from mos.runs import Run, find_runs
 from mos.train import main
-from mos.training.sweep import Labelled, check_plugins, progress
+from mos.training.members import progress
+from mos.training.sweep import SweepSummary, check_plugins, closed_in_any_case
 from tests.tiny_job import TINY, run_cli
 
 
@@ -62,6 +65,29 @@ def test_how_far_a_sweep_is_and_about_how_long_it_takes(tmp_path):
     assert progress(tmp_path) == "3 of 10 done, 1 running, 6 left, about 0:06:30 to go"
     (tmp_path / "sweep.json").write_text(json.dumps({"members": 10, "started": now - 60}))
     assert progress(tmp_path).endswith("about 0:03:15 to go")  # two at once
+
+
+def test_a_launcher_that_gives_up_still_leaves_a_table(tmp_path, monkeypatch, capsys):
+    run = Run(tmp_path / "custom" / "lora-1" / "seed0")
+    run.path.mkdir(parents=True)
+    run.set_status("running", "got SIGTERM; the step at work has no checkpoint yet")
+    run.update_manifest(logs=["job.out", "job.err"])
+    killed = {"overrides": ["seed=0"], "outcome": "running", "run": str(run.path), "scores": {}}
+    (tmp_path / "members").mkdir()
+    (tmp_path / "members" / "00000.json").write_text(json.dumps({**killed, "reason": ""}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"members": 3, "started": 0}))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}, "paths": {}})
+    monkeypatch.setattr(SweepSummary, "at_work", config)
+    with pytest.raises(SystemExit) as ended, closed_in_any_case():
+        raise RuntimeError("a worker process was lost")
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    assert "the launcher gave up (RuntimeError): a worker process was lost" in said
+    assert "│ seed=0 │ failed" in said
+    assert f"without a word ({run.state.reason}); job.out; job.err" in said
+    assert "2 of 3 did not begin" in said
+    show_runs([run])
+    assert f"lora-1/seed0: {run.state.reason}; job.out; job.err" in capsys.readouterr().out
 
 
 def test_launchers_without_what_they_need_are_refused_by_name(monkeypatch):

@@ -49,6 +49,7 @@ def engine_settings(
     device: str = "auto",
     batch_invariant: bool | None = None,
     enforce_eager: bool | None = None,
+    tensor_parallel: int = 1,
     **options: Any,
 ) -> EngineSettings:
     """Settle every setting of an engine without starting it.
@@ -65,10 +66,12 @@ def engine_settings(
         batch_invariant: None takes it where vLLM offers it (GPUs from compute capability 9.0),
             unless the environment says VLLM_BATCH_INVARIANT=0.
         enforce_eager: None is False on GPU, where graphs pay off, and True on CPU.
+        tensor_parallel: GPUs that share the model.
         options: the other fields of `EngineSettings`.
 
     Raises:
-        UserError: an unknown engine, or vLLM asked for where it is not installed.
+        UserError: an unknown engine, vLLM asked for where it is not installed, or a model or engine
+            that cannot be spread over `tensor_parallel` GPUs.
     """
     if name not in ENGINES:
         raise UserError(f"eval.engine={name}: expected one of {', '.join(ENGINES)}.")
@@ -90,6 +93,12 @@ def engine_settings(
         stored = stored or config.get("dtype") or config.get("torch_dtype") or "bfloat16"
         dtype = products_in(stored, device)
     longest = config.get("max_position_embeddings", 4096)
+    if tensor_parallel > 1:
+        asked = f"eval.tensor_parallel={tensor_parallel}"
+        if not on_gpu:
+            raise UserError(f"{asked}: only vLLM on GPUs spreads models, not {name} on {device}.")
+        if (heads := config["num_attention_heads"]) % tensor_parallel:
+            raise UserError(f"{asked}: the {heads} attention heads of {model_dir} do not divide.")
     return EngineSettings(
         engine=name,
         device=device,
@@ -97,6 +106,7 @@ def engine_settings(
         max_model_len=min(max_model_len or longest, longest),
         batch_invariant=batch_invariant,
         enforce_eager=(not on_gpu) if enforce_eager is None else enforce_eager,
+        tensor_parallel=tensor_parallel,
         **options,
     )
 

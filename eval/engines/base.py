@@ -33,6 +33,7 @@ class EngineSettings:
         batch_invariant: vLLM on GPU: kernels whose results do not depend on the batch.
         enforce_eager: vLLM: no graph capture, which starts faster.
         gpu_memory_utilization: vLLM on GPU: share of the memory that it takes.
+        tensor_parallel: vLLM on GPU: how many of them share the model.
         kv_cache_gib: vLLM on CPU: memory for keys and values; None is enough for a small batch.
         batch_size: transformers: sequences in a batch.
         max_lora_rank: vLLM: room for adapters up to this rank; 0 loads no adapter kernels.
@@ -47,6 +48,7 @@ class EngineSettings:
     batch_invariant: bool = False
     enforce_eager: bool = True
     gpu_memory_utilization: float = 0.9
+    tensor_parallel: int = 1
     kv_cache_gib: int | None = None
     batch_size: int = 8
     max_lora_rank: int = 0
@@ -60,10 +62,12 @@ class EngineSettings:
         """What can change an output: the part of a cached completion's key that is the engine's."""
         package = vllm_package() if self.engine == "vllm" else "transformers"
         shared = ("engine", "device", "dtype", "max_model_len", "seed")
-        own = ("batch_invariant", "enforce_eager") if self.engine == "vllm" else ("batch_size",)
+        own = ["batch_invariant", "enforce_eager"] if self.engine == "vllm" else ["batch_size"]
+        if self.tensor_parallel > 1:  # sums are added up in another order
+            own.append("tensor_parallel")
         settings = asdict(self)
         return {
-            **{name: settings[name] for name in shared + own},
+            **{name: settings[name] for name in (*shared, *own)},
             "head_dtype": "float32",
             "version": version(str(package)),
             "torch": version("torch"),

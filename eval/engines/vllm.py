@@ -79,6 +79,7 @@ class VllmEngine(Engine):
             options["max_num_batched_tokens"] = max(settings.window, CPU_BATCH_TOKENS)
         else:
             options["gpu_memory_utilization"] = settings.gpu_memory_utilization
+            options["tensor_parallel_size"] = settings.tensor_parallel
         if settings.max_lora_rank:
             slot = _lora_slot(settings.max_lora_rank)
             options |= {"enable_lora": True, "max_lora_rank": slot, "max_loras": 1}

@@ -16,7 +16,8 @@ from eval import BENCHMARKS, Benchmark, build_benchmark
 from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
 from eval.results import read_result, results_entry
-from eval.runner import Weights, merge_shards, run_benchmark
+from eval.runner import Weights, merge_shards, result_lock, run_benchmark
+from eval.selection import shard_name
 from mos.card import write_card
 from mos.console import logged_to, say, score_text
 from mos.data.tokenizer import check_tokenizer
@@ -106,19 +107,58 @@ def evaluate_subjects(
     return failures
 
 
-def merge_subject_shards(subjects: Sequence[Subject], cache_dir: str | Path) -> dict[str, str]:
+def shard_of(subject: Subject, shard: int, shards: int) -> Subject:
+    """The subject with one of several shards of each of its benchmarks."""
+    evaluation = subject.config["eval"]
+    benchmarks = {
+        name: {**options, "shard": [shard, shards]}
+        for name, options in evaluation["benchmarks"].items()
+    }
+    config = {**subject.config, "eval": {**evaluation, "benchmarks": benchmarks}}
+    return replace(subject, config=config, results={})
+
+
+def merge_subject_shards(
+    subjects: Sequence[Subject],
+    cache_dir: str | Path,
+    shards: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, str]:
     """Make whole results from those of shards, `eval/<benchmark>.shard-*`, of each subject.
+
+    Args:
+        shards: into how many the benchmarks were cut: subjects some of whose shards are yet to be
+            answered are left as they are. None takes what is there, which must make a whole.
+        overwrite: also where the whole result is there.
 
     Returns:
         As `evaluate_subjects`.
     """
     failures: dict[str, str] = {}
-    for job in _prepare_all(subjects, Path(cache_dir), failures):
+    whole = [subject for subject in subjects if shards is None or _has_all_of(subject, shards)]
+    for job in _prepare_all(whole, Path(cache_dir), failures):
         for name, benchmark in job.benchmarks.items():
-            out_dir = job.subject.out_dir / "eval" / name
-            shards = sorted(out_dir.parent.glob(f"{name}.shard-*"))
-            _record(job, name, merge_shards(benchmark, shards, out_dir), cache_dir)
+            out_dir = _result_dir(job.subject, name, benchmark)
+            parts = sorted(out_dir.parent.glob(shard_name(name, ("*", shards or "*"))))
+            with result_lock(out_dir, cache_dir):  # several evaluators may find that all are there
+                merged = merge_shards(benchmark, parts, out_dir, overwrite)
+            _record(job, name, merged, cache_dir)
     return failures
+
+
+def _has_all_of(subject: Subject, shards: int) -> bool:
+    """Whether there are results of all shards, answered alike; earlier ones may lie there too."""
+    for name in subject.config["eval"]["benchmarks"]:
+        folders = [subject.out_dir / "eval" / shard_name(name, (k, shards)) for k in range(shards)]
+        results = [read_result(folder) for folder in folders]
+        if not all(results) or len({_asked(result) for result in results if result}) > 1:
+            return False
+    return True
+
+
+def _asked(result: Mapping[str, Any]) -> str:
+    options = {**result["options"], "shard": None}
+    return hash_json([result["weights"], result["engine"], options])
 
 
 def _prepare_all(
@@ -162,6 +202,7 @@ def _prepare(
         stored=_stored(served, evaluation),
         max_model_len=evaluation["max_model_len"],
         gpu_memory_utilization=evaluation["gpu_memory_utilization"],
+        tensor_parallel=evaluation["tensor_parallel"],
         batch_size=evaluation["batch_size"],
     )
     weights = weights_of(served, evaluation["weights"], settings, cache_dir)
@@ -229,15 +270,16 @@ def _recorded_options(subject: Subject, name: str, cache_dir: str | Path) -> dic
     """What shapes a benchmark, its files by content: targets are not in the prompts' hash."""
     options = build_options(subject.config["eval"], name)
     options.pop("sandbox", None)  # the result's `scoring` says it
+    options.setdefault("shard", None)
     return {**options, "data_dir": source_hash(options["data_dir"], cache_dir)}
 
 
 def _result_dir(subject: Subject, name: str, benchmark: Benchmark) -> Path:
     """`eval/<benchmark>`; a shard has its own folder, and a part never takes the whole's place."""
-    folder = subject.out_dir / "eval" / name
     shard = subject.config["eval"]["benchmarks"][name].get("shard")
+    folder = subject.out_dir / "eval" / shard_name(name, shard)
     if shard is not None:
-        return folder.with_name(f"{name}.shard-{shard[0]}-of-{shard[1]}")
+        return folder
     earlier = read_result(folder)
     if benchmark.partial and earlier is not None and not earlier["partial"]:
         return folder.with_name(f"{name}.partial")

@@ -71,6 +71,8 @@ def run_subject(
             **own["eval"],
             "allow_code_execution": config["eval"]["allow_code_execution"],
             "sandbox": config["eval"]["sandbox"],
+            "tensor_parallel": config["eval"]["tensor_parallel"],
+            "data_parallel": config["eval"]["data_parallel"],
             **given,
             "benchmarks": {
                 name: {

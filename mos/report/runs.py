@@ -27,7 +27,7 @@ _SEEDS = {"seed", "adapter.routing_seed", "trainer.seed", "trainer.data_seed"}
 _NEUTRAL = {"paths", "logging", "hydra", "overwrite", "dry_run", "device"}
 _NEUTRAL_EVAL = {
     "defer", "allow_code_execution", "sandbox", "gpu_memory_utilization", "batch_size",
-    "max_model_len",
+    "max_model_len", "tensor_parallel", "data_parallel",
 }  # fmt: skip
 _PLACES = (".data_dir", ".source", ".path", ".note")
 

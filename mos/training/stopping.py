@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,10 +34,16 @@ def check_finite(what: str, value: float, step: int, args: TrainingArguments) ->
         )
 
 
+# What a launcher may have a handler for that puts its job back into the queue (submitit: SIGUSR2).
+REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+
+
 class StopOnSignal(TrainerCallback):
     """SIGINT, SIGTERM and SIGHUP end the training after the step at work, with a checkpoint of it.
 
-    A second signal ends it at once. Schedulers send SIGTERM, and SIGKILL some seconds later.
+    So does a signal by which a launcher requeues its job; the launcher gets it after that. The same
+    signal again ends the training at once; a different one does not, for Slurm sends SIGTERM and
+    SIGUSR2 together. SIGKILL follows some time later.
 
     Args:
         run: its status tells of a signal before the checkpoint is written, in case the process is
@@ -45,7 +51,8 @@ class StopOnSignal(TrainerCallback):
     """
 
     def __init__(self, run: Run) -> None:
-        self.run, self.received = run, ""
+        self.run = run
+        self.received: list[str] = []  # names of signals
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -57,25 +64,40 @@ class StopOnSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set handlers
             return
-        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number in STOP_SIGNALS:
-            if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup
-                signal.signal(number, self._receive)
+        taken = {}
+        for number in (*STOP_SIGNALS, *REQUEUE_SIGNALS):
+            handler = signal.getsignal(number)
+            nohup = number == signal.SIGHUP and handler == signal.SIG_IGN
+            if callable(handler) or (number in STOP_SIGNALS and not nohup):
+                taken[number] = signal.signal(number, self._receive) or signal.SIG_DFL
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in taken.items():
                 signal.signal(number, handler)
         if self.received:
+            self._requeue(taken)
             raise KeyboardInterrupt(self.run.state.reason)
 
     def _receive(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
-        if self.received:
+        if name in self.received:
             raise KeyboardInterrupt(f"stopped at once by {name}; steps since the last checkpoint")
-        self.received = name
-        self.run.set_status("running", f"got {name}; a checkpoint of the step at work is due")
-        say(f"{name}: stopping after this step, with a checkpoint; a second signal stops at once")
+        self.received.append(name)
+        if len(self.received) > 1:
+            return
+        self.run.set_status("running", f"got {name}; the step at work has no checkpoint yet")
+        say(f"{name}: stopping after this step, with a checkpoint; {name} again stops at once")
+
+    def _requeue(self, handlers: Mapping[signal.Signals, Any]) -> None:
+        """Give the launcher its signal, which requeues the job and ends this process."""
+        kept = self.run.state.reason
+        for number in REQUEUE_SIGNALS:
+            if number.name in self.received:
+                try:
+                    handlers[number](number, None)
+                except Exception as error:  # it was requeued too often
+                    raise UserError(f"{kept}. {error}") from error
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -83,7 +105,7 @@ class StopOnSignal(TrainerCallback):
         if state.is_world_process_zero and not self.run.path.is_dir():
             raise UserError(f"{self.run.path} was removed while its training was at work.")
         if any_process(bool(self.received)):
-            self.received = self.received or "a signal to another process"
+            self.received = self.received or ["a signal to another process"]
             control.should_log = control.should_save = control.should_training_stop = True
 
     def on_save(
@@ -91,4 +113,4 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         if self.received:
             step = f"step {state.global_step} of {state.max_steps}"
-            self.run.set_status("running", f"stopped by {self.received}; {step} is kept")
+            self.run.set_status("running", f"stopped by {self.received[0]}; {step} is kept")

@@ -276,10 +276,24 @@ def test_numerics_hold_what_changes_outputs_and_nothing_else(tiny_model_dir):
     settings = engine_settings("transformers", tiny_model_dir)
     assert settings.dtype == products_in("bfloat16", settings.device)
     assert settings.max_model_len == 8192
+    spread = replace(settings, engine="vllm", tensor_parallel=2)
+    assert spread.numerics() != replace(spread, tensor_parallel=1).numerics()
     same = replace(settings, gpu_memory_utilization=0.5, longest_request=900, max_lora_rank=8)
     assert same.numerics() == settings.numerics()
     for change in ({"dtype": "float16"}, {"seed": 1}, {"max_model_len": 99}, {"batch_size": 1}):
         assert replace(settings, **change).numerics() != settings.numerics()
+
+
+def test_a_model_that_cannot_be_spread_is_refused(tiny_model_dir, monkeypatch):
+    with pytest.raises(UserError, match="spreads models, not transformers on cpu"):
+        engine_settings("transformers", tiny_model_dir, tensor_parallel=2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(engines, "vllm_package", lambda: "vllm")
+    monkeypatch.setattr(engines, "_is_cpu_build", lambda: False)
+    assert engine_settings("vllm", tiny_model_dir, tensor_parallel=2).tensor_parallel == 2
+    with pytest.raises(UserError, match=r"tensor_parallel=3: the \d attention heads of .* do not"):
+        engine_settings("vllm", tiny_model_dir, tensor_parallel=3)
 
 
 def probe(tmp_path: Path, rank: int, model: Path, *steps: str) -> list:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mos.config import compose_config, validate
 from mos.errors import LeftOutError, UserError
 from mos.evaluation.content import write_origin
 from mos.files import fingerprint, source_hash
+from mos.preflight import choose_engines
 from mos.runs import Run
 
 MOS = {
@@ -319,10 +321,49 @@ def test_a_part_does_not_take_the_place_of_the_whole(make_run, evaluate):
     assert run.results["metrics"]["mmlu"] == whole
 
 
-def test_shards_are_evaluated_apart_and_merged(make_run, evaluate, starts):
+def whole_and_copy(run: Run, evaluate) -> tuple[dict, bytes, Run]:
+    """Results of one process, and the run as it was before, with nothing in the cache."""
+    copy = Run(run.path.parents[1] / "copy" / run.path.name)
+    shutil.copytree(run.path, copy.path)
+    evaluate(f"runs={run.path}", "eval.batch_size=1", f"paths.cache_dir={run.path}/cache")
+    records = (run.path / "eval" / "mmlu" / "records.jsonl").read_bytes()
+    return without_times(run), records, copy
+
+
+def without_times(run: Run) -> dict:
+    metrics = json.loads((run.path / "eval" / "mmlu" / "metrics.json").read_text())
+    return {key: value for key, value in metrics.items() if key not in ("timing", "sha256")}
+
+
+def test_shards_are_evaluated_apart_and_put_together_by_the_last(make_run, evaluate, starts):
+    expected, records, run = whole_and_copy(make_run("lora", LORA, "eval.limit=null"), evaluate)
+    del starts[:]
+    one, last = (
+        ["eval.batch_size=1", "shards=2", f"shard={shard}", f"runs={run.path}"] for shard in (0, 1)
+    )
+    evaluate(*one, "eval.limit=6")  # an earlier one, of which nothing is left
+    evaluate(*last)
+    assert run.results == {}
+    with pytest.raises(UserError, match="their options differ"):
+        evaluate(f"runs={run.path}", "merge_shards=true")
+    evaluate(*one)
+    assert without_times(run) == expected
+    assert (run.path / "eval" / "mmlu" / "records.jsonl").read_bytes() == records
+    assert "partial" not in run.results["metrics"]["mmlu"]
+    assert run.status == "evaluated"
+    assert len(starts) == 3
+    # A journal each, so that they need not wait for each other; all of them are read.
+    shutil.rmtree(run.path / "eval")
+    evaluate(f"runs={run.path}", "eval.batch_size=1")
+    assert len(starts) == 3
+    with pytest.raises(UserError, match=r"shard=2: expected a whole number from 0 to 1"):
+        evaluate(f"runs={run.path}", "shard=2", "shards=2")
+
+
+def test_shards_of_several_machines_are_merged_where_they_are_copied_to(make_run, evaluate):
     run = make_run("lora", LORA, "eval.limit=null")
-    for k in range(2):
-        evaluate(f"runs={run.path}", f"+eval.benchmarks.mmlu.shard=[{k},2]")
+    for shard in range(2):
+        evaluate(f"runs={run.path}", f"+eval.benchmarks.mmlu.shard=[{shard},2]")
     assert run.results == {}
     first, away = run.path / "eval" / "mmlu.shard-0-of-2", run.path / "eval" / "away"
     first.rename(away)
@@ -330,12 +371,46 @@ def test_shards_are_evaluated_apart_and_merged(make_run, evaluate, starts):
         evaluate(f"runs={run.path}", "merge_shards=true")
     away.rename(first)
     evaluate(f"runs={run.path}", "merge_shards=true")
-    merged = run.results["metrics"]["mmlu"]
-    assert "partial" not in merged
     assert run.status == "evaluated"
-    evaluate(f"runs={run.path}")
-    assert len(starts) == 2
-    assert run.results["metrics"]["mmlu"] == merged
+
+
+@pytest.mark.slow
+def test_engines_at_once_answer_what_one_answers(make_run, evaluate, starts):
+    expected, records, run = whole_and_copy(make_run("lora", LORA, "eval.limit=null"), evaluate)
+    broken = make_run("broken", LORA, "eval.limit=null")
+    (broken.adapter_dir / "adapter_config.json").write_text("{}")
+    del starts[:]
+    with pytest.raises(LeftOutError, match="1 of 2"):
+        evaluate(f"runs=[{run.path},{broken.path}]", "eval.batch_size=1", "eval.data_parallel=2")
+    assert not starts  # in this process
+    assert without_times(run) == expected
+    assert (run.path / "eval" / "mmlu" / "records.jsonl").read_bytes() == records
+    assert run.status == "evaluated"
+    assert sorted(f.name for f in (run.path / "eval").iterdir()) == [
+        "mmlu", "mmlu.shard-0-of-2", "mmlu.shard-1-of-2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "expected"),
+    [
+        (0, ["eval.data_parallel=auto"], 1),
+        (8, ["eval.data_parallel=auto", "eval.tensor_parallel=2"], 4),
+        (8, ["eval.data_parallel=4", "eval.tensor_parallel=2"], 4),
+        (2, ["eval.data_parallel=3"], "that needs 3 GPUs, and 2 are there"),
+        (2, ["eval.tensor_parallel=4"], "that needs 4 GPUs, and 2 are there"),
+        (0, ["eval.data_parallel=999"], "that needs 999 CPU cores"),
+    ],
+)
+def test_engines_are_held_against_the_machine(gpus, overrides, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    config = validate(compose_config(overrides))
+    if isinstance(expected, int):
+        assert choose_engines(config) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            choose_engines(config)
 
 
 def test_untrained_runs_are_passed_over(make_run, evaluate, capsys):

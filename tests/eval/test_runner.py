@@ -312,10 +312,11 @@ def shards(folder: Path, counts: Sequence[int] = (0, 1, 2)) -> list[Path]:
 
 def test_shards_make_the_whole(tmp_path):
     merged = merge_shards(Spelling(), shards(tmp_path), tmp_path / "merged")
-    evaluate(tmp_path, FakeEngine(), options={"shots": 0})
+    whole = {"shots": 0, "shard": None}
+    evaluate(tmp_path, FakeEngine(), options=whole)
     assert content(tmp_path / "merged") == content(tmp_path / "eval")
     assert merged["partial"] is None
-    evaluate(tmp_path, NoEngine(), name="merged", options={"shots": 0})
+    evaluate(tmp_path, NoEngine(), name="merged", options=whole)
 
 
 def test_shards_that_do_not_make_the_whole_are_refused(tmp_path):

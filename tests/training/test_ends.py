@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import signal
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from transformers import TrainerCallback
 
 from mos.config import compose_config
 from mos.errors import UserError, write_fault
-from mos.runs import find_runs
+from mos.runs import Run, find_runs
 from mos.train import train
 from mos.training import fit
 from mos.training.checkpoints import newest_valid, step_of
-from mos.training.stopping import Diverged
+from mos.training.stopping import Diverged, StopOnSignal
 
 
 @pytest.fixture
@@ -120,3 +121,24 @@ def test_without_held_out_rows_nothing_is_measured(tmp_path, job):
     assert run.status == "trained"
     assert run.manifest["train"]["eval_loss"] is None
     assert not (run.path / "eval").exists()
+
+
+def test_the_same_signal_twice_ends_a_training_at_once(tmp_path):
+    with (
+        pytest.raises(KeyboardInterrupt, match="at once by SIGTERM"),
+        StopOnSignal(Run(tmp_path)).listening(),
+    ):
+        any(map(signal.raise_signal, [signal.SIGTERM] * 2))
+
+
+def test_a_launcher_that_does_not_requeue_its_job_any_more_says_so(tmp_path):
+    def refuse(number, frame):
+        raise RuntimeError("not requeued: timed-out too many times")
+
+    before = signal.signal(signal.SIGUSR2, refuse)
+    with (
+        pytest.raises(UserError, match=r"SIGUSR2; .*too many times"),
+        StopOnSignal(Run(tmp_path)).listening(),
+    ):
+        signal.raise_signal(signal.SIGUSR2)
+    assert signal.signal(signal.SIGUSR2, before) is refuse

@@ -106,13 +106,14 @@ def test_killed_between_checkpoints_in_the_second_epoch(tmp_path, cache, whole):
     check("after_step", 11, tmp_path, cache, whole)
 
 
-def stop_at(monkeypatch, step: int, overrides: list[str]) -> Run:
-    """Train until a signal that comes within an optimizer step."""
+def stop_at(monkeypatch, step: int, overrides: list[str], *numbers: int) -> Run:
+    """Train until signals (SIGTERM) that come within an optimizer step."""
 
     class Signal(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == step - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+                for number in numbers or [signal.SIGTERM]:
+                    os.kill(os.getpid(), number)
 
     build = fit.build_trainer
 
@@ -123,15 +124,25 @@ def stop_at(monkeypatch, step: int, overrides: list[str]) -> Run:
 
     with monkeypatch.context() as patch:
         patch.setattr(fit, "build_trainer", build_with_signal)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(compose_config(overrides))
     (run,) = find_runs(next(o for o in overrides if "output_dir" in o).partition("=")[2])
     return run
 
 
-def test_a_signal_leaves_a_checkpoint_of_the_step_at_work(tmp_path, cache, whole, monkeypatch):
+@pytest.mark.parametrize("requeues", [False, True])
+def test_a_signal_leaves_a_checkpoint_of_the_step_at_work(
+    requeues, tmp_path, cache, whole, monkeypatch
+):
     overrides = job(tmp_path, cache)
-    run = stop_at(monkeypatch, 5, overrides)
+    if requeues:  # Slurm sends both, and a launcher requeues its job at the second
+        requeued = []
+        signal.signal(signal.SIGUSR2, lambda *_: sys.exit(requeued.append(144)))
+        run = stop_at(monkeypatch, 5, overrides, signal.SIGTERM, signal.SIGUSR2)
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        assert requeued == [144]
+    else:
+        run = stop_at(monkeypatch, 5, overrides)
     assert run.state == ("interrupted", "stopped by SIGTERM; step 5 of 12 is kept")
     assert newest_valid(run.checkpoint_dir).name == "checkpoint-5"
     assert what_was_learnt(finish(overrides)) == what_was_learnt(whole)

@@ -1,0 +1,38 @@
+"""Sweep members whose training is a moment's work: a folder for PYTHONPATH. Not a test.
+
+In the processes of submitit's jobs, `mos.train` is what it is but for the part that needs torch:
+instead, a member notes in `trainings` that it trained, and fails if another process is training the
+same run.
+"""
+
+import os
+import sys
+import time
+import types
+
+if "submitit.core._submit" in sys.orig_argv:
+    import mos.train
+    from mos.environment import log_files
+
+    def train_adapter(config, run) -> None:
+        run.set_status("running")
+        run.write_config(config)
+        run.update_manifest(logs=log_files())
+        at_work = os.open(run.path / "at-work", os.O_CREAT | os.O_EXCL)
+        time.sleep(0.5)
+        os.close(at_work)
+        (run.path / "at-work").unlink()
+        with (run.path / "trainings").open("a") as trainings:
+            trainings.write(f"{os.getpid()}\n")
+        run.update_manifest(method={"name": "lora"}, train=None)
+        run.write_results({"heldout": {"loss": 1.0, "n": 1}})
+        run.set_status("trained")
+
+    mos.train.train_adapter = train_adapter
+    mos.train.missing = lambda config: []
+    mos.train.check_shapes = mos.train.choose_device = lambda config: "cpu"
+    sys.modules["mos.training.fit"] = types.SimpleNamespace(fit=None)
+    sys.modules["mos.training.distributed"] = types.SimpleNamespace(
+        agreed=lambda decision, device: decision,
+        plain_environment=dict,
+    )
