@@ -50,7 +50,7 @@ def _command_is_starting() -> bool:
     if program == "-m":
         return asked_for.removeprefix("-m").split(".")[0] == __name__
     script = Path(sysconfig.get_path("scripts"), __name__)
-    return program == asked_for and script.is_file() and script.samefile(program)
+    return program == asked_for and script.resolve() == Path(program).resolve()
 
 
 # Set by a command for the processes of a sweep's launcher, which go on with that command.

@@ -45,6 +45,8 @@ ORDERS = [
     "import mos.summarize",
     # What multiprocessing starts for a command has the command's arguments.
     "import sys; sys.argv = ['-m', 'a=b']; import mos",
+    # a program from standard input
+    "import sys; sys.argv = ['-']; sys.orig_argv = ['python', '-']; import mos",
 ]
 
 
