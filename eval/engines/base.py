@@ -191,7 +191,7 @@ class Engine(ABC):
 
         Args:
             prompts: from `encode`.
-            adapter: a LoRA directory to apply on the loaded weights.
+            adapter: the folder of an adapter to apply on the loaded weights.
 
         Raises:
             UserError: an adapter that does not fit the model.
@@ -247,9 +247,10 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_lora_fits(adapter: Path, model_dir: Path) -> None:
-    """Hold the factors of a LoRA directory against the layers of a model.
+    """Hold the factors of a LoRA adapter against the layers of a model.
 
-    vLLM copies factors that are too small into a part of their slot, without a word.
+    vLLM copies factors that are too small into a part of their slot, without a word. Adapters of
+    other methods have other tensors, which are checked by what loads them.
 
     Raises:
         UserError: a layer that the model lacks, or factors of another width.
@@ -257,6 +258,8 @@ def check_lora_fits(adapter: Path, model_dir: Path) -> None:
     layers = tensor_shapes(model_dir)
     for name, shape in tensor_shapes(adapter).items():
         module, _, factor = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if factor not in ("A.weight", "B.weight"):
+            continue
         out_features, in_features = layers.get(f"{module}.weight", (0, 0))
         found, expected = (shape[1], in_features) if factor[0] == "A" else (shape[0], out_features)
         if found != expected:

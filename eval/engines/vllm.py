@@ -37,8 +37,8 @@ class VllmEngine(Engine):
     """One `vllm.LLM`, whose weights are exchanged in place and which LoRA adapters ride on.
 
     On CPU it runs in this process (a worker process would be bound to one core), and adapters are
-    better merged: LoRA prefill is some forty times slower there, and a batch that mixed rows with
-    and without an adapter would apply it to all of them. `complete` never mixes.
+    better merged: vLLM's own LoRA kernels are slow there, and in a batch that mixed rows with and
+    without an adapter they would apply it to all of them. `complete` never mixes.
 
     Args:
         model_dir, settings, tokenizer: see `Engine`.

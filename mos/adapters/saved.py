@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from peft.tuners.tuners_utils import (
@@ -28,7 +28,7 @@ def rename(renamed: Renamed, key: str) -> str:
     return key
 
 
-def keys_of(file: safe_open, renamed: Renamed) -> dict[str, str]:
+def keys_of(file: safe_open | Mapping[str, torch.Tensor], renamed: Renamed) -> dict[str, str]:
     """Today's keys of a file's tensors, without the base model's prefix -> the keys in the file."""
     return {rename(renamed, key).removeprefix(PREFIX): key for key in file.keys()}  # noqa: SIM118
 
@@ -91,7 +91,11 @@ def check(
 
 def all_finite(tensor: torch.Tensor) -> bool:
     """Whether no element is NaN or infinite."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.itemsize == 1:
+        tensor = tensor.float()
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())  # of NaN, both are
 
 
 def unwrapped(name: str) -> str:

@@ -28,7 +28,7 @@ class Server:
 
     Args:
         settings: of the engine.
-        models: all that will be asked for as LoRA, which settles the rank that there is room for.
+        models: all whose adapters will ride on it, which settles the rank that there is room for.
         tokenizer: of the base model.
         cache_dir: keeps dequantised bases, exported adapters and the engine's log.
     """
@@ -53,15 +53,15 @@ class Server:
         self.stop()
 
     def serve(self, model: Model, weights: Weights) -> tuple[Engine, Path | None]:
-        """The engine with the weights loaded, and the LoRA directory to ask it for, if any.
+        """The engine with the weights loaded, and the adapter to ask it for, if any.
 
         Raises:
             UserError: an adapter that does not fit the model.
             EngineError: the engine does not start.
         """
-        lora, loaded = None, weights
+        adapter, loaded = None, weights
         if weights.adapter == LORA:
-            lora = export(model, self.cache_dir)
+            adapter, _ = unmerged(model, self.cache_dir)
             loaded = replace(weights, adapter=None, adapter_sha256=None)
         if self._engine is None or loaded != self._loaded:
             self._loaded = None
@@ -69,7 +69,7 @@ class Server:
             self._engine = self._load(folder)
             self._clear()
             self._loaded, self._scratch = loaded, scratch
-        return self._engine, lora
+        return self._engine, adapter
 
     def _folder(
         self, model: Model, weights: Weights
@@ -108,8 +108,7 @@ class Server:
         return engine
 
     def _max_rank(self) -> int:
-        exported = (export(model, self.cache_dir) for model in self._models)
-        return max((read_json(e / "adapter_config.json")["r"] for e in exported), default=0)
+        return max((unmerged(model, self.cache_dir)[1] for model in self._models), default=0)
 
     def stop(self) -> None:
         """End the engine; the next `serve` starts another."""
@@ -125,9 +124,16 @@ class Server:
             self._scratch = None
 
 
-def export(model: Model, cache_dir: str | Path) -> Path:
-    """The adapter as a LoRA directory, made once for its content."""
-    adapter = model.adapter_dir
+def unmerged(model: Model, cache_dir: str | Path) -> tuple[Path, int]:
+    """The folder that engines load a model's adapter from, and the adapter's rank.
+
+    MoS is loaded as it is saved (`mos.serving` in vLLM), others as LoRA, written once for their
+    content; so is pure sharing, whose config does not say its rank.
+    """
+    adapter, config = model.adapter_dir, model.adapter_config
     assert adapter is not None
+    if config["peft_type"] == "MOS" and isinstance(config["r"], int):
+        return adapter, config["r"]
     target = Path(cache_dir) / "lora" / adapter_hash(adapter, cache_dir)[:16]
-    return build_once(target, lambda folder: to_lora(adapter, folder))
+    lora = build_once(target, lambda folder: to_lora(adapter, folder))
+    return lora, read_json(lora / "adapter_config.json")["r"]

@@ -1,20 +1,23 @@
 """A MoS adapter as it is saved: pools in memory, A and B of a layer made when they are asked for.
 
 Adapters of one configuration and routing seed read the same shards for the same layers. What they
-read, the `Plan`, is kept once for all of them; what differs, the pools, is a quarter of their LoRA
-(e = 8, r = 32).
+read, the `Plan`, is checked and kept once for all of them; what differs, the pools, is a quarter of
+their LoRA (e = 8, r = 32).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
+from safetensors.torch import load
 
 from mos.adapters import WEIGHTS
 from mos.adapters.folder import adapter_config
@@ -24,6 +27,9 @@ from mos.adapters.saved import Shapes, all_finite, keys_of
 from mos.errors import UserError
 from mos.interchange import check_only_factors
 
+# What a config says that no layer depends on.
+_WHENCE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -32,6 +38,8 @@ class Reading:
     group: str
     index_A: torch.Tensor  # (r * l,)  # noqa: N815
     index_B: torch.Tensor  # (r * l,)  # noqa: N815
+    scale: torch.Tensor | None
+    """Random scaling, (r,)."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +47,21 @@ class Plan:
     """What every layer of an adapter reads; immutable, shared by the adapters that read the same.
 
     Attributes:
+        config: of the first adapter; in those that share the plan, only what `_WHENCE` names
+            differs.
         rank: of all layers.
         shapes: path of a layer -> (in_features, out_features).
         readings: path of a layer -> its `Reading`.
+        pools: group -> the keys of its pools A and B in the file.
+        stored: of the pools in the file.
     """
 
+    config: MosConfig
     rank: int
     shapes: Shapes
     readings: Mapping[str, Reading]
+    pools: Mapping[str, tuple[str, str]]
+    stored: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -55,21 +70,19 @@ class Adapter:
     plan: shared.
     pool_A: group -> (shards, in_features / l).
     pool_B: group -> (shards, out_features / l), with alpha / r in it.
-    scale: path of a layer -> random scaling (r,), if there is any.
     """
 
     plan: Plan
     pool_A: Mapping[str, torch.Tensor]  # noqa: N815
     pool_B: Mapping[str, torch.Tensor]  # noqa: N815
-    scale: Mapping[str, torch.Tensor]
 
     def factors(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r, in_features), and B (out_features, r), a view that is transposed in memory."""
         reading, rank = self.plan.readings[path], self.plan.rank
         A = self.pool_A[reading.group].index_select(0, reading.index_A).view(rank, -1)
         B = self.pool_B[reading.group].index_select(0, reading.index_B).view(rank, -1)
-        if path in self.scale:
-            B = B * self.scale[path][:, None].to(B)
+        if reading.scale is not None:
+            B = B * reading.scale[:, None].to(B)
         return A, B.T
 
 
@@ -87,50 +100,71 @@ def read_adapter(folder: Path, dtype: torch.dtype) -> Adapter:
     if not isinstance(config, MosConfig):
         raise UserError(f"a {config.peft_type} adapter, not a MoS one")
     check_only_factors(config)
+    file = (folder / WEIGHTS).read_bytes()
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            shapes = MosModel.saved_shapes(file)
-            keys = keys_of(file, MosModel.renamed)
-            tensors = {name: file.get_tensor(key) for name, key in keys.items()}
+        stored = dict(deserialize(file))
     except SafetensorError as error:
         raise UserError(f"{WEIGHTS} is damaged ({error})") from error
     try:
-        return _build(config, shapes, tensors, dtype)
+        key = _digest(config, stored)
+        plan = _PLANS.get(key) or _PLANS.setdefault(key, _plan(config, load(file)))
     except KeyError as error:
         raise UserError(f"{WEIGHTS} has no {error.args[0]}") from error
     except ValueError as error:
         raise UserError(str(error)) from error
+    pools: dict[str, dict[str, torch.Tensor]] = {"A": {}, "B": {}}
+    for group, names in plan.pools.items():
+        for side, name in zip("AB", names, strict=True):
+            pool = torch.frombuffer(stored[name]["data"], dtype=plan.stored)
+            if not all_finite(pool):
+                raise UserError(f"{name} has numbers that are not finite")
+            pools[side][group] = pool.view(stored[name]["shape"]).to(dtype)
+        pools["B"][group] *= config.mos_alpha / plan.rank
+    return Adapter(plan, pools["A"], pools["B"])
 
 
-def _build(
-    config: MosConfig, shapes: Shapes, tensors: dict[str, torch.Tensor], dtype: torch.dtype
-) -> Adapter:
+def _digest(config: MosConfig, stored: Mapping[str, Any]) -> str:
+    """Of all that a plan is made from: the config, names and shapes, what is not a pool."""
+    said = {k: v for k, v in config.to_dict().items() if k not in _WHENCE}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=sorted).encode())
+    for name, entry in sorted(stored.items()):
+        digest.update(f"{name} {entry['dtype']} {entry['shape']}".encode())
+        if len(entry["shape"]) == 1:
+            digest.update(entry["data"])
+    return digest.hexdigest()
+
+
+def _plan(config: MosConfig, tensors: Mapping[str, torch.Tensor]) -> Plan:
+    shapes = MosModel.saved_shapes(tensors)
+    keys = keys_of(tensors, MosModel.renamed)
     groups: dict[GroupKey, list[str]] = {}
     for path, (in_features, out_features) in shapes.items():
         key = GroupKey(path.rpartition(".")[2], in_features, out_features)
         groups.setdefault(key, []).append(path)
     if not groups:
         raise ValueError(f"{WEIGHTS} adapts no layer")
-    readings: dict[str, Reading] = {}
-    pools: dict[str, dict[str, torch.Tensor]] = {"A": {}, "B": {}}
-    scale: dict[str, torch.Tensor] = {}
-    digest = hashlib.sha256()
     ranks = {config.rank(len(paths)) for paths in groups.values()}
     if len(ranks) > 1:
         raise ValueError(f"its layers have the ranks {sorted(ranks)}, and vLLM wants one")
     (rank,) = ranks
+    readings: dict[str, Reading] = {}
+    pools: dict[str, tuple[str, str]] = {}
+    dtypes = set()
     for group, paths in groups.items():
-        widths = {"A": group.in_features, "B": group.out_features}
-        for side, width in widths.items():
-            name = f"mos.{group.name}.lora_{side}.mos_pool_{side}.weight"
+        names = [f"mos.{group.name}.lora_{side}.mos_pool_{side}.weight" for side in "AB"]
+        widths = group.in_features, group.out_features
+        pools[group.name] = keys[names[0]], keys[names[1]]
+        for name, width in zip(names, widths, strict=True):
+            pool = tensors[keys.pop(name)]
             expected = (config.n_shards(len(paths)), width // config.shards_per_vector)
-            pools[side][group.name] = _pool(name, tensors.pop(name), expected).to(dtype)
-        pools["B"][group.name] *= config.mos_alpha / rank
+            if tuple(pool.shape) != expected or not pool.is_floating_point():
+                raise ValueError(f"{name} is {pool.dtype} {tuple(pool.shape)}, expected {expected}")
+            dtypes.add(pool.dtype)
         for position, path in enumerate(paths):
             indices = []
             for side in "AB":
                 name = f"{path}.mos_index_{side}"
-                index = tensors.pop(name)
+                index = tensors[keys.pop(name)]
                 length = rank * config.shards_per_vector
                 if tuple(index.shape) != (length,) or index.is_floating_point():
                     raise ValueError(
@@ -138,22 +172,13 @@ def _build(
                         f" it is {length} integers"
                     )
                 check_index(config, len(paths), position, index, name)
-                indices.append(index.to(torch.int32))
-                digest.update(f"{name} {group.name} {rank}".encode())
-                digest.update(indices[-1].numpy().tobytes())
-            readings[path] = Reading(group.name, *indices)
+                indices.append(index.long())
+            scale = None
             if config.random_scaling is not None:
-                scale[path] = tensors.pop(f"{path}.mos_scale")
-    if tensors:
-        raise ValueError(f"{WEIGHTS} holds what is not part of this adapter: {min(tensors)}")
-    plan = Plan(rank, shapes, readings)
-    plan = _PLANS.setdefault(digest.hexdigest(), plan)
-    return Adapter(plan, pools["A"], pools["B"], scale)
-
-
-def _pool(name: str, pool: torch.Tensor, expected: tuple[int, int]) -> torch.Tensor:
-    if tuple(pool.shape) != expected or not pool.is_floating_point():
-        raise ValueError(f"{name} is {pool.dtype} {tuple(pool.shape)}, expected {expected}")
-    if not all_finite(pool):
-        raise ValueError(f"{name} has numbers that are not finite")
-    return pool
+                scale = tensors[keys.pop(f"{path}.mos_scale")].clone()
+            readings[path] = Reading(group.name, *indices, scale)
+    if keys:
+        raise ValueError(f"{WEIGHTS} holds what is not part of this adapter: {min(keys)}")
+    if len(dtypes) > 1:
+        raise ValueError(f"its pools are of different types: {', '.join(map(str, dtypes))}")
+    return Plan(config, rank, shapes, readings, pools, dtypes.pop())

@@ -7,11 +7,13 @@ before. Imports of vLLM are inside the functions: this module is imported where 
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 import sys
-from functools import wraps
+from collections.abc import Callable
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +21,99 @@ from mos.errors import UserError
 
 log = logging.getLogger("vllm.mos")
 
+# What is replaced here is private to vLLM: the releases that it was tested with.
+TESTED = "0.32."
 # How a refusal begins, whichever process it comes from.
 REFUSED = "adapter refused: "
 
 
 def register() -> None:
-    """Extend vLLM in this process, once."""
+    """Extend vLLM in this process, each part once, however often this is called.
+
+    A vLLM that was not tested is named in its log. A part for which it has no place is left out,
+    and the log says what does not work then.
+    """
+    from vllm import __version__ as version
+
+    if not version.startswith(TESTED):
+        _warn(
+            f"vLLM {version} was not tested with MoS adapters, which use functions private to vLLM"
+            f" {TESTED}x: compare some answers with those of PEFT"
+        )
+    parts = (
+        (_load_adapters, "MoS adapters are not served"),
+        (_activate_adapters, "on a CPU, MoS adapters are activated more slowly"),
+        (_mend_cpu_kernels, "on a CPU, do not ask for the base model and adapters at once"),
+        (_explain_refusals, "what is wrong with a refused adapter is in the log alone"),
+        (_find_by_name, "MOS_ADAPTERS has no effect"),
+    )
+    for extend, without in parts:
+        try:
+            extend()
+        except (ImportError, AttributeError) as error:
+            log.error("vLLM %s is not as expected (%s): %s", version, error, without)
+
+
+@cache
+def _warn(message: str) -> None:
+    log.warning(message)
+
+
+def _replace(owner: Any, name: str, parameters: str, make: Callable[[Any], Any]) -> None:
+    """Put `make(original)` in the place of a function of vLLM's, unless it is there already.
+
+    Args:
+        parameters: the names of the original's first ones, by which it is known.
+
+    Raises:
+        AttributeError: there is no such function, or it takes others.
+    """
+    original = getattr(owner, name)
+    if hasattr(original, "of_mos"):
+        return
+    found = list(inspect.signature(original).parameters)
+    if found[: len(parameters.split())] != parameters.split():
+        raise AttributeError(f"{name} takes {', '.join(found)}")
+    replacement = wraps(original)(make(original))
+    replacement.of_mos = True
+    setattr(owner, name, replacement)
+
+
+def _load_adapters() -> None:
+    from vllm.lora.utils import get_adapter_absolute_path
     from vllm.lora.worker_manager import WorkerLoRAManager
 
-    original = WorkerLoRAManager._load_adapter
-    if hasattr(original, "__wrapped__"):
-        return
+    def choosing(original: Any) -> Any:
+        def load_adapter(self: Any, lora_request: Any) -> Any:
+            folder = Path(get_adapter_absolute_path(lora_request.lora_path))
+            method = _method(folder)
+            if method is None or method == "LORA":
+                return original(self, lora_request)
+            try:
+                from mos.serving.native import load
 
-    @wraps(original)
-    def load_adapter(self: Any, lora_request: Any) -> Any:
-        from vllm.lora.utils import get_adapter_absolute_path
+                return load(self, folder, method, lora_request.lora_int_id)
+            except UserError as error:
+                raise ValueError(f"{REFUSED}{folder}: {error}") from error
 
-        folder = Path(get_adapter_absolute_path(lora_request.lora_path))
-        method = _method(folder)
-        if method is None or method == "LORA":
-            return original(self, lora_request)
-        try:
-            from mos.serving.native import load
+        return load_adapter
 
-            return load(self, folder, method, lora_request.lora_int_id)
-        except UserError as error:
-            raise ValueError(f"{REFUSED}{folder}: {error}") from error
+    _replace(WorkerLoRAManager, "_load_adapter", "self lora_request", choosing)
 
-    manager: Any = WorkerLoRAManager
-    manager._load_adapter = load_adapter
-    _mend_cpu_kernels()
-    _explain_refusals()
-    if os.environ.get("MOS_ADAPTERS"):
-        _find_by_name(Path(os.environ["MOS_ADAPTERS"]))
+
+def _activate_adapters() -> None:
+    from vllm.lora.model_manager import LoRAModelManager
+
+    def filling(original: Any) -> Any:
+        def activate_adapter(self: Any, lora_id: int) -> bool:
+            adapter = self.get_adapter(lora_id)
+            if not hasattr(adapter, "activate") or lora_id in self._active_adapters:
+                return original(self, lora_id)
+            return adapter.activate(self, partial(original, self, lora_id))
+
+        return activate_adapter
+
+    _replace(LoRAModelManager, "activate_adapter", "self lora_id", filling)
 
 
 def _method(folder: Path) -> str | None:
@@ -63,10 +125,16 @@ def _method(folder: Path) -> str | None:
     return str(method).upper()
 
 
-def _find_by_name(folder: Path) -> None:
+def _find_by_name() -> None:
+    if not os.environ.get("MOS_ADAPTERS"):
+        return
     from vllm import envs
     from vllm.lora.request import LoRARequest
     from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+
+    if "mos" in LoRAResolverRegistry.get_supported_resolvers():
+        return
+    folder = Path(os.environ["MOS_ADAPTERS"])
 
     class Resolver(LoRAResolver):
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -90,39 +158,41 @@ def _explain_refusals() -> None:
     models = getattr(serving, "OpenAIServingModels", None)
     if models is None:
         return
-    load, resolve = models.load_lora_adapter, models.resolve_lora
 
     def blamed(response: Any, message: str) -> Any:
         error = response.error
         error.message, error.type, error.code = message, "BadRequestError", 400
         return response
 
-    @wraps(load)
-    async def load_lora_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
-        response = await load(self, *args, **kwargs)
-        message = getattr(getattr(response, "error", None), "message", "")
-        return blamed(response, message) if REFUSED in message else response
+    def loading(original: Any) -> Any:
+        async def load_lora_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
+            response = await original(self, *args, **kwargs)
+            message = getattr(getattr(response, "error", None), "message", "")
+            return blamed(response, message) if REFUSED in message else response
 
-    @wraps(resolve)
-    async def resolve_lora(self: Any, lora_name: str) -> Any:
-        response = await resolve(self, lora_name)
-        if getattr(getattr(response, "error", None), "code", None) == 400:
-            # vLLM keeps the reason to itself: the engine is asked again
-            for resolver in self.lora_resolvers:
-                request = await resolver.resolve_lora(self.model_config.model, lora_name)
-                if request is not None:
-                    try:
-                        await self.engine_client.add_lora(request)
-                    except Exception as error:
-                        return blamed(response, str(error))
-        return response
+        return load_lora_adapter
 
-    models.load_lora_adapter, models.resolve_lora = load_lora_adapter, resolve_lora
+    def resolving(original: Any) -> Any:
+        async def resolve_lora(self: Any, lora_name: str) -> Any:
+            response = await original(self, lora_name)
+            if getattr(getattr(response, "error", None), "code", None) == 400:
+                # vLLM keeps the reason to itself: the engine is asked again
+                for resolver in self.lora_resolvers:
+                    request = await resolver.resolve_lora(self.model_config.model, lora_name)
+                    if request is not None:
+                        try:
+                            await self.engine_client.add_lora(request)
+                        except Exception as error:
+                            return blamed(response, str(error))
+            return response
+
+        return resolve_lora
+
+    _replace(models, "load_lora_adapter", "self request", loading)
+    _replace(models, "resolve_lora", "self lora_name", resolving)
 
 
 def _mend_cpu_kernels() -> None:
-    """Rows of a batch that ask for no adapter have the number -1, by which vLLM's CPU kernels
-    take the last adapter's weights. They get an input of zeros instead, which adds nothing."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -130,20 +200,11 @@ def _mend_cpu_kernels() -> None:
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
-    def honouring(kernel: Any) -> Any:
-        @wraps(kernel)
-        def mended(
-            inputs: Any, weights: Any, output: Any, indices: Any, *rest: Any, **named: Any
-        ) -> Any:
-            without = indices < 0
-            if without.any():
-                inputs = inputs.masked_fill(without[:, None], 0)
-            return kernel(inputs, weights, output, indices, *rest, **named)
-
-        return mended
+    from mos.serving import cpu
 
     # those for prefills call these by their names in lora_ops
-    for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"):
-        mended = honouring(getattr(lora_ops, name))
-        setattr(lora_ops, name, mended)
-        setattr(punica_cpu, name, mended)
+    for module in (lora_ops, punica_cpu):
+        for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"):
+            kernel = partial(getattr(cpu, name))
+            parameters = " ".join(inspect.signature(kernel).parameters)
+            _replace(module, name, parameters, lambda _, kernel=kernel: kernel)

@@ -27,8 +27,11 @@ from eval.engines import (
     open_engine,
 )
 from eval.engines.vllm import VllmEngine
+from mos import MosConfig
 from mos.errors import UserError
+from mos.export import to_lora
 from mos.processor import products_in
+from tests.adapters.tiny import adapted
 
 CHOICES = (" A", " B", " C", " D")
 PROBE = Path(__file__).with_name("vllm_probe.py")
@@ -356,18 +359,23 @@ def test_vllm_agrees_with_transformers_and_exchanges_weights(tiny_model_dir, tmp
 @pytest.mark.timeout(600)
 def test_vllm_serves_adapters_and_survives_broken_ones(tiny_model_dir, tmp_path):
     good = random_lora(tiny_model_dir, tmp_path / "good", ["q_proj", "down_proj"], seed=0)
-    other = random_lora(tiny_model_dir, tmp_path / "other", ["v_proj"], seed=1)
+    mos, exported = tmp_path / "mos", tmp_path / "exported"
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    adapted(MosConfig(r=4, equivalent_rank=2, shards_per_vector=2), base).save_pretrained(mos)
+    to_lora(mos, exported)
     broken = shutil.copytree(good, tmp_path / "broken")
     factors = load_file(broken / "adapter_model.safetensors")
     cut = {name: f[:, :5].contiguous() if "_A" in name else f for name, f in factors.items()}
     save_file(cut, broken / "adapter_model.safetensors")
     weights = shifted(tiny_model_dir, tmp_path / "weights", seed=1)
-    steps = ["none", f"adapter={good}", f"adapter={other}", f"broken={broken}", "none"]
+    steps = ["none", f"adapter={good}", f"adapter={mos}", f"broken={broken}", "none"]
     steps += [f"stopped={good}", f"adapter={good}", f"weights={weights}", f"adapter={good}"]
-    found = probe(tmp_path, 4, tiny_model_dir, *steps)
+    steps += [f"weights={tiny_model_dir}", f"adapter={exported}"]
+    found = probe(tmp_path, 8, tiny_model_dir, *steps)
     assert_agree(found[0], tiny_model_dir)
     assert_agree(found[1], tiny_model_dir, good)
-    assert_agree(found[2], tiny_model_dir, other)
+    assert_agree(found[2], tiny_model_dir, mos)
+    assert found[2] == found[10]  # as it is saved, and as the LoRA that it is exported to
     assert "does not fit the model" in found[3]
     assert found[4] == found[0]
     assert found[6] == found[1]

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mos import MosConfig, ProloraConfig
 from tests.adapters.tiny import adapted, tiny_llama
@@ -42,6 +42,9 @@ def adapters(tiny_model_dir, tmp_path_factory):
     save("prolora", ProloraConfig(r=4, unshared_rank=1, reduction_a=2, reduction_b=2))
     save("wide", MosConfig(r=16, equivalent_rank=4))
     save("foreign", MosConfig(r=8, equivalent_rank=2), tiny_llama(blocks=10))
+    shallow = AutoConfig.from_pretrained(tiny_model_dir)
+    shallow.num_hidden_layers -= 1
+    save("shallow", MosConfig(r=8, equivalent_rank=2), AutoModelForCausalLM.from_config(shallow))
     shutil.copytree(root / "a", root / "broken")
     (root / "broken/adapter_model.safetensors").write_bytes(b"\0" * 100)
     return root
@@ -97,7 +100,7 @@ def server(tiny_model_dir, adapters, repo_dir, tmp_path_factory):
             [str(part) for part in command], env=environment, stdout=out, stderr=out
         )
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
@@ -110,7 +113,10 @@ def server(tiny_model_dir, adapters, repo_dir, tmp_path_factory):
         assert process.poll() is None, log.read_text()[-3000:]
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:  # it was still starting
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +157,7 @@ def test_a_batch_may_mix_adapters_and_the_base(server, expected):
     ("name", "reason"),
     [
         ("foreign", "trained on another base model"),
+        ("shallow", "on another base model, of fewer blocks"),
         ("prolora", "vLLM serves LoRA and MoS adapters, this one is PROLORA"),
         ("broken", "is damaged"),
         ("wide", "--max-lora-rank"),

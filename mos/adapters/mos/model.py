@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,7 @@ class MosModel(SharedTuner):
     )
 
     @classmethod
-    def saved_shapes(cls, file: safe_open) -> Shapes:
+    def saved_shapes(cls, file: safe_open | Mapping[str, torch.Tensor]) -> Shapes:
         keys = keys_of(file, cls.renamed)
         groups: dict[str, list[tuple[int, int]]] = defaultdict(list)  # type of layer -> shapes
         for key in keys:
