@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--model", default=SMOLLM2, help="a model folder or package")
     parser.add_argument("--adapters", type=int, default=200)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=30, help="no request begins later")
     parser.add_argument("--resident", type=int, default=1000, help="adapters in the host cache")
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
@@ -273,11 +274,13 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = requests_of_trace(arguments)
     waiting = iter(enumerate(asked))
     begun: dict[str, float] = {}
-    answers: list[list[int]] = [[]] * len(asked)
-    seconds: list[float] = [0.0] * len(asked)
+    answers: dict[int, list[int]] = {}
+    seconds: dict[int, float] = {}
     started = time.perf_counter()
     with tqdm(total=len(asked), desc="trace", mininterval=5) as bar:
-        while bar.n < len(asked):
+        while True:
+            if time.perf_counter() - started > 60 * arguments.minutes:
+                waiting = iter(())
             while len(begun) < UNDER_WAY and (one := next(waiting, None)) is not None:
                 i, (adapter, prompt) = one
                 begun[str(i)] = time.perf_counter()
@@ -287,6 +290,8 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
                     sampling(),
                     lora_request=request(arguments, "mos", adapter, adapter) if adapter else None,
                 )
+            if not begun:
+                break
             for output in llm.llm_engine.step():
                 if output.finished:
                     i = int(output.request_id)
@@ -295,8 +300,13 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
                     bar.update()
     took = time.perf_counter() - started
     loads, activations = (len(count) for count in counts)
-    found = {"answers": answers, "seconds": seconds, "took": took}
-    return found | {"loads": loads, "activations": activations}
+    return {
+        "answers": [answers[i] for i in range(len(answers))],
+        "seconds": list(seconds.values()),
+        "took": took,
+        "loads": loads,
+        "activations": activations,
+    }
 
 
 def counted(owner: Any, name: str) -> list[Any]:
@@ -317,7 +327,8 @@ def reference(arguments: argparse.Namespace) -> dict[str, Any]:
     """(adapter, prompt, tokens) of all that the trace asks, adapter by adapter."""
     llm = engine(arguments, "float32", 1, 1)
     wanted: dict[int, set[int]] = {}
-    for adapter, prompt in requests_of_trace(arguments):
+    answered = json.loads((arguments.folder / "trace.json").read_text())["answers"]
+    for adapter, prompt in requests_of_trace(arguments)[: len(answered)]:
         wanted.setdefault(adapter, set()).add(prompt)
     found = []
     for adapter in tqdm(sorted(wanted), "one by one"):
@@ -337,11 +348,12 @@ def compared(
 ) -> dict[str, Any]:
     """The trace's figures, its answers held against those of one adapter at a time."""
     alone = {(adapter, prompt): tokens for adapter, prompt, tokens in reference["answers"]}
-    asked = requests_of_trace(arguments)
+    asked = requests_of_trace(arguments)[: len(found["answers"])]
     wrong = [key for key, got in zip(asked, found["answers"], strict=True) if got != alone[key]]
     seconds = np.array(found["seconds"])
     return {
         "requests": len(asked),
+        "minutes": found["took"] / 60,
         "members": len({adapter for adapter, _ in asked}),
         "distinct_answers": len({tuple(tokens) for tokens in alone.values()}),
         "wrong": len(wrong),
@@ -388,7 +400,8 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> None:
     if trace := found.get("trace"):
         lines += [
             "",
-            f"Trace: {trace['requests']:,} requests to {trace['members']} members (power law),"
+            f"Trace: {trace['requests']:,} of {arguments.requests:,} requests, in"
+            f" {trace['minutes']:.0f} minutes, to {trace['members']} members (power law),"
             f" {SLOTS} slots, {PLACES} host places: **{trace['wrong']} answers differ** from those"
             f" of vLLM without the plugin to one exported LoRA at a time"
             f" ({trace['distinct_answers']} different ones). {trace['loads']:,} adapters were read,"
