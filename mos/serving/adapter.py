@@ -176,7 +176,7 @@ def _plan(config: MosConfig, tensors: Mapping[str, torch.Tensor]) -> Plan:
             scale = None
             if config.random_scaling is not None:
                 scale = tensors[keys.pop(f"{path}.mos_scale")].clone()
-            readings[path] = Reading(group.name, *indices, scale)
+            readings[path] = Reading(group.name, indices[0], indices[1], scale)
     if keys:
         raise ValueError(f"{WEIGHTS} holds what is not part of this adapter: {min(keys)}")
     if len(dtypes) > 1:

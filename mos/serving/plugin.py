@@ -74,7 +74,7 @@ def _replace(owner: Any, name: str, parameters: str, make: Callable[[Any], Any])
     found = list(inspect.signature(original).parameters)
     if found[: len(parameters.split())] != parameters.split():
         raise AttributeError(f"{name} takes {', '.join(found)}")
-    replacement = wraps(original)(make(original))
+    replacement: Any = wraps(original)(make(original))
     replacement.of_mos = True
     setattr(owner, name, replacement)
 
@@ -205,6 +205,10 @@ def _mend_cpu_kernels() -> None:
     # those for prefills call these by their names in lora_ops
     for module in (lora_ops, punica_cpu):
         for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"):
-            kernel = partial(getattr(cpu, name))
+            kernel = getattr(cpu, name)
             parameters = " ".join(inspect.signature(kernel).parameters)
-            _replace(module, name, parameters, lambda _, kernel=kernel: kernel)
+
+            def ours(_: Any, kernel: Any = kernel) -> Any:
+                return partial(kernel)
+
+            _replace(module, name, parameters, ours)
