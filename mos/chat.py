@@ -6,9 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mos.config import Model as ModelOptions
+from mos.config import Quantization, compose_config
 from mos.console import console, exit_on_user_error, fail, printable, quiet_libraries, say
 from mos.data.chat import Message, render_chat
 from mos.errors import UserError
+from mos.evaluation.content import read_adapter_config
+from mos.preflight import check_model_files
+from mos.runs import Run
+from mos.schema import check
 
 USAGE = """usage: mos chat RUN|ADAPTER [max_tokens=256]
 
@@ -24,31 +30,37 @@ def load(folder: Path) -> tuple[Any, Any]:
     Raises:
         UserError: neither a trained run nor an adapter, or its base is not there.
     """
-    import torch
-
-    from mos.adapters import register_all
-    from mos.adapters.folder import adapter_config
-    from mos.adapters.folder import load as load_adapter
-    from mos.config import compose_config
-    from mos.evaluation.content import read_adapter_config
-    from mos.evaluation.models import Model
-    from mos.model_sources import resolve_model
-    from mos.modeling import grow_vocabulary, load_base, load_tokenizer
-    from mos.runs import Run
-
     run = Run(folder)
     if (folder / "config.yaml").is_file():
         if not run.trained:
             raise UserError(f"{folder} is not trained yet ({run.status}).")
         config = run.config
         base, quantization, adapter = config["model"], config["quantization"], run.adapter_dir
+        check(base, ModelOptions, "model.")
+        check(quantization, Quantization, "quantization.")
+        if not adapter.is_dir() and config["adapter"] != {"method": "none"}:
+            raise UserError(f"{folder} has lost its adapter ({adapter.name}/ is not there).")
     elif (folder / "adapter_config.json").is_file():
         saved = read_adapter_config(folder)
-        path = saved.get("base_model_name_or_path") or ""
+        if not (path := saved.get("base_model_name_or_path")):
+            raise UserError(f"{folder}/adapter_config.json names no base model.")
         base = {"name": path, "path": path, "revision": saved.get("revision"), "pad_token": None}
         quantization, adapter = {"bits": None, "compute_dtype": "bfloat16"}, folder
     else:
         raise UserError(f"{folder} is neither a run (config.yaml) nor an adapter of PEFT.")
+    check_model_files({"model": base})
+
+    # Torch and its companions take seconds to import.
+    import torch
+
+    from mos.adapters import register_all
+    from mos.adapters.folder import adapter_config
+    from mos.adapters.folder import load as load_adapter
+    from mos.evaluation.models import Model
+    from mos.model_sources import resolve_model
+    from mos.modeling import grow_vocabulary, load_base, load_tokenizer
+
+    quiet_libraries()
     cache_dir = compose_config([], "evaluate").paths.cache_dir
     base_dir = resolve_model(base["path"], cache_dir, base["revision"])
     served = Model(base["name"], base_dir, quantization, adapter if adapter.is_dir() else None)
@@ -115,7 +127,6 @@ def main() -> None:
                 raise UserError(f"{option}: expected max_tokens=<number>.")
             max_tokens = int(value)
         say(f"loading {folder}")
-        quiet_libraries()
         model, tokenizer = load(Path(folder).expanduser())
         try:
             converse(model, tokenizer, max_tokens)

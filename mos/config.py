@@ -279,6 +279,8 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     check(config, TrainConfig)
     _check_adapter(config)
     _check_trainer(config["trainer"])
+    if config["trainer"].get("load_best_model_at_end") and config["data"]["eval_size"] == 0:
+        raise UserError("trainer.load_best_model_at_end=true needs held-out rows: data.eval_size=.")
     for name, options in config["eval"]["benchmarks"].items():
         check(options, benchmark_model(name), f"eval.benchmarks.{name}.")
     return config

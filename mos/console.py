@@ -268,11 +268,13 @@ def quiet_transformers() -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Keep the libraries' progress bars and advice off the terminal; train.log has the warnings."""
-    import datasets
     import transformers
 
-    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    if "datasets" in sys.modules:  # evaluation does without, and it takes a second to import
+        sys.modules["datasets"].disable_progress_bars()
+    else:
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     for name in ("transformers", "datasets", "accelerate", "bitsandbytes", "peft"):
         library = logging.getLogger(name)
         library.handlers.clear()

@@ -33,7 +33,7 @@ from mos.console import (
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, run_subject
 from mos.identity import open_run
-from mos.preflight import check_consent, choose_engines
+from mos.preflight import check_benchmark_data, check_consent, check_model_files, choose_engines
 from mos.runs import find_runs
 from mos.training.members import end_member, fail_member, start_member
 from mos.training.sweep import check_plugins
@@ -138,6 +138,8 @@ def _usable(
             if not subject.config["eval"]["benchmarks"]:
                 raise UserError("no benchmark is chosen; name some, benchmarks=[mmlu].")
             check_consent(subject.config["eval"])
+            check_benchmark_data(subject.config)
+            check_model_files(subject.config)
             subjects.append(subject)
         except UserError as error:
             if len(makers) == 1:
@@ -164,6 +166,8 @@ def _bare(config: Mapping[str, Any]) -> Subject:
             " Name runs (runs='outputs/**') or adapter folders (adapters=[DIR]), or evaluate the"
             " bare model with adapter=none."
         )
+    check_benchmark_data(config)
+    check_model_files(config)
     run = open_run(config)
     if not config["dry_run"]:
         from mos.training.fit import fit

@@ -14,7 +14,7 @@ from mos.cli import command
 from mos.config import compose_config, resolved
 from mos.console import say
 from mos.errors import UserError
-from mos.folders import MARK
+from mos.folders import MARK, check_own
 from mos.runs import Run
 from mos.schema import Strict, check
 
@@ -93,6 +93,7 @@ def export(cfg: DictConfig) -> Path:
         out = write_lm_eval(run, config["out"], *places)
     else:
         check_adapter_folder(Path(config["adapter"]))
+        check_own(config["out"])
         if config["push"]:
             push(config["push"])
         say(f"exporting {config['adapter']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,21 @@ def check_own(folder: str | Path, key: str = "out") -> Path:
     except OSError as error:
         raise _unwritable(key, folder, error) from error
     return target
+
+
+def check_writable(folder: str | Path, key: str) -> None:
+    """Check that a folder can be made, or written to, before something is computed for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    target = Path(folder).expanduser().absolute()
+    place = next(path for path in (target, *target.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _unwritable(key, folder, error) from error
 
 
 def claim(folder: str | Path, names: Iterable[str], key: str = "out") -> Path:

@@ -20,6 +20,7 @@ from mos.data.chat import IGNORE_INDEX
 from mos.data.corpora import CORPORA, check_source
 from mos.data.statistics import Statistics
 from mos.errors import MissingFileError
+from mos.preflight import check_benchmark_data, check_model_files
 from mos.schema import Strict, check
 
 if TYPE_CHECKING:
@@ -203,12 +204,17 @@ def inspect(cfg: DictConfig) -> None:
     config = {**validate(OmegaConf.create(config)), **options}
     data = config["data"]
     if options["what"] == "prompts":
+        check_benchmark_data(config)
+        check_model_files(config)
         note(f"building the prompts of {', '.join(config['eval']['benchmarks'])}")
         inspect_prompts(config)
         return
     corpora = {data["corpus"]: data["source"]}
     if options["what"] == "corpora":
         corpora = found_corpora(Path(config["paths"]["data_dir"]))
+    else:
+        check_source(data["corpus"], data["source"])
+    check_model_files(config)
     note(f"reading {', '.join(corpora)}")
     inspect_corpora(config, corpora)
 

@@ -138,6 +138,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     by_hand = "or give a local folder: model.path=/path/to/model"
@@ -151,6 +152,11 @@ def _download(hub_id: str, revision: str | None) -> Path:
         raise UserError(
             f"model.path={hub_id} is gated: accept its licence at https://huggingface.co/{hub_id},"
             f" then run `hf auth login`; {by_hand}."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"model.path={hub_id} has no revision {revision} on the hub: set model.revision= to one"
+            " of its own, or to null."
         ) from error
     except HFValidationError as error:
         raise UserError(

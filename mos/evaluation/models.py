@@ -18,7 +18,6 @@ from eval.runner import Weights
 from mos.errors import UserError
 from mos.evaluation.content import adapter_hash, read_adapter_config, read_origin
 from mos.files import fingerprint
-from mos.interchange import has_lora_form
 
 LORA, MERGED, FULL = "lora", "merged", "full"
 
@@ -47,6 +46,8 @@ class Model:
     @property
     def is_low_rank(self) -> bool:
         """Whether the adapter can be served as LoRA."""
+        from mos.interchange import has_lora_form  # imports PEFT, which takes seconds
+
         return bool(self.adapter_config) and has_lora_form(self.adapter_config)
 
     @property
@@ -89,7 +90,8 @@ def weights_of(
     sha256 = adapter_hash(model.adapter_dir, cache_dir)
     if not model.adapter_config:
         return replace(weights, quantization=None, adapter=FULL, adapter_sha256=sha256)
-    low_rank = model.is_low_rank
+    on_gpu = settings.engine == "vllm" and settings.device == "cuda"
+    low_rank = (on_gpu or choice == "adapter") and model.is_low_rank
     if choice == "adapter" and not low_rank:
         raise UserError(
             f"eval.weights=adapter: {model.adapter_dir} is a {model.adapter_config['peft_type']}"
@@ -97,7 +99,6 @@ def weights_of(
             " eval.weights=merged."
         )
     check_finite(model.adapter_dir)
-    on_gpu = settings.engine == "vllm" and settings.device == "cuda"
     as_lora = choice == "adapter" or (choice != "merged" and on_gpu and low_rank)
     return replace(weights, adapter=LORA if as_lora else MERGED, adapter_sha256=sha256)
 

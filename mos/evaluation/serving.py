@@ -19,7 +19,6 @@ from mos.console import say
 from mos.evaluation.content import adapter_hash
 from mos.evaluation.models import FULL, LORA, MERGED, Model
 from mos.folders import build_once
-from mos.interchange import merge, to_lora
 from mos.modeling import dequantized_base
 
 
@@ -83,6 +82,8 @@ class Server:
             base = dequantized_base(model.path, weights.quantization, self.cache_dir)
         if weights.adapter != MERGED or adapter is None:
             return base, None
+        from mos.interchange import merge  # imports PEFT, which takes seconds
+
         parent = self.cache_dir / "merged"
         parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True)
@@ -130,6 +131,8 @@ def unmerged(model: Model, cache_dir: str | Path) -> tuple[Path, int]:
     MoS is loaded as it is saved (`mos.serving` in vLLM), others as LoRA, written once for their
     content; so is pure sharing, whose config does not say its rank.
     """
+    from mos.interchange import to_lora
+
     adapter, config = model.adapter_dir, model.adapter_config
     assert adapter is not None
     if config["peft_type"] == "MOS" and isinstance(config["r"], int):

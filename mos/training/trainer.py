@@ -232,8 +232,6 @@ def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> Trai
         UserError: values that transformers refuses.
     """
     options = dict(config["trainer"])
-    if options.get("load_best_model_at_end") and config["data"]["eval_size"] == 0:
-        raise UserError("trainer.load_best_model_at_end=true needs held-out rows: data.eval_size=.")
     # A part of the state of a run, as the optimizer's.
     options["restore_callback_states_from_checkpoint"] = True
     options.pop("early_stopping_patience", None)
