@@ -119,7 +119,7 @@ def missing(config: Mapping[str, Any]) -> list[str]:
             check(config)
         except UserError as error:
             problems.append(str(error))
-    return problems
+    return list(dict.fromkeys(problems))  # of weights, two checks may say the same
 
 
 def _check_engines(config: Mapping[str, Any]) -> None:
