@@ -167,13 +167,18 @@ def load_training_data(
     statistics |= {name: len(part) for name, part in zip(names, parts, strict=True)}
     identity |= {"eval_size": eval_size} | ({"test_size": test_size} if test_size else {})
     fingerprint = hash_json(identity)[:24]
-    train, *held_out = (
-        rows.select(part, keep_in_memory=True) if len(part) else None for part in parts
-    )
-    assert train is not None
+    train, evaluation, test = (rows.select(part, keep_in_memory=True) for part in parts)
     assert tokenizer.pad_token_id is not None
     collator = Collator(tokenizer.pad_token_id)
-    return TrainingData(train, *held_out, collator, fingerprint, statistics, cached=not built)
+    return TrainingData(
+        train,
+        evaluation if eval_size else None,
+        test if test_size else None,
+        collator,
+        fingerprint,
+        statistics,
+        cached=not built,
+    )
 
 
 def _examples(
