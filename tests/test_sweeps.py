@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from mos.adapters import METHODS
 from mos.config import CONFIG_DIR, compose_config, validate
 from mos.console import Labelled
 from mos.errors import UserError
@@ -160,6 +163,34 @@ def test_every_preset_of_table_2_trains_and_fills_its_row(tmp_path, paths):
     assert [run.status for run in runs] == ["evaluated"] * len(presets)
     labels = {run.results["method"]["label"] for run in runs}
     assert {"LoRA", "VeRA", "Tied LoRA", "PRoLoRA", "MoS", "MoS -pd", "Vanilla (chat)"} < labels
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_method_trains_in_one_sweep(tiny_model_dir, tmp_path, paths):
+    """The adapter files as they are; VB-LoRA's vectors need widths divisible by 64."""
+    base = shutil.copytree(tiny_model_dir, tmp_path / "wide")
+    config = LlamaConfig.from_pretrained(base, num_key_value_heads=2)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(base)
+    methods = [*METHODS, "rslora", "dora"]
+    trained = run_cli(
+        "-m", "+experiment=superni_mmlu", f"adapter={','.join(methods)}", "eval=base",
+        "quantization=none", *TINY, f"model.path={base}",
+        "model.architecture=null", *paths,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    runs = find_runs(str(tmp_path / "outputs" / "superni_mmlu"))
+    assert len(runs) == len(methods)
+    assert {run.manifest["method"]["label"] for run in runs} == {
+        "MoS", "LoRA", "rsLoRA", "DoRA", "PRoLoRA", "Tied LoRA", "VeRA", "MiSS", "RaSA", "VB-LoRA",
+        "Uni-LoRA", "Lily", "RandLoRA", "LoKr", "HiRA", "Vanilla (chat)", "Full fine-tuning",
+    }  # fmt: skip
+    for run in runs:
+        if run.manifest["method"]["trainable_parameters"]:
+            train = run.manifest["train"]
+            assert run.complete, run.path
+            assert train["steps"] == 2, run.path
+            assert train["eval_loss"] != train["eval_loss_before"], run.path
 
 
 @pytest.mark.slow
