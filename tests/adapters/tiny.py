@@ -34,7 +34,7 @@ CASES: dict[str, Callable[..., PeftConfig]] = {
     "tied_lora": lambda **kw: TiedLoraConfig(**{"r": 6, **kw}),
     "rasa": lambda **kw: RasaConfig(**{"r": 4, "shared_rank": 1, **kw}),
 }
-MAIN_CASES = ["mos", "prolora", "tied_lora"]
+MAIN_CASES = ["mos", "prolora", "tied_lora", "rasa"]
 
 
 def tiny_llama(dtype: torch.dtype = torch.float32, blocks: int = BLOCKS) -> LlamaForCausalLM:

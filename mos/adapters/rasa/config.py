@@ -28,7 +28,7 @@ class RasaConfig(FactoredConfig):
     rasa_dropout: float = field(default=0.0)
 
     def file_sizes(self) -> dict[str, tuple[int, int]]:
-        return {"rasa_A": (0, self.r - self.shared_rank)}
+        return {"rasa_lora_A": (0, self.r - self.shared_rank)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

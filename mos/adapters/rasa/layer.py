@@ -17,31 +17,31 @@ class RasaTensors(SharedGroup):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rasa_pool_A, self.rasa_pool_B = Weights(), Weights()
+        self.rasa_pool_lora_A, self.rasa_pool_lora_B = Weights(), Weights()
 
     def add(self, adapter_name: str, A: torch.Tensor, B: torch.Tensor, init_weights: bool) -> None:
         reset(A, B, init_weights)
-        self.rasa_pool_A.add(adapter_name, A)
-        self.rasa_pool_B.add(adapter_name, B)
+        self.rasa_pool_lora_A.add(adapter_name, A)
+        self.rasa_pool_lora_B.add(adapter_name, B)
 
 
 class RasaLinear(SharedLinear):
-    """Linear layer with a RaSA update. Its own: `rasa_A (r - shared_rank, in)`,
-    `rasa_B (out, r - shared_rank)` and the scales of the pool's ranks,
+    """Linear layer with a RaSA update. Its own: `rasa_lora_A (r - shared_rank, in)`,
+    `rasa_lora_B (out, r - shared_rank)` and the scales of the pool's ranks,
     `rasa_scale (L * shared_rank)`."""
 
     method_name = "rasa"
     adapter_layer_names: tuple[str, ...] = (
-        "rasa_A",
-        "rasa_B",
+        "rasa_lora_A",
+        "rasa_lora_B",
         "rasa_scale",
-        "rasa_pool_A",
-        "rasa_pool_B",
+        "rasa_pool_lora_A",
+        "rasa_pool_lora_B",
     )
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
         super().__init__(base_layer, **quantization_kwargs)
-        self.rasa_A, self.rasa_B, self.rasa_scale = Weights(), Weights(), Weights()
+        self.rasa_lora_A, self.rasa_lora_B, self.rasa_scale = Weights(), Weights(), Weights()
 
     def update_layer(
         self, adapter_name: str, config: RasaConfig, group: RasaTensors, pool_rank: int
@@ -53,8 +53,8 @@ class RasaLinear(SharedLinear):
         self.scaling[adapter_name] = config.rasa_alpha / config.r
         A, B = torch.empty(own, self.in_features), torch.empty(self.out_features, own)
         reset(A, B, config.init_weights)
-        self.rasa_A.add(adapter_name, A)
-        self.rasa_B.add(adapter_name, B)
+        self.rasa_lora_A.add(adapter_name, A)
+        self.rasa_lora_B.add(adapter_name, B)
         self.rasa_scale.add(adapter_name, torch.ones(pool_rank))
         self.join(adapter_name, group)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -62,19 +62,21 @@ class RasaLinear(SharedLinear):
 
     # PEFT reaches the shared tensors through these to freeze and to train them.
     @property
-    def rasa_pool_A(self) -> dict[str, nn.Module]:  # noqa: N802
-        return {name: group.rasa_pool_A[name] for name, group in self.groups.items()}
+    def rasa_pool_lora_A(self) -> dict[str, nn.Module]:  # noqa: N802
+        return {name: group.rasa_pool_lora_A[name] for name, group in self.groups.items()}
 
     @property
-    def rasa_pool_B(self) -> dict[str, nn.Module]:  # noqa: N802
-        return {name: group.rasa_pool_B[name] for name, group in self.groups.items()}
+    def rasa_pool_lora_B(self) -> dict[str, nn.Module]:  # noqa: N802
+        return {name: group.rasa_pool_lora_B[name] for name, group in self.groups.items()}
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        A, B, scale = (w.of(adapter_name) for w in (self.rasa_A, self.rasa_B, self.rasa_scale))
+        A, B, scale = (
+            w.of(adapter_name) for w in (self.rasa_lora_A, self.rasa_lora_B, self.rasa_scale)
+        )
         group = self.groups[adapter_name]
         pool_A, pool_B = (
             weights.of(adapter_name).to(device=A.device, dtype=A.dtype)
-            for weights in (group.rasa_pool_A, group.rasa_pool_B)
+            for weights in (group.rasa_pool_lora_A, group.rasa_pool_lora_B)
         )
         return torch.cat([A, scale[:, None] * pool_A]), torch.cat([B, pool_B], dim=1)
 

@@ -23,7 +23,7 @@ class RasaModel(SharedTuner):
         keys = keys_of(file, cls.renamed)
         return {
             path: tuple(
-                file.get_slice(keys[f"{path}.rasa_{side}.weight"]).get_shape()[axis]
+                file.get_slice(keys[f"{path}.rasa_lora_{side}.weight"]).get_shape()[axis]
                 for side, axis in (("A", 1), ("B", 0))
             )
             for path in paths_with(keys, ".rasa_scale.weight")

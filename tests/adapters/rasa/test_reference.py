@@ -17,11 +17,11 @@ def test_forward_and_every_gradient():
     names = {}
     for p, (h, o) in SHAPES.items():
         for side in "AB":
-            pool = f"base_model.model.rasa.{p}_{h}x{o}.rasa_pool_{side}.default.weight"
+            pool = f"base_model.model.rasa.{p}_{h}x{o}.rasa_pool_lora_{side}.default.weight"
             names[p, side] = pool
         for k in range(BLOCKS):
             layer = f"base_model.model.model.layers.{k}.self_attn.{p}"
-            for part in ("A", "B", "scale"):
+            for part in ("lora_A", "lora_B", "scale"):
                 names[p, k, part] = f"{layer}.rasa_{part}.default.weight"
     parameters = dict(model.named_parameters())
     parts = {key: parameters[n].detach().clone().requires_grad_() for key, n in names.items()}
@@ -31,7 +31,7 @@ def test_forward_and_every_gradient():
         pool_A, pool_B = parts[p, "A"], parts[p, "B"]
         assert pool_A.shape[0] == pool_B.shape[1] == BLOCKS * config.shared_rank
         for k in range(BLOCKS):
-            A, B, s = (parts[p, k, part] for part in ("A", "B", "scale"))
+            A, B, s = (parts[p, k, part] for part in ("lora_A", "lora_B", "scale"))
             delta = B @ A + pool_B @ torch.diag(s) @ pool_A
             linear = getattr(reference.model.layers[k].self_attn, p)
             weight = linear.weight.detach()
