@@ -13,6 +13,7 @@ all. What the tables show is measured on test examples, which no choice is made 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from mos.config import compose_config, validate  # noqa: E402
 from mos.console import override  # noqa: E402
 from mos.identity import finished_run  # noqa: E402
 from mos.runs import Run  # noqa: E402
+from mos.training.heldout import HeldOut  # noqa: E402
 
 RESULTS = Path("benchmarks") / "results" / "study"
 CORPORA = ("cot", "codealpaca", "superni")
@@ -105,6 +107,35 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[list[str], list[float], lis
                 yield overrides(args, corpus, row), sorted(chosen), args.seeds[1:]
 
 
+def losses(run: Run) -> dict[str, tuple[float, int]]:
+    """Of each held-out example the sum of its tokens' losses (nats), and their number."""
+    lines = (run.path / "eval" / "heldout" / "records.jsonl").read_text("utf-8").splitlines()
+    scores = ((record["id"], record["scores"]) for record in map(json.loads, lines))
+    return {name: (score["nll"], score["tokens"]) for name, score in scores}
+
+
+def paired(args: argparse.Namespace) -> str:
+    """Seed 0 at each rate: test loss, and its difference to LoRA's best, example by example."""
+    lines = [
+        "| corpus | row | learning rate | loss | difference to LoRA r=2 at its best |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for corpus in args.corpora:
+        best = best_rate(args, corpus, REFERENCE)
+        reference = best and finished(args, corpus, REFERENCE, best)
+        if not reference:
+            continue
+        base = losses(reference)
+        for row, rate in ((name, rate) for name in args.rows for rate in grid(name)):
+            if (run := finished(args, corpus, row, rate)) and run.path != reference.path:
+                pairs = [(nll, base[name][0], n) for name, (nll, n) in losses(run).items()]
+                difference = HeldOut(0, [a - b for a, b, _ in pairs], [n for *_, n in pairs])
+                loss = run.results["metrics"]["heldout"]["loss"]
+                shown = f"{difference.loss:+.4f} ± {difference.stderr:.4f}"
+                lines.append(f"| {corpus} | {row} | {rate:g} | {loss:.4f} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -122,6 +153,7 @@ def main() -> None:
             sweep(given, rates, seeds)
     tables = [override("runs", args.runs), override("out", args.out), "yardstick=heldout.loss"]
     subprocess.run([sys.executable, "-m", "mos.summarize", *tables, "scale=study"], cwd=REPO)
+    (REPO / args.out / "paired.md").write_text(paired(args), "utf-8")
 
 
 if __name__ == "__main__":
