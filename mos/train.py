@@ -170,7 +170,8 @@ def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
                 console.out(line.decode(errors="replace").rstrip("\n"), highlight=False)
             code = evaluation.wait()
         except BaseException:
-            evaluation.terminate()  # it keeps what it has, and ends its engine
+            evaluation.terminate()
+            evaluation.wait()  # it keeps what it has, and ends its engine
             raise
     if code == INTERRUPTED:
         raise KeyboardInterrupt("the evaluation was stopped by a signal")
