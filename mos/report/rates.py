@@ -159,6 +159,9 @@ def rates_plot(curves: Sequence[Curve]) -> Figure | None:
                 markerfacecolor="white" if curve.at_edge else ink, markeredgecolor=ink,
             )  # fmt: skip
         axis.set_xscale("log")
+        rates = sorted({rate for curve in own for rate in curve.losses})
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=30 * (len(rates) > 5))
+        axis.minorticks_off()
         axis.set_title(experiment, color=INK)
         axis.set_xlabel("learning rate (log scale)")
         axis.set_ylabel("validation loss, nats per token")
