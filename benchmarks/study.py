@@ -91,7 +91,7 @@ def sweep(given: list[str], rates: list[float], seeds: list[int]) -> None:
     """Train what is missing of a row, one run after the other; a failed one is left for later."""
     values = {"trainer.learning_rate": rates, "seed": seeds}
     swept = [f"{key}={','.join(f'{v:g}' for v in value)}" for key, value in values.items()]
-    if "adapter=mos" in given or any("_mos_" in word for word in given):
+    if "routing_seed" in compose_config(given).adapter:
         swept.append("adapter.routing_seed=${seed}")
     subprocess.run([sys.executable, "-m", "mos.train", "-m", *given, *swept], cwd=REPO)
 
@@ -101,8 +101,9 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[list[str], list[float], lis
     for corpus in args.corpora:
         for row in args.rows:
             yield overrides(args, corpus, row), grid(row), [args.seeds[0]]
+        for_all = best_rate(args, corpus, REFERENCE)
         for row in args.rows:
-            chosen = {best_rate(args, corpus, name) for name in (row, REFERENCE)} - {None}
+            chosen = {best_rate(args, corpus, row), for_all} - {None}
             if chosen and args.seeds[1:]:
                 yield overrides(args, corpus, row), sorted(chosen), args.seeds[1:]
 

@@ -63,3 +63,12 @@ def test_other_seeds_are_trained_at_the_best_rates(study, args, monkeypatch):
     ]
     del known["mos_r8", 0.008]  # as long as a rate is missing, none is the best
     assert list(study.plan(args))[-1][1] == [0.002]
+
+
+def test_routing_follows_the_seed_in_every_row_that_has_one(study, args, monkeypatch):
+    commands = []
+    monkeypatch.setattr(study.subprocess, "run", lambda command, **_: commands.append(command))
+    for row in ("lora_r2", "mos_r8_pd", "pure_sharing", "subset_selection"):
+        study.sweep(study.overrides(args, "cot", row), [0.002], [1, 2])
+    follows = ["adapter.routing_seed=${seed}" in command for command in commands]
+    assert follows == [False, True, True, True]
