@@ -33,7 +33,7 @@ from mos.processor import products_in
 from mos.runs import Run, read_losses
 from mos.training.checkpoints import newest_valid
 from mos.training.distributed import check_sharding, process_state
-from mos.training.heldout import write_heldout
+from mos.training.heldout import HeldOut, write_heldout
 from mos.training.stopping import StopOnSignal
 from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
 
@@ -89,9 +89,10 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     with state.main_process_first():
         checkpoint = newest_valid(run.checkpoint_dir)
     with stop.listening():
-        train = run_trainer(trainer, run, checkpoint)
-        rows = data.eval if data.test is None else data.test
-        losses = None if rows is None else trainer.measure(rows)
+        train, losses = run_trainer(trainer, run, checkpoint)
+        rows = data.eval
+        if data.test is not None:
+            rows, losses = data.test, trainer.measure(data.test)
     save_adapter(trainer, run.adapter_dir)
     base_sha256 = fingerprint(model_dir, config["paths"]["cache_dir"])
     if is_main_process():
@@ -132,11 +133,13 @@ def load_model(
     return adapted
 
 
-def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) -> dict[str, Any]:
+def run_trainer(
+    trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None
+) -> tuple[dict[str, Any], HeldOut | None]:
     """Train to the end, from a checkpoint if there is one, and measure the held-out loss.
 
     Returns:
-        The `train` entry of results.json.
+        The `train` entry of results.json, and the losses of the evaluation's examples, if any.
     """
     if checkpoint is None:
         trainer.train()
@@ -152,7 +155,7 @@ def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) ->
     lines = read_losses(run.path / "loss.jsonl")
     logged = [(0, 0.0)] + [(line["step"], line["loss"]) for line in lines if "loss" in line]
     total = sum(loss * (at - since) for (since, _), (at, loss) in pairwise(logged))
-    return {
+    entry = {
         "steps": trainer.state.global_step,
         "train_loss": total / logged[-1][0],
         "eval_loss": heldout.loss if heldout else None,
@@ -164,6 +167,7 @@ def run_trainer(trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None) ->
         "peak_memory_bytes": peak_memory_bytes(),
         "examples": lines[-1]["examples"],
     }
+    return entry, heldout
 
 
 def save_adapter(trainer: CrashSafeTrainer, folder: Path) -> None:

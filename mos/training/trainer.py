@@ -143,10 +143,11 @@ class CrashSafeTrainer(Trainer):
         self.loss_log.take_up(self.state)
 
     def measure(self, rows: Dataset) -> HeldOut:
-        """The losses of the weights that the training ended with; each forward pass is made once.
+        """The losses of the weights that the training ended with.
 
         Args:
-            rows: the evaluation's examples, or others.
+            rows: the evaluation's examples, whose last losses are taken if they are of these
+                weights, or others.
         """
         best = self.args.load_best_model_at_end
         step = (self.state.best_global_step if best else None) or self.state.global_step
