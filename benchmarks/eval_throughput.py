@@ -207,7 +207,7 @@ def make_runs(arguments: argparse.Namespace, scratch: Path) -> list[Path]:
     from transformers import AutoModelForCausalLM
 
     from mos.adapters import attach
-    from mos.runs import Run
+    from mos.run import Run
 
     folders = []
     for seed in range(arguments.adapters):

@@ -25,7 +25,7 @@ sys.path.insert(0, str(REPO))
 from mos.config import compose_config, validate  # noqa: E402
 from mos.console import override  # noqa: E402
 from mos.identity import finished_run  # noqa: E402
-from mos.runs import Run  # noqa: E402
+from mos.run import Run  # noqa: E402
 from mos.training.heldout import HeldOut  # noqa: E402
 
 RESULTS = Path("benchmarks") / "results" / "study"

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from mos.console import ScoreRow, say, score_rows
 from mos.files import hash_json, write_atomically
-from mos.runs import Run
+from mos.run import Run
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.j2")

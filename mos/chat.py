@@ -13,7 +13,7 @@ from mos.data.chat import Message, render_chat
 from mos.errors import UserError
 from mos.evaluation.content import read_adapter_config
 from mos.preflight import check_model_files
-from mos.runs import Run
+from mos.run import Run
 from mos.schema import check
 
 USAGE = """usage: mos chat RUN|ADAPTER [max_tokens=256]

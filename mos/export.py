@@ -15,7 +15,7 @@ from mos.config import compose_config, resolved
 from mos.console import say
 from mos.errors import UserError
 from mos.folders import MARK, check_own
-from mos.runs import Run
+from mos.run import Run
 from mos.schema import Strict, check
 
 if TYPE_CHECKING:

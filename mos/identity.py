@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mos.files import fingerprint, hash_json, source_hash
-from mos.runs import Run
+from mos.run import Run
 
 # Trainer settings that change when things are written or shown, never what is learnt.
 BOOKKEEPING = {

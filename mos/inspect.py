@@ -160,7 +160,7 @@ def inspect_prompts(config: Mapping[str, Any]) -> None:
 
     The hash tells whether two checkouts, tokenizers or copies of the data make the same prompts.
     """
-    from mos.evaluation.jobs import build_benchmarks
+    from mos.evaluation.benchmarks import build_benchmarks
 
     say(f"{'benchmark':<10} {'prompts':>7} {'characters':>11}  sha256")
     for name, benchmark in build_benchmarks(config["eval"], _tokenizer(config)).items():

@@ -13,7 +13,8 @@ from rich.table import Column, Table
 
 from mos.console import console, exit_on_user_error, printable
 from mos.errors import UserError
-from mos.runs import Run, find_runs, read_losses
+from mos.run import Run
+from mos.runs import find_runs, read_losses
 
 USAGE = """usage: mos runs [FOLDER or glob ...]
 

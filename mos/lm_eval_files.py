@@ -15,7 +15,7 @@ from mos.files import parse_json
 from mos.folders import replaced
 from mos.model_sources import resolve_model
 from mos.modeling import load_tokenizer
-from mos.runs import Run
+from mos.run import Run
 
 
 def write_lm_eval(

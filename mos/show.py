@@ -11,7 +11,7 @@ from typing import Any
 from mos.console import console, exit_on_user_error, override, printable, say
 from mos.errors import MissingFileError, UserError, unknown
 from mos.files import parse_json
-from mos.runs import Run
+from mos.run import Run
 
 USAGE = """usage: mos show RUN BENCHMARK [wrong] [n=5] [paths.data_dir=DIR]
 
@@ -57,7 +57,7 @@ def prompts(run: Run, benchmark: str, paths: Sequence[str] = ()) -> dict[str, st
     if benchmark not in BENCHMARKS:
         return {}
     from mos.config import compose_config, resolved
-    from mos.evaluation.jobs import build_benchmarks
+    from mos.evaluation.benchmarks import build_benchmarks
     from mos.model_sources import resolve_model
     from mos.modeling import load_tokenizer
 

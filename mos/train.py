@@ -38,7 +38,7 @@ from mos.environment import log_files
 from mos.errors import UserError, write_fault
 from mos.identity import finished_run, open_run
 from mos.preflight import check_shapes, choose_device, missing
-from mos.runs import Run
+from mos.run import Run
 from mos.training.members import (
     end_member,
     fail_member,

@@ -11,15 +11,10 @@ from itertools import product
 import pytest
 from transformers import LlamaConfig, TrainingArguments
 
-from mos.config import (
-    CONFIG_DIR,
-    OVERRULED,
-    compose_config,
-    trainer_model,
-    validate,
-)
+from mos.config import CONFIG_DIR, compose_config, validate
 from mos.errors import UserError
 from mos.preflight import check_consent, check_shapes
+from mos.trainer_config import OVERRULED, trainer_model
 
 
 def options(group: str) -> list[str]:

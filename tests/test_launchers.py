@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mos.runs import Run, find_runs, read_losses
+from mos.run import Run
+from mos.runs import find_runs, read_losses
 from tests.tiny_job import run_cli
 
 REPO = Path(__file__).parents[1]

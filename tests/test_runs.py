@@ -14,7 +14,8 @@ from mos.config import compose_config, validate
 from mos.console import logged_to
 from mos.errors import DataError, MissingFileError, UserError
 from mos.identity import open_run
-from mos.runs import Run, find_runs, read_losses
+from mos.run import Run
+from mos.runs import find_runs, read_losses
 
 
 def run_for(tmp_path, *overrides: str) -> Run:

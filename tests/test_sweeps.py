@@ -23,7 +23,8 @@ from mos.console import Labelled
 from mos.errors import UserError
 from mos.identity import open_run
 from mos.list_runs import show_runs
-from mos.runs import Run, find_runs
+from mos.run import Run
+from mos.runs import find_runs
 from mos.train import main
 from mos.training.members import progress
 from mos.training.sweep import SweepSummary, check_plugins, closed_in_any_case

@@ -22,7 +22,8 @@ from mos.data.chat import render_chat
 from mos.errors import UserError
 from mos.export import export, merge, to_lora
 from mos.model_sources import resolve_model
-from mos.runs import Run, find_runs
+from mos.run import Run
+from mos.runs import find_runs
 from mos.train import evaluate_apart, train
 from tests import tiny_job
 from tests.tiny_job import run_cli

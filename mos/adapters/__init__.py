@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, field_validator
 
-from mos.adapters import bounds
+from mos.adapters import bounds, labels
 from mos.adapters.sizes import (
     RANKS,
     Search,
@@ -113,58 +113,17 @@ class Method:
         return self.variants.get(label, self.colour)
 
 
-def _mos_label(adapter: Mapping[str, Any], chat: bool) -> str:
-    off = {
-        "sp": adapter.get("private_rank") == 0,
-        "vs": adapter.get("shards_per_vector") == 1,
-        "pd": adapter.get("pair_dissociation") is False,
-    }
-    if all(off.values()):
-        added = {
-            "+ Random Scaling": adapter.get("random_scaling") is not None,
-            "+ Subset Selection": adapter.get("r") != "all",
-        }
-        return " ".join(name for name, is_on in added.items() if is_on) or "Pure Sharing"
-    return " ".join(["MoS", *(f"-{switch}" for switch, is_off in off.items() if is_off)])
-
-
-def _lora_label(adapter: Mapping[str, Any], chat: bool) -> str:
-    if adapter.get("use_dora"):
-        return "DoRA"
-    return "rsLoRA" if adapter.get("use_rslora") else "LoRA"
-
-
-def _miss_label(adapter: Mapping[str, Any], chat: bool) -> str:
-    variant = adapter.get("init_weights", True)
-    return f"MiSS ({variant})" if isinstance(variant, str) else "MiSS"
-
-
-def _vanilla_label(adapter: Mapping[str, Any], chat: bool) -> str:
-    return "Vanilla (chat)" if chat else "Vanilla (no-chat)"
-
-
-MOS_VARIANTS = {
-    "MoS -sp": "#e8743b",
-    "MoS -vs": "#f29b6c",
-    "MoS -pd": "#f8c3a3",
-    "Pure Sharing": "#475569",
-    "+ Random Scaling": "#7b8794",
-    "+ Subset Selection": "#b0b8c1",
-}
-
-LORA_VARIANTS = {"rsLoRA": "#003f73", "DoRA": "#7f9fc6"}
-
 # The colours are told apart by the colour-blind too (Okabe and Ito's palette, then Paul Tol's).
 METHODS: dict[str, Method] = {
     "mos": Method(
         "mos.adapters.mos:MosConfig",
-        _mos_label,
+        labels.mos,
         "#d55e00",
-        MOS_VARIANTS,
+        labels.MOS_VARIANTS,
         sizes=mos_sizes,
         bounds=bounds.mos,
     ),
-    "lora": Method("peft:LoraConfig", _lora_label, "#0072b2", LORA_VARIANTS),
+    "lora": Method("peft:LoraConfig", labels.lora, "#0072b2", labels.LORA_VARIANTS),
     "prolora": Method(
         "mos.adapters.prolora:ProloraConfig",
         "PRoLoRA",
@@ -176,7 +135,7 @@ METHODS: dict[str, Method] = {
         "mos.adapters.tied_lora:TiedLoraConfig", "Tied LoRA", "#e69f00", bounds=bounds.tied_lora
     ),
     "vera": Method("peft:VeraConfig", "VeRA", "#cc79a7"),
-    "miss": Method("peft:MissConfig", _miss_label, "#56b4e9"),
+    "miss": Method("peft:MissConfig", labels.miss, "#56b4e9"),
     "rasa": Method(
         "mos.adapters.rasa:RasaConfig",
         "RaSA",
@@ -192,7 +151,7 @@ METHODS: dict[str, Method] = {
     "randlora": Method("peft:RandLoraConfig", "RandLoRA", "#aa4499", sizes=randlora_sizes),
     "lokr": Method("peft:LoKrConfig", "LoKr", "#999933", on_quantized=False, sizes=lokr_sizes),
     "hira": Method("peft:HiraConfig", "HiRA", "#cc6677"),
-    "none": Method(None, _vanilla_label, "#9ca3af"),
+    "none": Method(None, labels.vanilla, "#9ca3af"),
     "full": Method(None, "Full fine-tuning", "#111827", on_quantized=False),
 }
 

@@ -223,7 +223,7 @@ def read_json_values(path: Path, report: Report) -> Iterator[tuple[int, dict[str
 
 
 def read_json(path: Path) -> tuple[Any, str]:
-    """A whole JSON file, and its text for `line_of`.
+    """A whole JSON file, and its text, in which a value can be found.
 
     Raises:
         DataError: empty, not UTF-8, or not JSON, with the line.
@@ -236,33 +236,6 @@ def read_json(path: Path) -> tuple[Any, str]:
     with _as_data_error(path, None):
         text = data.decode("utf-8-sig")
         return parse_json(text), text
-
-
-def line_of(text: str, *keys: str | int) -> int:
-    """1-based line where the value under `keys` starts in valid JSON, for error messages."""
-    decoder = json.JSONDecoder()
-
-    def skip(i: int, characters: str) -> int:
-        while text[i] in characters:
-            i += 1
-        return i
-
-    blank = " \t\r\n"
-    i = skip(0, blank)
-    for wanted in keys:
-        i = skip(i + 1, blank)  # past the opening bracket
-        index = 0
-        while True:
-            if isinstance(wanted, str):
-                key, i = decoder.raw_decode(text, i)
-                i = skip(i, blank + ":")
-            else:
-                key, index = index, index + 1
-            if key == wanted:
-                break
-            _, i = decoder.raw_decode(text, i)
-            i = skip(i, blank + ",")
-    return text.count("\n", 0, i) + 1
 
 
 _TOO_LONG = f"a line of more than {MAX_LINE >> 20} MB."

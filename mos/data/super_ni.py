@@ -8,6 +8,7 @@ a partial copy must have.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from mos.data.corpus import Corpus
 from mos.data.fetch import Original, fetch, github
-from mos.data.readers import line_of, read_json
+from mos.data.readers import read_json
 from mos.data.rows import Example, Report, conversation
 from mos.data.templates import fill
 from mos.errors import DataError, MissingFileError
@@ -135,7 +136,7 @@ def _fields(path: Path, task: Any, text: str) -> tuple[str, list[Any], list[Any]
             raise DataError(path, 1, f"field {name!r} must be there and be a list.")
     definition = task["Definition"]
     if not definition or not isinstance(definition[0], str):
-        line = line_of(text, "Definition")
+        line = _line_of(text, "Definition")
         raise DataError(path, line, "field 'Definition' must hold a string.")
     return definition[0], task["Positive Examples"], task["Instances"]
 
@@ -148,7 +149,7 @@ def _shot(path: Path, positive: list[Any], index: int, text: str) -> tuple[str, 
             return shown, answer
     raise DataError(
         path,
-        line_of(text, "Positive Examples", index),
+        _line_of(text, "Positive Examples", index),
         f"positive example {index} must have an input and an output (strings).",
     )
 
@@ -161,9 +162,36 @@ def _instance(path: Path, instances: list[Any], index: int, text: str) -> tuple[
             return instance["id"], instance["input"], output[0]
     raise DataError(
         path,
-        line_of(text, "Instances", index),
+        _line_of(text, "Instances", index),
         f"instance {index} must have an id, an input (string) and an output (list of strings).",
     )
+
+
+def _line_of(text: str, *keys: str | int) -> int:
+    """1-based line where the value under `keys` starts in valid JSON, for error messages."""
+    decoder = json.JSONDecoder()
+
+    def skip(i: int, characters: str) -> int:
+        while text[i] in characters:
+            i += 1
+        return i
+
+    blank = " \t\r\n"
+    i = skip(0, blank)
+    for wanted in keys:
+        i = skip(i + 1, blank)  # past the opening bracket
+        index = 0
+        while True:
+            if isinstance(wanted, str):
+                key, i = decoder.raw_decode(text, i)
+                i = skip(i, blank + ":")
+            else:
+                key, index = index, index + 1
+            if key == wanted:
+                break
+            _, i = decoder.raw_decode(text, i)
+            i = skip(i, blank + ",")
+    return text.count("\n", 0, i) + 1
 
 
 def originals(folder: Path) -> list[Original]:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from eval import BENCHMARKS, Benchmark, build_benchmark
+from eval import Benchmark
 from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
 from eval.results import read_result, results_entry
@@ -22,15 +22,13 @@ from mos.card import write_card
 from mos.console import logged_to, say, score_text
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
+from mos.evaluation.benchmarks import build_benchmarks, has_all, recorded_options
 from mos.evaluation.models import LORA, MERGED, Model, check_base, weights_of
 from mos.evaluation.serving import Server
 from mos.evaluation.subjects import Subject
-from mos.files import hash_json, source_hash
+from mos.files import hash_json
 from mos.model_sources import resolve_model
 from mos.modeling import load_tokenizer
-
-# What the caller says of programs that are run; a run's config may lack the second.
-_CALLERS = ("allow_code_execution", "sandbox")
 
 
 @dataclass
@@ -43,32 +41,6 @@ class _Job:
     benchmarks: dict[str, Benchmark]
     settings: EngineSettings
     weights: Weights
-
-
-def build_benchmarks(evaluation: Mapping[str, Any], tokenizer: Any) -> dict[str, Benchmark]:
-    """The benchmarks of an `eval` config group, by name.
-
-    Args:
-        evaluation: the group: `chat`, `limit`, `allow_code_execution`, `sandbox`,
-            `benchmarks.<name>.*`.
-        tokenizer: of the model that is evaluated.
-    """
-    return {
-        name: build_benchmark(name, tokenizer=tokenizer, **build_options(evaluation, name))
-        for name in evaluation["benchmarks"]
-    }
-
-
-def build_options(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The keyword arguments of `build_benchmark` that an `eval` config group gives."""
-    options = {
-        "chat": evaluation["chat"],
-        "limit": evaluation["limit"],
-        **evaluation["benchmarks"][name],
-    }
-    if BENCHMARKS[name].runs_code:  # how, is not for a benchmark's own settings to say
-        options |= {key: evaluation[key] for key in _CALLERS if key in evaluation}
-    return options
 
 
 def evaluate_subjects(
@@ -260,18 +232,10 @@ def _evaluate(job: _Job, server: Server, cache_dir: str | Path, overwrite: bool)
             numerics=job.settings.numerics(),
             engine=lambda: server.serve(job.model, job.weights),
             cache_dir=cache_dir,
-            options=_recorded_options(subject, name, cache_dir),
+            options=recorded_options(subject.config["eval"], name, cache_dir),
             overwrite=overwrite,
         )
         _record(job, name, {**result, "settings": job.settings.describe()}, cache_dir)
-
-
-def _recorded_options(subject: Subject, name: str, cache_dir: str | Path) -> dict[str, Any]:
-    """What shapes a benchmark, its files by content: targets are not in the prompts' hash."""
-    options = build_options(subject.config["eval"], name)
-    options.pop("sandbox", None)  # the result's `scoring` says it
-    options.setdefault("shard", None)
-    return {**options, "data_dir": source_hash(options["data_dir"], cache_dir)}
 
 
 def _result_dir(subject: Subject, name: str, benchmark: Benchmark) -> Path:
@@ -304,21 +268,8 @@ def _record(job: _Job, name: str, result: dict[str, Any], cache_dir: str | Path)
         run.update_manifest(evaluation=evaluation)
         run.write_results({name: results_entry(result)})
         write_card(run)
-        if _has_all(evaluation, run.config["eval"]):
+        if has_all(evaluation, run.config["eval"]):
             run.set_status("evaluated")
-
-
-def _has_all(evaluated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a run has the results that its config asks for, and not just parts of them."""
-
-    def options(of: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in of.items() if k not in ("data_dir", *_CALLERS) and v is not None}
-
-    return all(
-        name in evaluated
-        and options(evaluated[name]["options"]) == options(build_options(wanted, name))
-        for name in wanted["benchmarks"]
-    )
 
 
 def _described(job: _Job) -> str:

@@ -12,7 +12,7 @@ from mos.console import say
 from mos.errors import MissingFileError, UserError
 from mos.evaluation.content import ADAPTER_CONFIG, adapter_hash
 from mos.files import source_hash
-from mos.runs import Run
+from mos.run import Run
 from mos.schema import check
 
 

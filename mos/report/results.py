@@ -13,7 +13,7 @@ from eval.results import is_edited
 from mos.console import printable
 from mos.files import read_json
 from mos.report.cells import HELDOUT, benchmark_columns
-from mos.runs import SCHEMA, Run
+from mos.run import SCHEMA, Run
 
 REFUSED, LEFT_OUT, NOTED = "refused", "left out", "noted"
 # results.json may round what eval/<benchmark>/metrics.json holds in full.

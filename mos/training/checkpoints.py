@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mos.console import say
-from mos.errors import DataError
+from mos.errors import DataError, UserError
 from mos.files import hash_file, read_json, write_json
 
 SEAL = "complete.json"
@@ -89,3 +92,32 @@ def _by_step(folder: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The number of optimizer steps after which a checkpoint was taken."""
     return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def check_same_state(saved: Mapping[str, Any], loaded: Mapping[str, Any], optim: str) -> None:
+    """Compare the optimizer's state after loading with what was saved, tensor by tensor.
+
+    bitsandbytes' paged and 8-bit optimizers have lost state on resume in several versions; a run
+    that goes on with another state is worse than one that stops.
+
+    Raises:
+        UserError: the state did not survive, and what to set instead.
+    """
+    for index, state in saved["state"].items():
+        for name, value in state.items():
+            other = loaded["state"].get(index, {}).get(name)
+            if isinstance(value, torch.Tensor):
+                same = (
+                    isinstance(other, torch.Tensor)
+                    and other.dtype == value.dtype
+                    and torch.equal(other.cpu(), value)
+                )
+            else:
+                same = not isinstance(value, int | float) or other == value
+            if not same:
+                raise UserError(
+                    f"trainer.optim={optim} did not get its state back from the checkpoint"
+                    f" ({name} of parameter {index}): this run cannot be continued exactly. Start"
+                    " it anew with overwrite=true, and use trainer.optim=adamw_torch where runs"
+                    " get interrupted."
+                )

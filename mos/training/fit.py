@@ -22,15 +22,16 @@ from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
 from mos.data.dataset import TrainingData, load_training_data
 from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
+from mos.evaluation.benchmarks import build_benchmarks
 from mos.evaluation.content import adapter_hash, write_origin
-from mos.evaluation.jobs import build_benchmarks
 from mos.files import fingerprint, source_hash
 from mos.identity import model_identity
 from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer
 from mos.preflight import choose_device
 from mos.processor import products_in
-from mos.runs import Run, read_losses
+from mos.run import Run
+from mos.runs import read_losses
 from mos.training.checkpoints import newest_valid
 from mos.training.distributed import check_sharding, process_state
 from mos.training.heldout import HeldOut, write_heldout

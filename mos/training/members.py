@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from mos.console import fail, label_lines, say, show_traceback
 from mos.errors import UserError
 from mos.files import parse_json, write_json
-from mos.runs import Run
+from mos.run import Run
 
 # Launchers whose members share a terminal.
 AT_ONCE = ("processes", "cluster")

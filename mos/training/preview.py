@@ -22,7 +22,7 @@ from mos.console import console, say
 from mos.errors import UserError
 from mos.identity import open_run
 from mos.preflight import check_shapes, missing
-from mos.runs import Run
+from mos.run import Run
 
 
 def preview(hydra: DictConfig) -> int:

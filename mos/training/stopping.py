@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mos.console import STOP_SIGNALS, say
 from mos.errors import UserError
-from mos.runs import Run
+from mos.run import Run
 from mos.training.distributed import any_process
 
 

@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from mos.console import console, override, say
 from mos.errors import UserError
 from mos.files import write_json
-from mos.runs import Run
+from mos.run import Run
 from mos.training.members import SWEEP, members_of, read
 
 # Launchers and sweepers that an extra of this package installs, with the module they are in.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mos.console import is_main_process, say
-from mos.runs import Run
+from mos.run import Run
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
 from mos.processor import products_in
-from mos.runs import Run
-from mos.training.checkpoints import rotate, seal
+from mos.run import Run
+from mos.training.checkpoints import check_same_state, rotate, seal
 from mos.training.heldout import HeldOut, example_losses
 from mos.training.progress import LossLog, ProgressLine
 from mos.training.stopping import StopOnSignal, check_finite
@@ -195,35 +195,6 @@ class CrashSafeTrainer(Trainer):
         if (file := Path(checkpoint) / OPTIMIZER_FILE).is_file():
             saved = torch.load(file, map_location="cpu", weights_only=True)
             check_same_state(saved, self.optimizer.state_dict(), self.args.optim)
-
-
-def check_same_state(saved: Mapping[str, Any], loaded: Mapping[str, Any], optim: str) -> None:
-    """Compare the optimizer's state after loading with what was saved, tensor by tensor.
-
-    bitsandbytes' paged and 8-bit optimizers have lost state on resume in several versions; a run
-    that goes on with another state is worse than one that stops.
-
-    Raises:
-        UserError: the state did not survive, and what to set instead.
-    """
-    for index, state in saved["state"].items():
-        for name, value in state.items():
-            other = loaded["state"].get(index, {}).get(name)
-            if isinstance(value, torch.Tensor):
-                same = (
-                    isinstance(other, torch.Tensor)
-                    and other.dtype == value.dtype
-                    and torch.equal(other.cpu(), value)
-                )
-            else:
-                same = not isinstance(value, int | float) or other == value
-            if not same:
-                raise UserError(
-                    f"trainer.optim={optim} did not get its state back from the checkpoint"
-                    f" ({name} of parameter {index}): this run cannot be continued exactly. Start"
-                    " it anew with overwrite=true, and use trainer.optim=adamw_torch where runs"
-                    " get interrupted."
-                )
 
 
 def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> TrainingArguments:

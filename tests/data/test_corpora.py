@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mos.data import check_source, convert
-from mos.data.readers import line_of, read_json_values, sample_jsonl
+from mos.data.readers import read_json_values, sample_jsonl
 from mos.data.rows import Report
+from mos.data.super_ni import _line_of as line_of
 from mos.data.templates import WITH_INPUT, WITHOUT_INPUT
 from mos.errors import DataError, MissingFileError, UserError
 from mos.files import MAX_LINE

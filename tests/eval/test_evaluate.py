@@ -23,7 +23,7 @@ from mos.errors import LeftOutError, UserError
 from mos.evaluation.content import write_origin
 from mos.files import fingerprint, source_hash
 from mos.preflight import choose_engines
-from mos.runs import Run
+from mos.run import Run
 
 MOS = {
     "method": "mos",

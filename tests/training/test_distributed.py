@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from mos.errors import UserError
-from mos.runs import Run, find_runs, read_losses
+from mos.run import Run
+from mos.runs import find_runs, read_losses
 from mos.training.distributed import check_sharding
 
 

@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 
 from mos.config import compose_config
 from mos.errors import UserError, write_fault
-from mos.runs import Run, find_runs
+from mos.run import Run
+from mos.runs import find_runs
 from mos.train import train
 from mos.training import fit
 from mos.training.checkpoints import newest_valid, step_of

@@ -13,7 +13,8 @@ import pytest
 from transformers import TrainerCallback
 
 from mos.config import compose_config
-from mos.runs import Run, find_runs, read_losses
+from mos.run import Run
+from mos.runs import find_runs, read_losses
 from mos.train import train
 from mos.training import fit
 from mos.training.checkpoints import newest_valid
