@@ -6,9 +6,9 @@ A benchmark is one file with its class, one line in `_CLASSES`, and one config
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
@@ -62,7 +62,7 @@ def build_benchmark(
         data_dir: the benchmark's own folder, with the files of its publishers.
         tokenizer: the model's; needed where a length in tokens shapes the prompts.
         tasks, limit, shard: see `eval.selection.Selection`; the benchmark's `partial` then says so.
-        options: keyword arguments of the benchmark's class, by default the paper's values.
+        options: of the benchmark's class, by default the paper's values.
 
     Raises:
         UserError: an unknown benchmark, option or task, or a wrong value.
@@ -77,7 +77,7 @@ def build_benchmark(
         shard=None if shard is None else tuple(shard),
     )
     folder = require(Path(data_dir), f"the folder of {name}")
-    benchmark_class: Any = BENCHMARKS[name]  # each has its own keyword arguments
+    benchmark_class: Any = BENCHMARKS[name]  # each has its own options
     benchmark = benchmark_class(folder, tokenizer, selection, **options)
     twice = [i for i, n in Counter(r.id for r in benchmark.requests).items() if n > 1]
     if twice:
@@ -87,17 +87,14 @@ def build_benchmark(
 
 @cache
 def options_model(name: str) -> type[BaseModel]:
-    """The options of a benchmark as a pydantic model: the keyword-only arguments of its class.
+    """The options of a benchmark as a pydantic model: the keyword-only fields of its class.
 
     Raises:
         UserError: an unknown benchmark.
     """
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
-    hints = get_type_hints(BENCHMARKS[name].__init__, include_extras=True)
-    fields: Any = {
-        p.name: (hints[p.name], p.default)
-        for p in inspect.signature(BENCHMARKS[name]).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    }
-    return create_model(name, __base__=Strict, **fields)
+    hints = get_type_hints(BENCHMARKS[name], include_extras=True)
+    own = [f for f in fields(BENCHMARKS[name]) if f.init and f.kw_only]
+    options: Any = {f.name: (hints[f.name], f.default) for f in own}
+    return create_model(name, __base__=Strict, **options)

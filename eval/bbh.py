@@ -6,14 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.fewshot import read_lm_eval_task
 from eval.files import check_fields, read_json, read_text, require
 from eval.prompts import chat_prompt
 from eval.scoring import check_outputs, exact_match, macro, record
-from eval.selection import Selection
 from mos.errors import DataError
 
 ANSWER_MARKER = "So the answer is"
@@ -29,13 +27,13 @@ class Question:
     target: str
 
 
+@dataclass(eq=False, kw_only=True)
 class BBH(Benchmark):
     """`bbh/{task}.json`, `cot-prompts/{task}.txt`; metric `exact_match`, the mean over tasks.
 
     Without cot-prompts, the demonstrations come from the installed lm-eval package.
 
     Args:
-        chat: the Tulu chat text, else the bare prompt.
         cot: demonstrations with their reasoning, else with the answer alone.
     """
 
@@ -43,27 +41,21 @@ class BBH(Benchmark):
     metrics = (Metric("exact_match", "BBH EM"),)
     setting = "3-shot"
 
-    def __init__(
-        self,
-        data_dir: Path,
-        tokenizer: Any = None,
-        selection: Selection | None = None,
-        *,
-        chat: bool = True,
-        cot: bool = False,
-    ) -> None:
-        selection = selection or Selection()
-        self.examples, self.partial = selection.apply(read_questions(data_dir), lambda q: q.task)
+    cot: bool = False
+
+    def __post_init__(self) -> None:
+        questions = read_questions(self.data_dir)
+        self.examples, self.partial = self.selection.apply(questions, lambda q: q.task)
         demonstrations = {}
         for task in dict.fromkeys(q.task for q in self.examples):
-            text = read_demonstrations(data_dir, task)
-            demonstrations[task] = (text if cot else without_reasoning(text, task)).strip()
+            text = read_demonstrations(self.data_dir, task)
+            demonstrations[task] = (text if self.cot else without_reasoning(text, task)).strip()
         # In chat mode EOS is the only stop, so an answer that runs on scores 0.
-        decoding = Decoding(max_tokens=512, stop=() if chat else ("\n\n",))
+        decoding = Decoding(max_tokens=512, stop=() if self.chat else ("\n\n",))
         self.requests = []
         for question in self.examples:
             prompt = f"{demonstrations[question.task]}\n\nQ: {question.input}"
-            prompt = chat_prompt(prompt, "A:") if chat else f"{prompt}\nA:"
+            prompt = chat_prompt(prompt, "A:") if self.chat else f"{prompt}\nA:"
             self.requests.append(Request(f"{question.task}/{question.row}", prompt, decoding))
 
     @staticmethod

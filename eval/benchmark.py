@@ -10,7 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Self
+
+from eval.selection import ALL, Selection
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,19 @@ class Metric:
     title: str
 
 
+@dataclass(eq=False)
 class Benchmark(ABC):
     """Prompts of a benchmark, and their scores. All that the program knows of it is said here.
 
-    The class is built with the benchmark's folder, the tokenizer, a `Selection`, and keyword-only
-    options with their defaults: the options are the keys of `configs/eval/<name>.yaml`. One that
-    `runs_code` has the option `allow_code_execution`.
+    A subclass is a keyword-only dataclass whose fields are the benchmark's options, the keys of
+    `configs/eval/<name>.yaml`; its `__post_init__` reads the examples and makes the requests. One
+    that `runs_code` has the option `allow_code_execution`.
+
+    Args:
+        data_dir: the benchmark's folder.
+        tokenizer: of the model that is asked.
+        selection: which examples.
+        chat: prompts are the Tulu chat text, else bare.
 
     Attributes:
         name: the benchmark's name in configs and results.
@@ -125,9 +135,14 @@ class Benchmark(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     setting: ClassVar[str]
     runs_code: ClassVar[bool] = False
-    requests: list[Request]
-    examples: list[Any]
-    partial: str = ""
+
+    data_dir: Path
+    tokenizer: Any = None
+    selection: Selection = ALL
+    chat: bool = field(default=True, kw_only=True)
+    requests: list[Request] = field(init=False, repr=False)
+    examples: list[Any] = field(init=False, repr=False)
+    partial: str = field(default="", init=False)
 
     @staticmethod
     def group_of(record_id: str) -> str:

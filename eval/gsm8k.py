@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import NonNegativeInt
 
@@ -16,7 +15,6 @@ from eval.fewshot import read_lm_eval_task
 from eval.files import read_jsonl, require
 from eval.prompts import chat_prompt
 from eval.scoring import check_outputs, exact_match, micro, record
-from eval.selection import Selection
 from mos.errors import DataError, UserError
 
 SEED = 42
@@ -38,6 +36,7 @@ class Exemplar:
     short_answer: str
 
 
+@dataclass(eq=False, kw_only=True)
 class GSM8K(Benchmark):
     """`test.jsonl`; metric `exact_match` of the last number in the output.
 
@@ -45,7 +44,6 @@ class GSM8K(Benchmark):
     (question, cot_answer, short_answer) or else from the installed lm-eval package.
 
     Args:
-        chat: the Tulu chat text, else the bare prompt.
         shots: number of exemplars.
         cot: exemplars with their reasoning, else with the number alone.
     """
@@ -54,28 +52,22 @@ class GSM8K(Benchmark):
     metrics = (Metric("exact_match", "GSM8K EM"),)
     setting = "8-shot, CoT"
 
-    def __init__(
-        self,
-        data_dir: Path,
-        tokenizer: Any = None,
-        selection: Selection | None = None,
-        *,
-        chat: bool = True,
-        shots: NonNegativeInt = 8,
-        cot: bool = True,
-    ) -> None:
-        selection = selection or Selection()
-        if selection.tasks is not None:
+    shots: NonNegativeInt = 8
+    cot: bool = True
+
+    def __post_init__(self) -> None:
+        if self.selection.tasks is not None:
             raise UserError("gsm8k has no tasks to choose from: leave tasks out.")
-        problems = read_problems(require(data_dir / "test.jsonl", "the problems of GSM8K"))
-        self.examples, self.partial = selection.apply(problems, lambda _: "")
-        intro = prompt_intro(read_exemplars(data_dir) if shots else [], shots, cot)
+        problems = read_problems(require(self.data_dir / "test.jsonl", "the problems of GSM8K"))
+        self.examples, self.partial = self.selection.apply(problems, lambda _: "")
+        exemplars = read_exemplars(self.data_dir) if self.shots else []
+        intro = prompt_intro(exemplars, self.shots, self.cot)
         # In chat mode EOS is the only stop.
-        decoding = Decoding(max_tokens=512, stop=() if chat else ("\n",))
+        decoding = Decoding(max_tokens=512, stop=() if self.chat else ("\n",))
         self.requests = []
         for problem in self.examples:
             prompt = f"{intro}Question: {problem.question.strip()}"
-            prompt = chat_prompt(prompt, "Answer:") if chat else f"{prompt}\nAnswer:"
+            prompt = chat_prompt(prompt, "Answer:") if self.chat else f"{prompt}\nAnswer:"
             self.requests.append(Request(f"test/{problem.row}", prompt, decoding))
 
     def score(self, outputs: Sequence[str]) -> Score:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pydantic import NonNegativeFloat, PositiveInt
 
@@ -17,7 +16,6 @@ from eval.files import read_jsonl, require
 from eval.prompts import chat_prompt
 from eval.sandbox import Isolation, Limits, Program, Sandbox, Verdict
 from eval.scoring import check_outputs, micro, record
-from eval.selection import Selection
 from mos.errors import DataError, UserError
 
 log = logging.getLogger(__name__)
@@ -35,11 +33,11 @@ class Problem:
     entry_point: str
 
 
+@dataclass(eq=False, kw_only=True)
 class HumanEval(Benchmark):
     """`HumanEval.jsonl[.gz]`; metrics `pass@1`, `pass@5`, `pass@10`, as far as `samples` reach.
 
     Args:
-        chat: the Tulu chat text, else the bare prompt.
         samples: completions per problem.
         temperature: of sampling, with nucleus mass 0.95 (the authors' pass@10 takes 0.8).
         allow_code_execution: let `score` run the completions.
@@ -51,31 +49,19 @@ class HumanEval(Benchmark):
     setting = "0-shot"
     runs_code = True
 
-    def __init__(
-        self,
-        data_dir: Path,
-        tokenizer: Any = None,
-        selection: Selection | None = None,
-        *,
-        chat: bool = True,
-        samples: PositiveInt = 20,
-        temperature: NonNegativeFloat = 0.1,
-        allow_code_execution: bool = False,
-        sandbox: Isolation = "namespaces",
-    ) -> None:
-        self.samples, self.allow_code_execution = samples, allow_code_execution
-        self.sandbox = sandbox
-        selection = selection or Selection()
-        self.examples, self.partial = selection.apply(
-            read_problems(data_dir), lambda problem: problem.task_id
-        )
-        decoding = Decoding(
-            max_tokens=512, temperature=temperature, top_p=0.95, stop=STOP, n=samples
-        )
+    samples: PositiveInt = 20
+    temperature: NonNegativeFloat = 0.1
+    allow_code_execution: bool = False
+    sandbox: Isolation = "namespaces"
+
+    def __post_init__(self) -> None:
+        problems = read_problems(self.data_dir)
+        self.examples, self.partial = self.selection.apply(problems, lambda p: p.task_id)
+        decoding = Decoding(512, self.temperature, top_p=0.95, stop=STOP, n=self.samples)
         self.requests = []
         for problem in self.examples:
             prompt = problem.prompt
-            if chat:
+            if self.chat:
                 # The function's head stands in both turns; generation continues the second.
                 prompt = chat_prompt(
                     f"Complete the following python function.\n\n\n{prompt}",

@@ -14,7 +14,6 @@ from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import require
 from eval.prompts import chat_prompt, may_exceed
 from eval.scoring import check_outputs, group_records, mean_score, micro, record
-from eval.selection import Selection
 from mos.errors import DataError, UserError
 
 LETTERS = ("A", "B", "C", "D")
@@ -73,11 +72,11 @@ class Question:
     answer: str  # A, B, C or D
 
 
+@dataclass(eq=False, kw_only=True)
 class MMLU(Benchmark):
     """`{dev,test}/{subject}_{dev,test}.csv`; metric `exact_match`, the mean over all questions.
 
     Args:
-        chat: the Tulu chat text, else the bare prompt, which ends in "Answer:".
         shots: examples from the first rows of dev.
         answer_cue: how the assistant's turn starts (chat only).
     """
@@ -86,27 +85,22 @@ class MMLU(Benchmark):
     metrics = (Metric("exact_match", "MMLU EM"),)
     setting = "0-shot"
 
-    def __init__(
-        self,
-        data_dir: Path,
-        tokenizer: Any = None,
-        selection: Selection | None = None,
-        *,
-        chat: bool = True,
-        shots: NonNegativeInt = 0,
-        answer_cue: Literal["authors", "open_instruct"] = "authors",
-    ) -> None:
-        self.tokenizer, self.chat, self.cue = tokenizer, chat, ANSWER_CUES[answer_cue]
+    shots: NonNegativeInt = 0
+    answer_cue: Literal["authors", "open_instruct"] = "authors"
+
+    def __post_init__(self) -> None:
         self._count_tokens = lru_cache(
-            lambda text: len(tokenizer(text, truncation=False, add_special_tokens=False).input_ids)
+            lambda text: len(
+                self.tokenizer(text, truncation=False, add_special_tokens=False).input_ids
+            )
         )
-        selection = selection or Selection()
-        self.examples, self.partial = selection.apply(read_test(data_dir), lambda q: q.subject)
+        questions = read_test(self.data_dir)
+        self.examples, self.partial = self.selection.apply(questions, lambda q: q.subject)
         subjects = dict.fromkeys(q.subject for q in self.examples)
-        demonstrations = {subject: read_shots(data_dir, subject, shots) for subject in subjects}
+        shots = {subject: read_shots(self.data_dir, subject, self.shots) for subject in subjects}
         decoding = Decoding(max_tokens=1, choices=tuple(f" {letter}" for letter in LETTERS))
         self.requests = [
-            Request(f"{q.subject}/{q.row}", self._prompt(q, demonstrations[q.subject]), decoding)
+            Request(f"{q.subject}/{q.row}", self._prompt(q, shots[q.subject]), decoding)
             for q in self.examples
         ]
 
@@ -119,7 +113,7 @@ class MMLU(Benchmark):
             prefix = intro + "".join(shots[:k])
             prompt = prefix + question.text
             if self.chat:
-                prompt = chat_prompt(prompt, self.cue)
+                prompt = chat_prompt(prompt, ANSWER_CUES[self.answer_cue])
             if self._fits(prompt, prefix, droppable=bool(shots)):
                 return prompt
         raise UserError(

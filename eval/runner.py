@@ -90,35 +90,24 @@ def run_benchmark(
     out_dir = Path(out_dir)
     benchmark.check_ready()
     identity = {"weights": weights.identity(), "engine": dict(numerics)}
-    result = {
-        "benchmark": benchmark.name,
-        "prompts_sha256": benchmark.prompts_sha256(),
-        "partial": benchmark.partial or None,
-        "options": dict(options or {}),
-        "weights": asdict(weights),
-        "engine": dict(numerics),
-    }
-    key = hash_json([identity, result["prompts_sha256"], result["options"]])
+    result = _described(benchmark, weights, numerics, options or {})
     try:
         with result_lock(out_dir, cache_dir):
             done = read_result(out_dir)
-            if done is not None and done["key"] == key and not overwrite:
+            if done is not None and done["key"] == result["key"] and not overwrite:
                 say(f"{benchmark.name}: evaluated already, {out_dir / METRICS}")
                 return done
-            shard = (options or {}).get("shard")
+            shard = result["options"].get("shard")
             with CompletionStore(cache_dir, identity, benchmark.name, shard) as store:
                 started = time.perf_counter()
                 cached = sum(store.get(request) is not None for request in benchmark.requests)
                 _compute(benchmark, store, engine)
                 answers = [store.get(request) for request in benchmark.requests]
-                seconds = time.perf_counter() - started
+                seconds = round(time.perf_counter() - started, 3)
             completions = _check(benchmark.requests, answers)
-            timing = {
-                "seconds": round(seconds, 3),
-                "computed": len(completions) - cached,
-                "cached": cached,
-            }
-            return _write(benchmark, completions, out_dir, {**result, "key": key}, timing)
+            computed = len(completions) - cached
+            timing = {"seconds": seconds, "computed": computed, "cached": cached}
+            return _write(benchmark, completions, out_dir, result, timing)
     except OSError as error:
         if isinstance(error, UserError):
             raise
@@ -169,18 +158,30 @@ def merge_shards(
             f"{len(missing)} of {len(found)} examples of {benchmark.name} are in none of the"
             f" {len(shard_dirs)} shards, the first {missing[0]}: is a shard missing?"
         )
-    result = {k: first[k] for k in ("benchmark", "options", "weights", "engine")}
-    result |= {
-        "prompts_sha256": benchmark.prompts_sha256(),
-        "partial": benchmark.partial or None,
-    }
-    identity = {"weights": Weights(**first["weights"]).identity(), "engine": first["engine"]}
-    result["key"] = hash_json([identity, result["prompts_sha256"], result["options"]])
+    weights = Weights(**first["weights"])
+    result = _described(benchmark, weights, first["engine"], first["options"])
     done = read_result(out_dir)
     if done is not None and done["key"] == result["key"] and not overwrite:
         return done
     timing = {"shards": len(shard_dirs)}
     return _write(benchmark, _check(benchmark.requests, found), Path(out_dir), result, timing)
+
+
+def _described(
+    benchmark: Benchmark, weights: Weights, numerics: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a result is of, and its `key`: a hash of what makes it the same result."""
+    prompts = benchmark.prompts_sha256()
+    identity = {"weights": weights.identity(), "engine": dict(numerics)}
+    return {
+        "benchmark": benchmark.name,
+        "prompts_sha256": prompts,
+        "partial": benchmark.partial or None,
+        "options": dict(options),
+        "weights": asdict(weights),
+        "engine": dict(numerics),
+        "key": hash_json([identity, prompts, dict(options)]),
+    }
 
 
 def _compute(benchmark: Benchmark, store: CompletionStore, engine: OpenEngine) -> None:
@@ -223,16 +224,14 @@ def _compute(benchmark: Benchmark, store: CompletionStore, engine: OpenEngine) -
 
 def _check(requests: Sequence[Request], answers: Sequence[Completion | None]) -> list[Completion]:
     """Every request has all its outputs, or an error names it."""
-    checked = []
     for request, answer in zip(requests, answers, strict=True):
-        if answer is None or len(answer.texts) != request.decoding.n:
-            found = 0 if answer is None else len(answer.texts)
+        found = 0 if answer is None else len(answer.texts)
+        if found != request.decoding.n:
             raise UserError(
                 f"The engine returned {found} of {request.decoding.n} outputs for {request.id}:"
                 " nothing is scored. Run the same command again."
             )
-        checked.append(answer)
-    return checked
+    return [answer for answer in answers if answer]
 
 
 def _write(
@@ -263,11 +262,8 @@ def _write(
         "output_tokens": sum(sum(c.output_tokens) for c in completions),
         "timing": timing,
     }
-    about = [
-        {**record, **_about(completion)}
-        for record, completion in zip(score.records, completions, strict=True)
-    ]
-    return write_result(out_dir, metrics, about)
+    rows = zip(score.records, completions, strict=True)
+    return write_result(out_dir, metrics, [{**record, **_about(c)} for record, c in rows])
 
 
 def _about(completion: Completion) -> dict[str, Any]:

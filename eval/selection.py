@@ -66,6 +66,9 @@ class Selection:
         return kept, "; ".join(reasons)
 
 
+ALL = Selection()
+
+
 def shard_name(benchmark: str, shard: Sequence[object] | None) -> str:
     """What the journal and the result of a shard (k, n) are called; without one, the benchmark."""
     return benchmark if shard is None else "{}.shard-{}-of-{}".format(benchmark, *shard)

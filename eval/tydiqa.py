@@ -17,7 +17,6 @@ from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import check_fields, read_json, require
 from eval.prompts import chat_prompt, may_exceed
 from eval.scoring import check_outputs, macro, record
-from eval.selection import Selection
 from mos.errors import DataError, MissingFileError, UserError
 
 SEED = 42
@@ -111,6 +110,7 @@ class Question:
     answers: tuple[str, ...]
 
 
+@dataclass(eq=False, kw_only=True)
 class TyDiQA(Benchmark):
     """`tydiqa-goldp-v1.1-{train,dev}.json`; metrics `f1` and `exact_match`, means over languages.
 
@@ -119,7 +119,6 @@ class TyDiQA(Benchmark):
 
     Args:
         tokenizer: cuts the passages; needed where one may be longer than `max_context_tokens`.
-        chat: the Tulu chat text, else the bare prompt.
         shots: examples per language, drawn from train.
         context: with the passage, else the question alone.
         max_context_tokens: longest passage, specials included; 0 never cuts.
@@ -129,37 +128,30 @@ class TyDiQA(Benchmark):
     metrics = (Metric("f1", "TyDiQA F1"), Metric("exact_match", "TyDiQA EM"))
     setting = "1-shot, GP"
 
-    def __init__(
-        self,
-        data_dir: Path,
-        tokenizer: Any = None,
-        selection: Selection | None = None,
-        *,
-        chat: bool = True,
-        shots: NonNegativeInt = 1,
-        context: bool = True,
-        max_context_tokens: NonNegativeInt = 512,
-    ) -> None:
-        selection = selection or Selection()
-        dev = read_questions(require(data_dir / DEV, "the questions of TyDiQA"))
-        demonstrations, lacking = draw_shots(data_dir, {q.language for q in dev}, shots)
-        questions, self.partial = selection.apply(dev, lambda q: q.language)
+    shots: NonNegativeInt = 1
+    context: bool = True
+    max_context_tokens: NonNegativeInt = 512
+
+    def __post_init__(self) -> None:
+        dev = read_questions(require(self.data_dir / DEV, "the questions of TyDiQA"))
+        demonstrations, lacking = draw_shots(self.data_dir, {q.language for q in dev}, self.shots)
+        questions, self.partial = self.selection.apply(dev, lambda q: q.language)
         languages = {q.language for q in questions}
         if without := sorted(languages & lacking):
             reason = f"no shots for {', '.join(without)}: the train file lacks them"
             self.partial = "; ".join(filter(None, (self.partial, reason)))
-        if context:
-            cut = Truncation(tokenizer, max_context_tokens)
-            questions = cut.apply(questions)
-            demonstrations = {name: cut.apply(demonstrations[name]) for name in languages}
+        if self.context:
+            limits = self.tokenizer, self.max_context_tokens
+            questions = cut_passages(questions, *limits)
+            demonstrations = {k: cut_passages(demonstrations[k], *limits) for k in languages}
         self.examples = questions
         # In chat mode EOS is the only stop.
-        decoding = Decoding(max_tokens=50, stop=() if chat else ("\n",))
+        decoding = Decoding(max_tokens=50, stop=() if self.chat else ("\n",))
         self.requests = []
         for question in questions:
-            prompt = render(question, demonstrations[question.language], context)
+            prompt = render(question, demonstrations[question.language], self.context)
             cue = TEMPLATES[question.language].answer
-            prompt = chat_prompt(prompt, cue) if chat else prompt + cue
+            prompt = chat_prompt(prompt, cue) if self.chat else prompt + cue
             self.requests.append(Request(question.id, prompt, decoding))
 
     @staticmethod
@@ -196,35 +188,25 @@ def render(question: Question, shots: Sequence[Question], context: bool) -> str:
     return f"{instruction}\n\n{''.join(examples)}{ask(question)}"
 
 
-@dataclass(frozen=True)
-class Truncation:
-    """Cuts passages to `max_tokens`, special tokens included."""
-
-    tokenizer: Any
-    max_tokens: int
-
-    def apply(self, questions: Sequence[Question]) -> list[Question]:
-        doubtful = dict.fromkeys(
-            q.context
-            for q in questions
-            if self.max_tokens and may_exceed(q.context, self.max_tokens)
-        )
-        if not doubtful:
-            return list(questions)
-        if self.tokenizer is None:
-            raise UserError(
-                f"tydiqa cuts passages to {self.max_tokens} tokens: pass the model's tokenizer."
-            )
-        encoded = self.tokenizer(list(doubtful)).input_ids
-        # Decoding keeps the specials: with LLaMA a cut passage starts with a literal "<s>", may
-        # end in U+FFFD, and is encoded again inside the prompt, "<s>" as BOS. Passages short
-        # enough are never decoded.
-        cut = {
-            context: self.tokenizer.decode(ids[: self.max_tokens])
-            for context, ids in zip(doubtful, encoded, strict=True)
-            if len(ids) > self.max_tokens
-        }
-        return [replace(q, context=cut.get(q.context, q.context)) for q in questions]
+def cut_passages(questions: Sequence[Question], tokenizer: Any, max_tokens: int) -> list[Question]:
+    """The questions with passages of at most `max_tokens`, special tokens included."""
+    doubtful = dict.fromkeys(
+        q.context for q in questions if max_tokens and may_exceed(q.context, max_tokens)
+    )
+    if not doubtful:
+        return list(questions)
+    if tokenizer is None:
+        raise UserError(f"tydiqa cuts passages to {max_tokens} tokens: pass the model's tokenizer.")
+    encoded = tokenizer(list(doubtful)).input_ids
+    # Decoding keeps the specials: with LLaMA a cut passage starts with a literal "<s>", may end in
+    # U+FFFD, and is encoded again inside the prompt, "<s>" as BOS. Passages short enough are never
+    # decoded.
+    cut = {
+        context: tokenizer.decode(ids[:max_tokens])
+        for context, ids in zip(doubtful, encoded, strict=True)
+        if len(ids) > max_tokens
+    }
+    return [replace(q, context=cut.get(q.context, q.context)) for q in questions]
 
 
 def draw_shots(

@@ -2,7 +2,7 @@
 
 Hydra composes configs/. `validate` holds the result against the models below, the adapter against
 the fields of its PEFT config, the trainer against transformers.TrainingArguments, and each
-benchmark against the keyword arguments of its class. It imports neither torch nor PEFT, so that a
+benchmark against the options of its class. It imports neither torch nor PEFT, so that a
 wrong value is named at once.
 """
 
@@ -82,7 +82,7 @@ class Data(Strict):
 
 
 class Benchmark(Strict):
-    """What is common to all benchmarks; the others are the keyword arguments of its class."""
+    """What is common to all benchmarks; the others are the options of its class."""
 
     data_dir: str
     tasks: list[str] | None = None

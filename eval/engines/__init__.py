@@ -47,12 +47,14 @@ def engine_settings(
     stored: str | None = None,
     max_model_len: int | None = None,
     device: str = "auto",
-    batch_invariant: bool | None = None,
-    enforce_eager: bool | None = None,
     tensor_parallel: int = 1,
     **options: Any,
 ) -> EngineSettings:
     """Settle every setting of an engine without starting it.
+
+    vLLM's kernels that do not depend on the batch are taken where it has them (GPUs from compute
+    capability 9.0), unless the environment says VLLM_BATCH_INVARIANT=0; graphs on GPUs, where they
+    pay off.
 
     Args:
         name: "vllm", "transformers", or "auto": vLLM where it is installed for this machine.
@@ -63,9 +65,6 @@ def engine_settings(
         max_model_len: longest prompt plus output; at most what the model has positions for, and
             all of it if None.
         device: "cuda", "cpu", or "auto": the GPU if there is one.
-        batch_invariant: None takes it where vLLM offers it (GPUs from compute capability 9.0),
-            unless the environment says VLLM_BATCH_INVARIANT=0.
-        enforce_eager: None is False on GPU, where graphs pay off, and True on CPU.
         tensor_parallel: GPUs that share the model.
         options: the other fields of `EngineSettings`.
 
@@ -85,9 +84,7 @@ def engine_settings(
             _say_once(f"evaluating with transformers, which is slower than vLLM: {missing}")
     device = "cuda" if cuda and not (name == "vllm" and _is_cpu_build()) else "cpu"
     on_gpu = name == "vllm" and device == "cuda"
-    if batch_invariant is None:
-        wanted = os.environ.get("VLLM_BATCH_INVARIANT") != "0"
-        batch_invariant = on_gpu and wanted and torch.cuda.get_device_capability() >= (9, 0)
+    wanted = on_gpu and os.environ.get("VLLM_BATCH_INVARIANT") != "0"
     config = json.loads((Path(model_dir) / "config.json").read_text("utf-8"))
     if dtype == "auto":
         stored = stored or config.get("dtype") or config.get("torch_dtype") or "bfloat16"
@@ -104,8 +101,8 @@ def engine_settings(
         device=device,
         dtype=dtype,
         max_model_len=min(max_model_len or longest, longest),
-        batch_invariant=batch_invariant,
-        enforce_eager=(not on_gpu) if enforce_eager is None else enforce_eager,
+        batch_invariant=wanted and torch.cuda.get_device_capability() >= (9, 0),
+        enforce_eager=not on_gpu,
         tensor_parallel=tensor_parallel,
         **options,
     )

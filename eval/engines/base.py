@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -124,7 +125,7 @@ class NotFiniteError(UserError):
         )
 
 
-class Engine(ABC):
+class Engine(AbstractContextManager, ABC):
     """Answers requests; a context manager.
 
     Adapters ride on the loaded weights and are never mixed in one call of `complete`;
@@ -205,13 +206,6 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the model."""
-
-    def describe(self) -> dict[str, Any]:
-        """Name, versions and settings, for the manifest."""
-        return self.settings.describe()
-
-    def __enter__(self) -> Engine:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

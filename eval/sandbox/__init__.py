@@ -24,6 +24,6 @@ are refused, and a program can find out which paths exist.
 """
 
 from .inside.limits import Limits
-from .launch import ISOLATIONS, Isolation, Program, Sandbox, Verdict
+from .launch import Isolation, Program, Sandbox, Verdict
 
-__all__ = ["ISOLATIONS", "Isolation", "Limits", "Program", "Sandbox", "Verdict"]
+__all__ = ["Isolation", "Limits", "Program", "Sandbox", "Verdict"]

@@ -11,11 +11,11 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from itertools import count, product
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal
 
 from mos.errors import UserError
 
@@ -27,7 +27,6 @@ from .view import FOLDER, PYTHON, bubblewrap, executables, view
 log = logging.getLogger(__name__)
 
 Isolation = Literal["namespaces", "restricted"]
-ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
 
 # Not as eval.sandbox.inside: importing `eval` imports pandas and more.
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.server import main; main()"
@@ -42,9 +41,7 @@ _ENVIRONMENT = {
     "OPENBLAS_MAIN_FREE": "1",
     "GOTOBLAS_MAIN_FREE": "1",
 }
-_START_S = 60.0
-_GRACE_S = 90.0
-_CLOSE_S = 30.0
+_START_S, _GRACE_S, _CLOSE_S = 60.0, 90.0, 30.0
 # Users that no one else has: the range systemd keeps for dynamic users.
 _FIRST_UID, _UIDS = 61184, 4336
 _SERVERS = count(os.getpid())
@@ -90,7 +87,7 @@ class Verdict:
     infrastructure_error: bool = False
 
 
-class Sandbox:
+class Sandbox(AbstractContextManager):
     """A few sandbox servers; use it as a context manager.
 
     Args:
@@ -120,20 +117,13 @@ class Sandbox:
         """What is in force, in words, for the record."""
         level = logging.WARNING if isolation == "restricted" else logging.INFO
         log.log(level, "untrusted programs run in: %s", self.isolation)
-        self._servers = [first]
-        for _ in range(self.workers - 1):
-            self._servers.append(_Server(limits, first.wrapper, first.identity))
+        more = (_Server(limits, first.wrapper, first.identity) for _ in range(self.workers - 1))
+        self._servers = [first, *more]
         self._idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
         for server in self._servers:
             self._idle.put(server)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         for server in self._servers:
             server.close()
 
@@ -166,11 +156,9 @@ def _first_server(limits: Limits, isolation: Isolation) -> _Server:
     attempts: list[tuple[str, _Identity]] = [("", "caller")]
     reasons = []
     if isolation == "namespaces":
-        identities: tuple[_Identity, ...] = ("caller",)
-        if os.geteuid() == 0:
-            identities = ("inside", "outside")
+        ours: tuple[_Identity, ...] = ("inside", "outside") if os.geteuid() == 0 else ("caller",)
         try:
-            attempts = list(product(executables(), identities))
+            attempts = list(product(executables(), ours))
         except FileNotFoundError as error:
             attempts, reasons = [], [str(error)]
     for wrapper, identity in attempts:
@@ -301,14 +289,11 @@ class _Server:
         self._held.close()
 
     def _describe(self, group: bool) -> str:
-        if self.wrapper:
-            walls = ["bubblewrap namespaces, own root"]
-        else:
-            walls = ["no namespaces", "Landlock file access list"]
-        if self.identity != "caller":
-            walls.append("user of its own")
-        walls.append("list of allowed system calls (no processes, no sockets)")
-        walls.append("resource limits")
-        if group:
-            walls.append("memory control group")
-        return "; ".join(walls)
+        walls = {
+            "bubblewrap namespaces, own root": self.wrapper,
+            "no namespaces; Landlock file access list": not self.wrapper,
+            "user of its own": self.identity != "caller",
+            "list of allowed system calls (no processes, no sockets); resource limits": True,
+            "memory control group": group,
+        }
+        return "; ".join(wall for wall, holds in walls.items() if holds)

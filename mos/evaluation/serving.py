@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mos.folders import build_once
 from mos.modeling import dequantized_base
 
 
-class Server:
+class Server(AbstractContextManager):
     """An engine that starts when it is first asked for, and then serves model after model.
 
     Args:
@@ -44,9 +45,6 @@ class Server:
         self._engine: Engine | None = None
         self._loaded: Weights | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Server:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

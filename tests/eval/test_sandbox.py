@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from eval.sandbox import ISOLATIONS, Limits, Program, Sandbox, launch
+from eval.sandbox import Isolation, Limits, Program, Sandbox, launch
 from mos.errors import UserError
 
 PROMPT = 'def f(x):\n    """The successor of x."""\n'
@@ -30,7 +31,7 @@ def program(completion: str, test: str = TEST, prompt: str = PROMPT) -> Program:
     return Program(prompt, completion, test, "f")
 
 
-@pytest.fixture(scope="module", params=ISOLATIONS)
+@pytest.fixture(scope="module", params=get_args(Isolation))
 def isolation(request) -> str:
     return request.param
 

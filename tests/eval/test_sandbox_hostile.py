@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from eval.sandbox import ISOLATIONS, Limits, Program, Sandbox, Verdict
+from eval.sandbox import Isolation, Limits, Program, Sandbox, Verdict
 from mos.errors import UserError
 from tests.eval.hostile_programs import ASSAULTS, ESCAPES, FORGERIES
 
@@ -36,7 +37,7 @@ def program(completion: str) -> Program:
     return Program(PROMPT, completion, TEST, "f")
 
 
-@pytest.fixture(scope="module", params=ISOLATIONS)
+@pytest.fixture(scope="module", params=get_args(Isolation))
 def isolation(request) -> str:
     return request.param
 
