@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from mos.adapters import register_all
 from mos.console import exit_on_user_error, fail
 from mos.errors import UserError, unknown
 
@@ -77,6 +76,8 @@ def run_tool(arguments: Sequence[str]) -> None:
             f"run: there is no Python program '{name}' here. Expected, after `mos run --`, a"
             " command that a package installed in this environment, a .py file or a module."
         )
+    from mos.adapters import register_all
+
     register_all()
     sys.argv = [name, *rest]
     if scripts:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import itertools
 import os
 import re
@@ -169,5 +171,7 @@ def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="mos-")
 
 
+# The interpreter ends with collections, which take seconds over what torch made and free nothing.
+atexit.register(gc.freeze)
 OmegaConf.register_new_resolver("mos.help", help_text, replace=True)
 OmegaConf.register_new_resolver("mos.scratch", lambda: _scratch().name, replace=True)

@@ -33,7 +33,13 @@ from mos.console import (
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, run_subject
 from mos.identity import open_run
-from mos.preflight import check_benchmark_data, check_consent, check_model_files, choose_engines
+from mos.preflight import (
+    check_benchmark_data,
+    check_consent,
+    check_engines,
+    check_model_files,
+    choose_engines,
+)
 from mos.runs import find_runs
 from mos.training.members import end_member, fail_member, start_member
 from mos.training.sweep import check_plugins
@@ -65,19 +71,24 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
     runs, adapters = options.pop("runs"), options.pop("adapters")
     names, merge = as_list(options.pop("benchmarks")), options.pop("merge_shards")
     given = {key: value for key, value in options["eval"].items() if value != OWN}
-    default = _default(names or list(given["benchmarks"]), options["paths"]["data_dir"])
-    chosen = names or given["benchmarks"] or ({} if runs else default["benchmarks"])
+    chosen = names or list(given["benchmarks"])
+    for name in chosen:
+        if name not in BENCHMARKS:
+            raise unknown("benchmark", name, BENCHMARKS)
+    default = _default(BENCHMARKS if runs else chosen, options["paths"]["data_dir"])
+    known = default["benchmarks"]
     complete = {
-        name: {**default["benchmarks"][name], **given["benchmarks"].get(name, {})}
-        for name in chosen
+        name: {**known[name], **given["benchmarks"].get(name, {})}
+        for name in (chosen if chosen or runs else known)
     }
     options["eval"] = {**default, **given, "benchmarks": complete}
     config = validate(OmegaConf.create(options))
     check_consent(config["eval"])
+    if not config["dry_run"]:
+        check_engines(config)
 
     makers: dict[str, Callable[[], Subject | None]] = {}
     if runs:
-        known = _default(BENCHMARKS, options["paths"]["data_dir"])["benchmarks"]
         places = {name: own["data_dir"] for name, own in known.items()}
         for run in find_runs(as_list(runs)):
             makers[str(run.path)] = partial(run_subject, run, config, given, names, places)
@@ -150,9 +161,6 @@ def _usable(
 
 def _default(names: Iterable[str], data_dir: str) -> dict[str, Any]:
     """configs/eval for some benchmarks, or for those that mos.train evaluates by default."""
-    for name in names:
-        if name not in BENCHMARKS:
-            raise unknown("benchmark", name, BENCHMARKS)
     group = [f"eval=[{','.join(['base', *names])}]"] if names else []
     return resolved(compose_config([*group, override("paths.data_dir", data_dir)]))["eval"]
 

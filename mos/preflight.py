@@ -5,6 +5,7 @@ Consent, packages, device, data, weights; what takes long to find out comes last
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -25,16 +26,29 @@ def choose_device(config: Mapping[str, Any]) -> str:
     Raises:
         UserError: device=cuda without a usable GPU.
     """
-    import torch
+    if config["device"] == "cpu":
+        return "cpu"
+    available = gpu_driver_is_there()
+    if available:
+        import torch  # takes seconds
 
-    available = torch.cuda.is_available()
+        available = torch.cuda.is_available()
     if config["device"] == "cuda" and not available:
         smaller = "" if config["scale"]["name"] == "local" else " try scale=local,"
         raise UserError(
             "device=cuda asks for a GPU and torch sees none. Run it on a machine with one (and"
             f" torch's CUDA build),{smaller} or let the CPU do it with device=cpu."
         )
-    return "cuda" if available and config["device"] != "cpu" else "cpu"
+    return "cuda" if available else "cpu"
+
+
+def gpu_driver_is_there() -> bool:
+    """Whether the driver of a GPU is, without which torch would find none."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()  # AMD's
+    return True
 
 
 def choose_engines(config: Mapping[str, Any]) -> int:
@@ -43,11 +57,13 @@ def choose_engines(config: Mapping[str, Any]) -> int:
     Raises:
         UserError: there are fewer GPUs, or on a CPU cores, than they need.
     """
-    import torch
-
     engines, each = (config["eval"][key] for key in ("data_parallel", "tensor_parallel"))
     on_gpu = choose_device(config) == "cuda"
-    there = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    there = os.cpu_count() or 1
+    if on_gpu:
+        import torch
+
+        there = torch.cuda.device_count()
     if engines == "auto":
         engines = max(1, there // each) if on_gpu else 1
     if engines * each > there:
@@ -112,7 +128,7 @@ def missing(config: Mapping[str, Any]) -> list[str]:
         _check_training_data,
         check_model_files,
         _check_model,
-        _check_engines,
+        check_engines,
     )
     for check in checks:
         try:
@@ -122,7 +138,11 @@ def missing(config: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(problems))  # of weights, two checks may say the same
 
 
-def _check_engines(config: Mapping[str, Any]) -> None:
+def check_engines(config: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: the machine lacks GPUs or cores that the config asks for.
+    """
     several = (config["eval"]["data_parallel"], config["eval"]["tensor_parallel"]) != (1, 1)
     if config["device"] == "cuda" or several:  # one CPU is there; torch takes seconds to import
         choose_engines(config)

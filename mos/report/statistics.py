@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import bdtr, stdtrit  # scipy.stats takes half a second to import
 
 from eval import BENCHMARKS
 from mos.errors import DataError
@@ -52,9 +52,7 @@ def seed_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     if len(values) < 2:
         return Interval(mean)
     half = float(
-        stats.t.ppf((1 + level) / 2, len(values) - 1)
-        * np.std(values, ddof=1)
-        / math.sqrt(len(values))
+        stdtrit(len(values) - 1, (1 + level) / 2) * np.std(values, ddof=1) / math.sqrt(len(values))
     )
     return Interval(mean, mean - half, mean + half)
 
@@ -79,7 +77,7 @@ def combined_interval(
     of_seeds = float(np.var(per_seed, ddof=1)) / n
     total = of_seeds + example_error**2
     freedom = (n - 1) * (total / of_seeds) ** 2 if of_seeds else math.inf
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(total)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -90,7 +88,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     discordant = only_first + only_second
     if not discordant:
         return 1.0
-    return float(stats.binomtest(only_first, discordant, 0.5).pvalue)
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), discordant, 0.5)))
 
 
 @dataclass(frozen=True)

@@ -400,11 +400,15 @@ def test_engines_at_once_answer_what_one_answers(make_run, evaluate, starts):
         (2, ["eval.data_parallel=3"], "that needs 3 GPUs, and 2 are there"),
         (2, ["eval.tensor_parallel=4"], "that needs 4 GPUs, and 2 are there"),
         (0, ["eval.data_parallel=999"], "that needs 999 CPU cores"),
+        (0, ["device=cuda"], "device=cuda asks for a GPU"),
     ],
 )
 def test_engines_are_held_against_the_machine(gpus, overrides, expected, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("mos.preflight.gpu_driver_is_there", lambda: gpus > 0)
+    if not gpus:  # then nobody waits for torch
+        monkeypatch.setitem(sys.modules, "torch", None)
     config = validate(compose_config(overrides))
     if isinstance(expected, int):
         assert choose_engines(config) == expected
