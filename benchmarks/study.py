@@ -7,16 +7,18 @@
 
 Every row is trained at three learning rates with seed 0. The best of them, by the loss of the
 validation examples, is repeated with the other seeds, and so is LoRA's, the paper's one rate for
-all. What the tables show is measured on test examples, which no choice is made on.
+all. What the tables show is measured on test examples, which no choice is made on. `verdicts.md`
+has the claims of the paper at the budgets of the study.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -24,9 +26,17 @@ sys.path.insert(0, str(REPO))
 
 from mos.config import compose_config, validate  # noqa: E402
 from mos.console import override  # noqa: E402
+from mos.errors import UserError  # noqa: E402
 from mos.identity import finished_run  # noqa: E402
+from mos.report.claims import Comparison  # noqa: E402
+from mos.report.statistics import (  # noqa: E402
+    Records,
+    combined_interval,
+    paired_bootstrap,
+    paired_strata,
+    read_records,
+)
 from mos.run import Run  # noqa: E402
-from mos.training.heldout import HeldOut  # noqa: E402
 
 RESULTS = Path("benchmarks") / "results" / "study"
 CORPORA = ("cot", "codealpaca", "superni")
@@ -58,6 +68,32 @@ ROWS = {
 }
 
 
+@dataclass(frozen=True)
+class Claim:
+    """The paper says that `row` loses less than `other`, by more than `threshold` nats a token."""
+
+    text: str
+    row: str
+    other: str
+    threshold: float = 0.0
+
+
+CLAIMS = (
+    Claim("Pure sharing loses to LoRA at the same budget", "lora_r2", "pure_sharing"),
+    Claim("Random scaling improves pure sharing", "random_scaling", "pure_sharing"),
+    Claim("Subset selection improves pure sharing", "subset_selection", "pure_sharing"),
+    Claim("Subset selection beats LoRA at the same budget", "subset_selection", "lora_r2"),
+    Claim("MoS beats LoRA at the same budget", "mos_r8", "lora_r2"),
+    Claim("MoS beats PRoLoRA at the same budget", "mos_r8", "prolora_r8"),
+    Claim("MoS beats Tied LoRA at the same budget", "mos_r8", "tied_lora_r371"),
+    Claim("MoS beats VeRA", "mos_r8", "vera_r576"),
+    Claim("MoS matches LoRA with 8x the parameters, within 0.01", "mos_r8", "lora_r16", -0.01),
+    Claim("Shard privatization helps", "mos_r8", "mos_r8_sp"),
+    Claim("Vector sharding helps", "mos_r8", "mos_r8_vs"),
+    Claim("Pair dissociation helps", "mos_r8", "mos_r8_pd"),
+)
+
+
 def overrides(args: argparse.Namespace, corpus: str, row: str) -> list[str]:
     """The command line of a row's runs, without learning rate and seed."""
     paths = {"data_dir": args.data, "output_dir": args.runs}
@@ -74,10 +110,24 @@ def grid(row: str) -> list[float]:
     return [middle / STEP, middle, middle * STEP]
 
 
-def finished(args: argparse.Namespace, corpus: str, row: str, rate: float) -> Run | None:
-    """The run of seed 0, if it is complete."""
-    given = [*overrides(args, corpus, row), f"trainer.learning_rate={rate}"]
-    return finished_run(validate(compose_config(given)))
+def finished(
+    args: argparse.Namespace, corpus: str, row: str, rate: float, seed: int = 0
+) -> Run | None:
+    """A run of the study, if it is complete."""
+    given = overrides(args, corpus, row)
+    return _finished(*given, *_routed(given), f"trainer.learning_rate={rate:g}", f"seed={seed}")
+
+
+@cache
+def _finished(*given: str) -> Run | None:
+    return finished_run(validate(compose_config(list(given))))
+
+
+def _routed(given: list[str]) -> list[str]:
+    """Routing follows the seed in every row that has one."""
+    return (
+        ["adapter.routing_seed=${seed}"] if "routing_seed" in compose_config(given).adapter else []
+    )
 
 
 def best_rate(args: argparse.Namespace, corpus: str, row: str) -> float | None:
@@ -91,9 +141,8 @@ def sweep(given: list[str], rates: list[float], seeds: list[int]) -> None:
     """Train what is missing of a row, one run after the other; a failed one is left for later."""
     values = {"trainer.learning_rate": rates, "seed": seeds}
     swept = [f"{key}={','.join(f'{v:g}' for v in value)}" for key, value in values.items()]
-    if "routing_seed" in compose_config(given).adapter:
-        swept.append("adapter.routing_seed=${seed}")
-    subprocess.run([sys.executable, "-m", "mos.train", "-m", *given, *swept], cwd=REPO)
+    command = [sys.executable, "-m", "mos.train", "-m", *given, *swept, *_routed(given)]
+    subprocess.run(command, cwd=REPO)
 
 
 def plan(args: argparse.Namespace) -> Iterator[tuple[list[str], list[float], list[int]]]:
@@ -108,32 +157,61 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[list[str], list[float], lis
                 yield overrides(args, corpus, row), sorted(chosen), args.seeds[1:]
 
 
-def losses(run: Run) -> dict[str, tuple[float, int]]:
-    """Of each held-out example the sum of its tokens' losses (nats), and their number."""
-    lines = (run.path / "eval" / "heldout" / "records.jsonl").read_text("utf-8").splitlines()
-    scores = ((record["id"], record["scores"]) for record in map(json.loads, lines))
-    return {name: (score["nll"], score["tokens"]) for name, score in scores}
+def gain(args: argparse.Namespace, corpus: str, claim: Claim, for_all: bool) -> Comparison | None:
+    """How much less the claim's row loses than the other, paired by seed and by example.
+
+    Args:
+        for_all: both at LoRA's best learning rate; False: each at its own best.
+
+    Returns:
+        The interval over seeds and examples, in nats; None if a run is missing.
+    """
+    found = []
+    for row in (claim.row, claim.other):
+        rate = best_rate(args, corpus, REFERENCE if for_all else row)
+        runs = {s: rate and finished(args, corpus, row, rate, s) for s in args.seeds}
+        found.append({seed: run for seed, run in runs.items() if run})
+    seeds = [seed for seed in args.seeds if all(seed in runs for runs in found)]
+    if not seeds:
+        return None
+    row, other = ([_records(runs[seed]) for seed in seeds] for runs in found)
+    strata = paired_strata(row, other)
+    if strata is None:
+        raise UserError(f"{corpus}: {claim.row} and {claim.other} have other held-out examples.")
+    losses = [{seed: _loss(runs[seed]) for seed in seeds} for runs in found]
+    interval = combined_interval(
+        [losses[1][seed] - losses[0][seed] for seed in seeds],
+        paired_bootstrap([strata], sign=-1).error,
+    )
+    names = (claim.row, ""), (claim.other, "")
+    return Comparison(*names, tuple(seeds), replace(interval, decimals=4))
 
 
-def paired(args: argparse.Namespace) -> str:
-    """Seed 0 at each rate: test loss, and its difference to LoRA's best, example by example."""
+def _loss(run: Run) -> float:
+    return run.results["metrics"]["heldout"]["loss"]
+
+
+def _records(run: Run) -> Records:
+    records = read_records(run.path, "heldout", {"loss": _loss(run)})
+    assert records is not None  # a finished run has them
+    return records
+
+
+def verdicts(args: argparse.Namespace) -> str:
+    """A table of the claims about rows that were trained."""
     lines = [
-        "| corpus | row | learning rate | loss | difference to LoRA r=2 at its best |",
-        "| --- | --- | --- | --- | --- |",
+        "| corpus | claim | seeds | gain, each at its best rate | | gain, all at LoRA's rate | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for corpus in args.corpora:
-        best = best_rate(args, corpus, REFERENCE)
-        reference = best and finished(args, corpus, REFERENCE, best)
-        if not reference:
-            continue
-        base = losses(reference)
-        for row, rate in ((name, rate) for name in args.rows for rate in grid(name)):
-            if (run := finished(args, corpus, row, rate)) and run.path != reference.path:
-                pairs = [(nll, base[name][0], n) for name, (nll, n) in losses(run).items()]
-                difference = HeldOut(0, [a - b for a, b, _ in pairs], [n for *_, n in pairs])
-                loss = run.results["metrics"]["heldout"]["loss"]
-                shown = f"{difference.loss:+.4f} ± {difference.stderr:.4f}"
-                lines.append(f"| {corpus} | {row} | {rate:g} | {loss:.4f} | {shown} |")
+        for claim in CLAIMS:
+            found = [gain(args, corpus, claim, for_all) for for_all in (False, True)]
+            if any(found):
+                seeds = "/".join(str(len(c.seeds)) if c else "0" for c in found)
+                shown = (
+                    f"{c.interval} | {c.verdict(claim.threshold)}" if c else "– | –" for c in found
+                )
+                lines.append(f"| {corpus} | {claim.text} | {seeds} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -154,7 +232,7 @@ def main() -> None:
             sweep(given, rates, seeds)
     tables = [override("runs", args.runs), override("out", args.out), "yardstick=heldout.loss"]
     subprocess.run([sys.executable, "-m", "mos.summarize", *tables, "scale=study"], cwd=REPO)
-    (REPO / args.out / "paired.md").write_text(paired(args), "utf-8")
+    (REPO / args.out / "verdicts.md").write_text(verdicts(args), "utf-8")
 
 
 if __name__ == "__main__":

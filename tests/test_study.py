@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,15 +47,10 @@ def test_other_seeds_are_trained_at_the_best_rates(study, args, monkeypatch):
         ("mos_r8", 0.0005): 1.2, ("mos_r8", 0.002): 1.1, ("mos_r8", 0.008): 1.0,
     }  # fmt: skip
 
-    class Finished:
-        def __init__(self, loss):
-            self.results = {"train": {"eval_loss": loss}}
-
-    known = dict(losses)
-    monkeypatch.setattr(
-        study, "finished",
-        lambda _, corpus, row, rate: Finished(known[row, rate]) if (row, rate) in known else None,
-    )  # fmt: skip
+    known = {
+        key: SimpleNamespace(results={"train": {"eval_loss": loss}}) for key, loss in losses.items()
+    }
+    monkeypatch.setattr(study, "finished", lambda _, corpus, row, rate: known.get((row, rate)))
     sweeps = [(given[-1], rates, seeds) for given, rates, seeds in study.plan(args)]
     assert sweeps == [
         ("adapter=table1_lora_r2", [0.0005, 0.002, 0.008], [0]),
@@ -63,6 +60,39 @@ def test_other_seeds_are_trained_at_the_best_rates(study, args, monkeypatch):
     ]
     del known["mos_r8", 0.008]  # as long as a rate is missing, none is the best
     assert list(study.plan(args))[-1][1] == [0.002]
+
+
+def test_verdicts_pair_seeds_and_examples(study, args, monkeypatch, tmp_path):
+    def run(row, rate, seed):
+        if seed == 2 and row == "mos_r8":  # not there yet: the others are compared
+            return None
+        folder = tmp_path / row / f"{rate}" / str(seed)
+        (folder / "eval" / "heldout").mkdir(parents=True, exist_ok=True)
+        gain = {"lora_r2": 0.0, "mos_r8": 0.2 if rate == 0.008 else -0.3}[row]
+        loss = [1.0 + i + (0.001 * seed if row == "mos_r8" else 0) - gain for i in range(3)]
+        lines = [
+            json.dumps({"id": str(i), "scores": {"nll": 2 * x, "tokens": 2}})
+            for i, x in enumerate(loss)
+        ]
+        (folder / "eval" / "heldout" / "records.jsonl").write_text("\n".join(lines))
+        best = {"lora_r2": 0.002, "mos_r8": 0.008}[row]
+        results = {
+            "train": {"eval_loss": abs(rate - best)},
+            "metrics": {"heldout": {"loss": sum(loss) / 3}},
+        }
+        return SimpleNamespace(path=folder, results=results)
+
+    monkeypatch.setattr(
+        study, "finished", lambda _, corpus, row, rate, seed=0: run(row, rate, seed)
+    )
+    args.rows = ["lora_r2", "mos_r8"]
+    claim = next(c for c in study.CLAIMS if c.text == "MoS beats LoRA at the same budget")
+    own, for_all = (study.gain(args, "cot", claim, way) for way in (False, True))
+    assert own.seeds == for_all.seeds == (0, 1)
+    assert own.interval.estimate == pytest.approx(0.1995)
+    assert own.verdict(0.0) == "held"
+    assert for_all.interval.estimate == pytest.approx(-0.3005)
+    assert for_all.verdict(0.0) == "not held"
 
 
 def test_routing_follows_the_seed_in_every_row_that_has_one(study, args, monkeypatch):

@@ -42,12 +42,14 @@ class Column:
 
 
 HELDOUT = Column("heldout", "loss", "Held-out loss", lower_is_better=True)
+HELDOUT_EXACT = Column("heldout", "exact_match", "Held-out EM")
 
 
 def column(benchmark: str, metric: str) -> Column:
     """The column of any metric, also of a benchmark that this installation does not know."""
-    if (benchmark, metric) == (HELDOUT.benchmark, HELDOUT.metric):
-        return HELDOUT
+    for of_heldout in (HELDOUT, HELDOUT_EXACT):
+        if (benchmark, metric) == (of_heldout.benchmark, of_heldout.metric):
+            return of_heldout
     known = BENCHMARKS[benchmark].metrics if benchmark in BENCHMARKS else ()
     titles = {m.name: m.title for m in known}
     return Column(benchmark, metric, titles.get(metric, f"{benchmark} {metric}"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mos.errors import UserError, did_you_mean
-from mos.report.cells import MISSING, Cell, Column, mean_and_spread
+from mos.report.cells import HELDOUT, MISSING, Cell, Column, mean_and_spread
 from mos.report.runs import Runs, find_key
 from mos.report.sheets import Sheet
 
@@ -97,8 +97,9 @@ def splitting(frame: pd.DataFrame, named: Sequence[str], settings: Sequence[str]
 
 
 def run_average(runs: Runs) -> pd.Series:
-    """The mean of each run's own metrics in 0..100; NaN for a run that has none."""
-    return runs.frame[[c.key for c in runs.columns if not c.lower_is_better]].mean(axis=1)
+    """The mean of each run's benchmark metrics in 0..100; NaN for a run that has none."""
+    benchmarks = (c for c in runs.columns if c.benchmark != HELDOUT.benchmark)
+    return runs.frame[[c.key for c in benchmarks if not c.lower_is_better]].mean(axis=1)
 
 
 def _measured(runs: Runs, key: str | None) -> tuple[list[Column], pd.Series]:

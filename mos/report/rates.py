@@ -83,7 +83,7 @@ def rate_curves(runs: Runs) -> list[Curve]:
 
 def _shown(runs: Runs) -> tuple[Column, pd.Series]:
     """What the tables show of a run: the mean of its metrics, or its held-out loss without any."""
-    if all(c.key == HELDOUT.key for c in runs.columns):
+    if all(c.benchmark == HELDOUT.benchmark for c in runs.columns):
         return HELDOUT, runs.frame[HELDOUT.key]
     return Column("run", "average", "Average of a run"), run_average(runs)
 

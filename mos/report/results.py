@@ -12,7 +12,7 @@ from typing import Any
 from eval.results import is_edited
 from mos.console import printable
 from mos.files import read_json
-from mos.report.cells import HELDOUT, benchmark_columns
+from mos.report.cells import HELDOUT, HELDOUT_EXACT, benchmark_columns
 from mos.run import SCHEMA, Run
 
 REFUSED, LEFT_OUT, NOTED = "refused", "left out", "noted"
@@ -157,6 +157,8 @@ def _read_metrics(
     if not isinstance(values, dict) or not re.fullmatch(r"[\w@+-]+", benchmark):
         raise Unusable(f"{printable(where)} = {str(values)[:60]!r}, expected an object")
     wanted = benchmark_columns(benchmark)
+    if wanted == [HELDOUT] and HELDOUT_EXACT.metric in values:  # earlier versions lack it
+        wanted.append(HELDOUT_EXACT)
     names = [c.metric for c in wanted]
     given = names or [
         k for k, v in values.items() if k not in ("n", "stderr") and isinstance(v, float | int)

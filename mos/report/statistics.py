@@ -182,7 +182,7 @@ class Records:
 def read_records(folder: Path, benchmark: str, stored: Mapping[str, float]) -> Records | None:
     """Read `eval/<benchmark>/records.jsonl` of a run; None where there is none.
 
-    A record has an `id` and `scores` of 0..1 by metric; one of held-out loss has the summed
+    A record has an `id` and `scores` of 0..1 by metric; for the held-out loss it has the summed
     negative log-likelihood `nll` and the trained `tokens`, which are its weight.
 
     Args:
@@ -195,8 +195,8 @@ def read_records(folder: Path, benchmark: str, stored: Mapping[str, float]) -> R
     file = folder / "eval" / benchmark / "records.jsonl"
     if not file.is_file():
         return None
-    heldout = benchmark == HELDOUT.benchmark
-    names = {"loss": "nll"} if heldout else {metric: metric for metric in stored}
+    loss = benchmark == HELDOUT.benchmark and HELDOUT.metric in stored
+    names = {HELDOUT.metric: "nll"} if loss else {metric: metric for metric in stored}
     content = file.read_bytes()
     _check_hash(file, content)
     rows: dict[str, tuple[Any, ...]] = {}
@@ -205,21 +205,21 @@ def read_records(folder: Path, benchmark: str, stored: Mapping[str, float]) -> R
             record = json.loads(line)
             scores, identity = record["scores"], str(record["id"])
             values = tuple(float(scores[name]) for name in names.values())
-            weight = float(scores["tokens"]) if heldout else 1.0
+            weight = float(scores["tokens"]) if loss else 1.0
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(file, number, f"not a whole record ({error!r}).") from None
         prompt = zlib.crc32(str(record.get("prompt_sha256", "")).encode())
         rows[identity] = (*values, weight, prompt)
     metrics = tuple(stored)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=[*metrics, "weight", "prompt"])
-    if not heldout:
+    if not loss:
         table[list(metrics)] *= 100
     known = BENCHMARKS.get(benchmark)
     table["group"] = [known.group_of(identity) if known else "" for identity in table.index]
     records = Records(table, metrics)
     mean = _strata(table, metrics).mean if rows else np.array([])
     wanted = np.array(list(stored.values()))
-    tolerance = AGREEMENT_NATS if heldout else AGREEMENT
+    tolerance = AGREEMENT_NATS if loss else AGREEMENT
     if len(mean) != len(wanted) or np.any(np.abs(mean - wanted) > tolerance):
         shown = ", ".join(f"{metric} {value:.2f}" for metric, value in stored.items())
         raise DataError(file, None, f"its scores do not give the stored {shown}: edited or cut.")

@@ -1,7 +1,10 @@
 """The loss of every held-out example: its mean is logged as eval_loss, all of it is kept.
 
 `eval/heldout` has the form of a benchmark's result, so that tables, paired statistics and claims
-can use it: `records.jsonl` with a line an example, `metrics.json` with the mean.
+can use it: `records.jsonl` with a line an example, `metrics.json` with the means.
+
+Beside the loss stands the exact match: whether each trained token of an example is the likeliest
+after those before it. If so, and only then, greedy decoding gives the answer, token by token.
 """
 
 from __future__ import annotations
@@ -19,25 +22,28 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from eval.results import results_entry, write_result
+from eval.scoring import micro
 from mos.data.chat import IGNORE_INDEX
 from mos.files import hash_json
 
-NAME = "heldout"
+NAME, EXACT = "heldout", "exact_match"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The losses of held-out examples, in the order of the data set.
+    """What held-out examples came to, in the order of the data set.
 
     Attributes:
         step: optimizer steps of the weights that were measured.
         nll: sum of the negative log-likelihoods of an example's trained tokens, in nats.
         tokens: number of these tokens.
+        exact: 1 where greedy decoding gives all of them, else 0.
     """
 
     step: int
     nll: list[float]
     tokens: list[int]
+    exact: list[float]
 
     @property
     def loss(self) -> float:
@@ -54,22 +60,28 @@ class HeldOut:
         return math.sqrt(sum(r * r for r in residuals) * n / (n - 1)) / sum(self.tokens)
 
 
-def example_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What a causal language model loses on each row of a padded batch.
+def example_scores(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """How well a causal language model predicts each row of a padded batch.
 
     Args:
         batch: input_ids, attention_mask and labels, each (rows, length).
 
     Returns:
-        Sums of negative log-likelihoods, float32 (rows,), and numbers of trained tokens (rows,).
+        Sums of negative log-likelihoods, numbers of trained tokens, and 1.0 where each of these is
+        the likeliest (else 0.0), each (rows,).
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs).logits[:, :-1]  # (rows, length - 1, vocabulary)
     labels = batch["labels"][:, 1:]  # (rows, length - 1)
     trained = labels != IGNORE_INDEX
-    nll = cross_entropy(logits[trained].float(), labels[trained], reduction="none")  # (trained,)
-    sums = torch.zeros(len(labels), device=nll.device)
-    return sums.index_add(0, trained.nonzero()[:, 0], nll), trained.sum(dim=1)
+    predicted, wanted = (
+        logits[trained].float(),
+        labels[trained],
+    )  # (trained, vocabulary), (trained,)
+    row, zeros = trained.nonzero()[:, 0], torch.zeros(len(labels), device=logits.device)
+    nll = zeros.index_add(0, row, cross_entropy(predicted, wanted, reduction="none"))
+    wrong = zeros.index_add(0, row, (predicted.argmax(dim=-1) != wanted).float())
+    return nll, trained.sum(dim=1), (wrong == 0).float()
 
 
 def write_heldout(
@@ -82,9 +94,11 @@ def write_heldout(
         options: the `data` config group, recorded.
     """
     ids = _row_ids(rows)
+    exact = micro([{"scores": {EXACT: score}} for score in losses.exact], {})
+    each = zip(ids, losses.nll, losses.tokens, losses.exact, strict=True)
     records = [
-        {"id": name, "scores": {"nll": nll, "tokens": tokens}}
-        for name, nll, tokens in zip(ids, losses.nll, losses.tokens, strict=True)
+        {"id": name, "scores": {"nll": nll, "tokens": tokens, EXACT: score}}
+        for name, nll, tokens, score in each
     ]
     result = {
         "schema": 1,
@@ -93,8 +107,8 @@ def write_heldout(
         "partial": "",
         "options": dict(options),
         "n": len(ids),
-        "metrics": {"loss": losses.loss},
-        "stderr": {"loss": losses.stderr},
+        "metrics": {"loss": losses.loss, **exact.metrics},
+        "stderr": {"loss": losses.stderr, **exact.stderr},
         "lower_is_better": ["loss"],
         "step": losses.step,
         "tokens": sum(losses.tokens),

@@ -33,7 +33,7 @@ from mos.errors import UserError
 from mos.processor import products_in
 from mos.run import Run
 from mos.training.checkpoints import check_same_state, rotate, seal
-from mos.training.heldout import HeldOut, example_losses
+from mos.training.heldout import HeldOut, example_scores
 from mos.training.progress import LossLog, ProgressLine
 from mos.training.stopping import StopOnSignal, check_finite
 
@@ -91,16 +91,19 @@ class CrashSafeTrainer(Trainer):
         return norm
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The losses of single examples take the places of logits and labels."""
+        """What single examples came to takes the place of logits and labels."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            return None, *example_losses(model, inputs)
+            nll, tokens, exact = example_scores(model, inputs)
+        return None, (nll, exact), tokens
 
     def keep_heldout(self, evaluated: EvalPrediction) -> dict[str, float]:
         """`compute_metrics` of this trainer: what becomes `eval_loss`."""
         in_order = np.argsort(self._eval_order)
-        nll, tokens = evaluated.predictions[in_order], evaluated.label_ids[in_order]
-        self.heldout = HeldOut(self.state.global_step, nll.tolist(), tokens.tolist())
+        nll, exact, tokens = (
+            values[in_order].tolist() for values in (*evaluated.predictions, evaluated.label_ids)
+        )
+        self.heldout = HeldOut(self.state.global_step, nll, tokens, exact)
         check_finite("held-out loss", self.heldout.loss, self.state.global_step, self.args)
         return {"loss": self.heldout.loss}
 

@@ -10,15 +10,22 @@ from mos.report.rates import rates_sheet
 from tests.report.synthetic import lines_of, report_of, write_run
 
 
-def write_heldout(root, label, rank, losses, seed, rate=None, validation=None):
-    """A run with the loss of each held-out example; tokens alternate between 1 and 3."""
+def write_heldout(root, label, rank, losses, seed, rate=None, validation=None, exact=()):
+    """A run with the loss of each held-out example; tokens alternate between 1 and 3.
+
+    Args:
+        exact: 1 or 0 for each example, whether its answer is given to the word.
+    """
     tokens = [1.0 if i % 2 else 3.0 for i in range(len(losses))]
     nll = [loss * n for loss, n in zip(losses, tokens, strict=True)]
     loss = sum(nll) / sum(tokens)
+    metrics = {"loss": loss}
+    if exact:
+        metrics["exact_match"] = 100 * sum(exact) / len(exact)
     config = {"r": rank, "equivalent_rank": 2} if label == "MoS" else {"r": rank}
     run = write_run(
         root, label, rank, 610_560, seed=seed, scale="local", model="Smol", config=config,
-        metrics={"heldout": {"loss": loss, "n": len(losses), "lower_is_better": ["loss"]}},
+        metrics={"heldout": metrics | {"n": len(losses), "lower_is_better": ["loss"]}},
         setup=f"{rate}", train={"steps": 10, "eval_loss": validation},
     )  # fmt: skip
     (run / "eval" / "heldout").mkdir(parents=True)
@@ -26,9 +33,11 @@ def write_heldout(root, label, rank, losses, seed, rate=None, validation=None):
         {"id": str(i), "scores": {"nll": x, "tokens": n}}
         for i, (x, n) in enumerate(zip(nll, tokens, strict=True))
     ]
+    for record, score in zip(records, exact, strict=False):
+        record["scores"]["exact_match"] = score
     file = run / "eval" / "heldout" / "records.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    (file.parent / "metrics.json").write_text(json.dumps({"metrics": {"loss": loss}}))
+    (file.parent / "metrics.json").write_text(json.dumps({"metrics": metrics}))
     if rate is not None:
         (run / "config.yaml").write_text(f"seed: {seed}\ntrainer:\n  learning_rate: {rate}\n")
     return run
@@ -55,6 +64,20 @@ def test_claims_are_judged_on_held_out_loss(tmp_path):
         "Held-out loss (superni_mmlu)",
     ]
     assert cell.n == 2
+
+
+def test_claims_are_judged_on_exact_answers_to_held_out_examples(tmp_path):
+    for seed in (0, 1):
+        write_heldout(tmp_path, "LoRA", 2, [1.0] * 8, seed, exact=[1.0, 0.0] * 4)
+        write_heldout(tmp_path, "MoS", 8, [2.0] * 8, seed, exact=[1.0, 1.0] * 4)
+    report = report_of(tmp_path, yardstick="heldout.exact_match")
+    verdict = next(v for v in report.verdicts if v.claim.text == "MoS beats LoRA at {first}")
+    assert verdict.verdict == "held"
+    (comparison,) = verdict.comparisons
+    assert comparison.examples.interval.estimate == pytest.approx(50)
+    assert comparison.mcnemar["heldout.exact_match seed 0"] == pytest.approx(0.125)
+    # The loss is the yardstick if none is named.
+    assert report_of(tmp_path).filled[1].table.columns[0].key == "heldout.loss"
 
 
 def test_other_held_out_examples_are_never_compared(tmp_path):
