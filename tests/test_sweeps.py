@@ -26,7 +26,7 @@ from mos.list_runs import show_runs
 from mos.run import Run
 from mos.runs import find_runs
 from mos.train import main
-from mos.training.members import progress
+from mos.training.members import progress, take_gpu
 from mos.training.sweep import SweepSummary, check_plugins, closed_in_any_case
 from tests.tiny_job import TINY, run_cli
 
@@ -103,6 +103,27 @@ def test_launchers_without_what_they_need_are_refused_by_name(monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'mos-tuning\[joblib\]'"):
         check_plugins(["mos", "--multirun", "hydra/launcher=processes"])
     check_plugins(["mos", "-m", "seed=0,1"])
+
+
+@pytest.mark.parametrize(
+    ("visible", "files", "expected"),
+    [
+        (None, ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"], ["0", "1", "0"]),
+        ("4,GPU-af,6", ["nvidia0"], ["4", "GPU-af", "6"]),
+        ("3", ["nvidia0", "nvidia3"], ["3", "3", "3"]),
+        (None, ["nvidia0"], [None, None, None]),
+    ],
+)
+def test_processes_have_a_gpu_each_and_keep_it(visible, files, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("mos.training.members.DEVICES", tmp_path)
+    for name in files:
+        (tmp_path / name).touch()
+    for number, gpu in enumerate(expected):
+        environment = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+        monkeypatch.setattr(os, "environ", environment)
+        take_gpu(number)
+        take_gpu(number + 1)  # the next member that this process works on
+        assert environment.get("CUDA_VISIBLE_DEVICES") == gpu
 
 
 def test_lines_of_members_at_once_begin_with_their_number():

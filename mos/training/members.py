@@ -6,6 +6,7 @@ member that has begun; members may run one after another, at once, or on other m
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from mos.run import Run
 
 # Launchers whose members share a terminal.
 AT_ONCE = ("processes", "cluster")
+DEVICES = Path("/dev")
 SWEEP = "sweep.json"
 
 
@@ -42,13 +44,28 @@ def start_member() -> None:
     if folder is None:
         return
     number = HydraConfig.get().job.num
-    if HydraConfig.get().runtime.choices["hydra/launcher"] in AT_ONCE:
+    launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+    if launcher in AT_ONCE:
         label_lines(f"[{number + 1}] ")
+    if launcher == "processes":
+        take_gpu(number)
     sweep = read(folder / SWEEP)
     own = _own_overrides(HydraConfig.get().overrides.task, sweep)
     entry = {"started": time.time(), "outcome": "running", "run": "", "reason": "", "scores": {}}
     _write_member(folder, number, {**entry, "overrides": own})
     say(f"member {number + 1} of {sweep['members']}: {' '.join(own)}")
+
+
+def take_gpu(number: int) -> None:
+    """Leave this process, and those it starts, one of the GPUs that it may use: by turns.
+
+    A process that works on one member after another keeps the GPU of its first.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len(list(DEVICES.glob("nvidia[0-9]*")))
+    gpus = visible.split(",") if visible else [str(gpu) for gpu in range(there)]
+    if len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
 
 
 def note_run(run: Run) -> None:
