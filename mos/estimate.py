@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from mos.adapters import peft_config, rank
+from mos.adapters import attach, peft_config, rank
 from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
 from mos.adapters.linear import features
@@ -105,7 +105,9 @@ def count(config: Mapping[str, Any]) -> Anatomy:
     linears = [
         m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head
     ]
-    adapted = with_adapter(model, adapter)
+    adapted: Any = attach(model, adapter, low_cpu_mem_usage=True)
+    trainable = [p for p in adapted.parameters() if p.requires_grad]
+    parameters = sum(p.numel() for p in trainable)
     layers: list[tuple[str, Any]] = []
     if isinstance(adapted, PeftModel):
         layers = [
@@ -113,13 +115,10 @@ def count(config: Mapping[str, Any]) -> Anatomy:
             for name, module in adapted.named_modules()
             if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
         ]
-        trainable = [p for p in adapted.parameters() if p.requires_grad]
-        saved = list(get_peft_model_state_dict(adapted).values())
-        trainable_bytes = _bytes(trainable)
-        adapter_bytes = _bytes(saved)
+        trainable_bytes = sum(p.nbytes for p in trainable)
+        adapter_bytes = sum(t.nbytes for t in get_peft_model_state_dict(adapted).values())
     else:
-        trainable = list(model.parameters()) if adapter["method"] == "full" else []
-        trainable_bytes = adapter_bytes = _itemsize(config) * sum(p.numel() for p in trainable)
+        trainable_bytes = adapter_bytes = _itemsize(config["quantization"]) * parameters
     return Anatomy(
         base=base,
         linear=sum(w.numel() for w in linears),
@@ -127,7 +126,7 @@ def count(config: Mapping[str, Any]) -> Anatomy:
         linear_width=sum(sum(w.shape) for w in linears),
         largest_linear=max(w.numel() for w in linears),
         head=head.numel(),
-        trainable=sum(p.numel() for p in trainable),
+        trainable=parameters,
         trainable_bytes=trainable_bytes,
         adapter_bytes=adapter_bytes,
         adapted=tuple(features(layer.get_base_layer()) for _, layer in layers),
@@ -144,7 +143,7 @@ def trainable_parameters(config: Mapping[str, Any]) -> int:
     Raises:
         UserError: as `count`.
     """
-    adapted = with_adapter(*_with_tokens(config))
+    adapted = attach(*_with_tokens(config), low_cpu_mem_usage=True)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
@@ -166,24 +165,13 @@ def _lora_parameters(layers: Sequence[Any]) -> int | None:
     return sum(A.numel() + B.numel() for A, B, _ in factors) or None
 
 
-def with_adapter(model: PreTrainedModel, adapter: Mapping[str, Any]) -> nn.Module:
-    """`mos.adapters.attach` on the meta device."""
-    config = peft_config(adapter)
-    if config is None:
-        return model
-    try:
-        return get_peft_model(model, config, low_cpu_mem_usage=True)
-    except ValueError as error:
-        raise UserError(f"adapter (method '{adapter['method']}'): {error}") from error
-
-
 def weights_bytes(anatomy: Anatomy, quantization: Mapping[str, Any]) -> int:
     """The base model in memory: quantised linear layers, all else in the compute type.
 
     4 bits: blocks of 64 weights share a scale, in fp32, or with double quantisation in 8 bits with
     an fp32 scale for every 256 of them. 8 bits: an fp32 scale for every output feature.
     """
-    itemsize = torch.finfo(getattr(torch, quantization["compute_dtype"])).bits // 8
+    itemsize = _itemsize(quantization)
     rest = (anatomy.base - anatomy.linear) * itemsize
     if quantization["bits"] is None:
         return rest + anatomy.linear * itemsize
@@ -249,9 +237,5 @@ def device_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _itemsize(config: Mapping[str, Any]) -> int:
-    return torch.finfo(getattr(torch, config["quantization"]["compute_dtype"])).bits // 8
-
-
-def _bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+def _itemsize(quantization: Mapping[str, Any]) -> int:
+    return getattr(torch, quantization["compute_dtype"]).itemsize

@@ -18,9 +18,8 @@ from eval.engines.vllm import LORA_RANKS
 from mos.adapters import WEIGHTS, register_all
 from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
-from mos.adapters.folder import adapter_config, load
+from mos.adapters.folder import adapter_config, load, skeleton
 from mos.adapters.saved import all_finite
-from mos.adapters.skeleton import skeleton
 from mos.card import carry_card
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError

@@ -226,10 +226,15 @@ def check_quantized_base(method: str) -> None:
         )
 
 
-def attach(model: nn.Module, adapter: Mapping[str, Any]) -> nn.Module:
+def attach(
+    model: nn.Module, adapter: Mapping[str, Any], low_cpu_mem_usage: bool = False
+) -> nn.Module:
     """The model with the adapter on it and only the adapter trainable.
 
     Method `none` freezes the model and `full` trains all of it; both return the model itself.
+
+    Args:
+        low_cpu_mem_usage: PEFT's: the adapter takes no memory either.
 
     Raises:
         UserError: as `peft_config`; or the adapter does not fit the model's layers.
@@ -242,7 +247,7 @@ def attach(model: nn.Module, adapter: Mapping[str, Any]) -> nn.Module:
         check_quantized_base(method)
     if config is not None:
         try:
-            return get_peft_model(model, config)
+            return get_peft_model(model, config, low_cpu_mem_usage=low_cpu_mem_usage)
         except ValueError as error:
             raise UserError(f"adapter (method '{method}'): {error}") from error
     return model.requires_grad_(method == "full")

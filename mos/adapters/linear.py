@@ -96,18 +96,14 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
         if self.merged:
             return self.base_layer(x, *args, **kwargs)
 
-        result = self._base_forward(x, *args, **kwargs)
+        result = self.base_layer(x, *args, **kwargs)
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
         dtype = result.dtype
         for name in self.active_adapters:
             if name in self.r:
                 result = result + self._delta(x, name)
         return result.to(dtype)
-
-    def _base_forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        result = self.base_layer(x, *args, **kwargs)
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
-        return result
 
     def _delta(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
         A, B, scaling = self.lora_factors(adapter_name)
@@ -188,9 +184,16 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
 class SharedLinear(FactoredLinear):
     """A layer that reads tensors of groups, which are the base model's and not registered here."""
 
+    shared_names: tuple[str, ...] = ()  # those of `adapter_layer_names` that groups hold
+
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
         super().__init__(base_layer, **quantization_kwargs)
         self.groups: dict[str, Any] = {}  # adapter -> its group
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.shared_names:  # PEFT reaches them so, to freeze and to train them
+            return {key: getattr(group, name)[key] for key, group in self.groups.items()}
+        return super().__getattr__(name)
 
     def join(self, adapter_name: str, group: SharedGroup) -> None:
         self.groups[adapter_name] = group

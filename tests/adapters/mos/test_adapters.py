@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import LlamaForSequenceClassification
@@ -13,7 +12,6 @@ from mos import MosConfig
 from mos.adapters.mos.layer import MosLinear
 from tests.adapters.mos.models import (
     MOS,
-    PURE_SHARING,
     llama,
     logits,
     mos_llama,
@@ -21,24 +19,6 @@ from tests.adapters.mos.models import (
     pools,
     tokens,
 )
-
-
-@pytest.fixture
-def two_adapters():
-    model = mos_llama().eval()
-    config = MosConfig(
-        **{**PURE_SHARING, "init_weights": False}, target_modules=["q_proj", "up_proj"]
-    )
-    model.add_adapter("other", config)
-    return model
-
-
-def test_both_active_add_up(two_adapters):
-    layer = two_adapters.base_model.model.model.layers[0].self_attn.q_proj
-    x = torch.randn(2, 64)
-    two_adapters.base_model.set_adapter(["default", "other"])
-    both = layer.get_delta_weight("default") + layer.get_delta_weight("other")
-    torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ both.T)
 
 
 def test_adding_an_adapter_changes_no_trainability():
@@ -80,3 +60,14 @@ def test_kbit_preparation_works_on_plain_models():
         base=prepare_model_for_kbit_training(llama(), use_gradient_checkpointing=True)
     )
     assert all(g.abs().sum() > 0 for g in pool_gradients(model.train(), tokens()).values())
+
+
+def test_pools_are_float32_unless_told_otherwise():
+    model = mos_llama(base=llama().bfloat16())
+    assert {p.dtype for p in pools(model).values()} == {torch.float32}
+    assert logits(model).dtype == torch.bfloat16
+    config = MosConfig(**MOS)
+    model = PeftModel(llama().bfloat16(), config, autocast_adapter_dtype=False)
+    assert {p.dtype for p in pools(model).values()} == {torch.bfloat16}
+    assert all(g.dtype == torch.bfloat16 for g in pool_gradients(model, tokens()).values())
+    assert {p.dtype for p in pools(mos_llama(base=llama().double())).values()} == {torch.float64}

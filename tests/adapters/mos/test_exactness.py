@@ -126,19 +126,6 @@ def test_starts_from_the_base_model_with_kaiming_rows():
             assert pool.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
-def test_lora_factors_are_the_update():
-    model = mos_llama(SWITCHES["mos + random scaling"])
-    layer = model.base_model.model.model.layers[1].mlp.down_proj
-    A, B, scaling = layer.lora_factors("default")
-    assert A.shape == (5, 128)
-    assert B.shape == (64, 5)
-    assert scaling == 16 / 5
-    assert not A.requires_grad
-    x = torch.randn(2, 128)
-    torch.testing.assert_close(layer(x) - layer.base_layer(x), scaling * x @ A.T @ B.T)
-    torch.testing.assert_close(layer.get_delta_weight("default"), scaling * B @ A)
-
-
 def test_dropout_acts_on_the_input_while_training_only():
     model = mos_llama(mos_dropout=0.5)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
