@@ -34,13 +34,12 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 import torch  # noqa: E402
-from hydra import compose, initialize_config_dir  # noqa: E402
+from adapter_step import bootstrap, quantise, synchronize, timed  # noqa: E402
 from machine import machine  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
 
 from mos.adapters import METHODS, attach, rank, row_label  # noqa: E402
-from mos.config import CONFIG_DIR  # noqa: E402
+from mos.config import compose_config, resolved  # noqa: E402
 from mos.model_sources import resolve_model  # noqa: E402
 from mos.modeling import load_base  # noqa: E402
 
@@ -121,7 +120,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     before = memory_in_use(arguments.device)
     started = time.perf_counter()
     model = attach(base, adapter)
-    synchronize(arguments.device)
+    synchronize(torch.device(arguments.device))
     seconds = time.perf_counter() - started
     model.enable_input_require_grads()
     step = Step(model, arguments)
@@ -145,20 +144,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     found["step_seconds"] = statistics.median(times["self"])
     for name in others:
         ratios = [own / rival for own, rival in zip(times["self"], times[name], strict=True)]
-        found[f"ratio_to_{name}"] = with_interval(ratios)
+        # with the bounds of its 95% bootstrap interval
+        found[f"ratio_to_{name}"] = [statistics.median(ratios), *bootstrap(ratios)]
     return found
 
 
 def config(file: str, changes: dict[str, Any]) -> dict[str, Any]:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        adapter = compose(f"adapter/{file}").adapter
-    return {**OmegaConf.to_container(adapter, resolve=True), **changes}
+    return {**resolved(compose_config([f"adapter={file}"]))["adapter"], **changes}
 
 
 def load(arguments: argparse.Namespace) -> PreTrainedModel:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        quantization = compose(f"quantization/{arguments.quantization}").quantization
-        model = compose(f"model/{arguments.model}").model
+    groups = [f"model={arguments.model}", f"quantization={arguments.quantization}"]
+    cfg = compose_config(groups)
+    quantization, model = cfg.quantization, cfg.model
     if arguments.model != "llama2_7b":
         path = resolve_model(model.path, arguments.cache_dir)
         return load_base(path, quantization, arguments.device)
@@ -166,35 +164,15 @@ def load(arguments: argparse.Namespace) -> PreTrainedModel:
         random_weights = LlamaForCausalLM(LlamaConfig(**model.architecture, dtype=torch.bfloat16))
     random_weights.to(torch.bfloat16).config.use_cache = False
     if arguments.quantization == "nf4":
-        quantize_blocks(random_weights)
+        quantise(random_weights.model, torch.device(arguments.device))
     return random_weights
-
-
-def quantize_blocks(model: LlamaForCausalLM) -> None:
-    """NF4 in place, for weights that are in no file."""
-    import bitsandbytes as bnb
-
-    for block in model.model.layers:
-        for parent in (block.self_attn, block.mlp):
-            for name, linear in list(parent.named_children()):
-                if isinstance(linear, torch.nn.Linear):
-                    quantized = bnb.nn.Linear4bit(
-                        linear.in_features, linear.out_features, bias=False,
-                        compute_dtype=torch.bfloat16, quant_type="nf4", device="meta",
-                    )  # fmt: skip
-                    weight = bnb.nn.Params4bit(
-                        linear.weight.data.cpu(), requires_grad=False, quant_type="nf4",
-                        compress_statistics=True,
-                    )  # fmt: skip
-                    quantized.weight = weight.to(linear.weight.device)
-                    setattr(parent, name, quantized)
 
 
 class Step:
     """One training step of a model on a fixed random batch."""
 
     def __init__(self, model: torch.nn.Module, arguments: argparse.Namespace) -> None:
-        self.model, self.device = model.train(), arguments.device
+        self.model, self.device = model.train(), torch.device(arguments.device)
         generator = torch.Generator().manual_seed(0)
         shape = (arguments.batch, arguments.length)
         self.ids = torch.randint(3, 30_000, shape, generator=generator).to(self.device)
@@ -204,16 +182,15 @@ class Step:
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-5) if trainable else None
 
     def __call__(self) -> float:
-        synchronize(self.device)
-        started = time.perf_counter()
-        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+        return timed(self.once, self.device)
+
+    def once(self) -> None:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss = self.model(input_ids=self.ids, labels=self.ids).loss
         loss.backward()
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
-        synchronize(self.device)
-        return time.perf_counter() - started
 
 
 def take_turns(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
@@ -225,13 +202,6 @@ def take_turns(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
             if i:  # the first round warms up
                 times[name].append(seconds)
     return times
-
-
-def with_interval(ratios: list[float], draws: int = 2000) -> list[float]:
-    """Median, and the bounds of its 95% bootstrap interval."""
-    source = random.Random(0)
-    medians = sorted(statistics.median(source.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return [statistics.median(ratios), medians[int(draws * 0.025)], medians[int(draws * 0.975)]]
 
 
 def sizes(model: torch.nn.Module, adapter: dict[str, Any]) -> dict[str, Any]:
@@ -282,11 +252,6 @@ def process_status(field: str) -> int:
         if name == field:
             return int(value.split()[0]) * 1024
     raise RuntimeError(f"no {field} in /proc/self/status")
-
-
-def synchronize(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], Any]] = {

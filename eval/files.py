@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mos.errors import DataError, MissingFileError
-from mos.files import MAX_LINE, bounded_lines, parse_json
+from mos.files import MAX_LINE, bounded_lines, check_regular, parse_json
 
 PREPARE_HINT = (
     "Fetch the benchmarks with `python scripts/prepare_eval_data.py`, or point paths.data_dir at"
@@ -27,16 +27,11 @@ def require(path: Path, what: str) -> Path:
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with universal newlines."""
-    _check_regular(path)
+    check_regular(path)
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(path, None, f"not UTF-8: {error}.") from error
-
-
-def _check_regular(path: Path) -> None:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise DataError(path, None, "not a regular file.")
 
 
 def read_json(path: Path) -> Any:
@@ -54,7 +49,7 @@ def read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[st
     Blank lines are passed over.
     """
     number = 0
-    _check_regular(path)
+    check_regular(path)
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for number, line in enumerate(bounded_lines(file), start=1):

@@ -37,7 +37,8 @@ def write_card(run: Run) -> None:
     if not run.adapter_dir.is_dir():
         return
     try:
-        if not file.exists() or _is_untouched(file.read_text("utf-8", errors="replace")):
+        text = file.read_text("utf-8", errors="replace") if file.exists() else None
+        if text is None or text == _marked(MARK.sub("", text)):
             write_atomically(file, _marked(str(_card(run))))
     except Exception as error:  # a full disk, or a manifest of an earlier version
         say(f"{file} was not written: {error}")
@@ -64,10 +65,6 @@ def carry_card(adapter_dir: Path, out_dir: Path, form: Literal["lora", "merged"]
 def _marked(text: str) -> str:
     sha256 = hash_json(text)
     return f"{text}\n\n<!-- mos wrote this card ({sha256}) and renews it until it is edited -->\n"
-
-
-def _is_untouched(text: str) -> bool:
-    return text == _marked(MARK.sub("", text))
 
 
 def _card(run: Run) -> ModelCard:

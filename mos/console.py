@@ -165,11 +165,6 @@ def _grow(tree: Tree, config: Mapping[str, Any]) -> None:
             tree.add(Text.assemble((str(key), "cyan"), f": {shown}"))
 
 
-def score_text(value: float, error: float | None = None, decimals: int = 2) -> str:
-    """A metric with its standard error where that is known: `47.01 ± 0.42`."""
-    return " ± ".join(f"{x:.{decimals}f}" for x in (value, error) if x is not None)
-
-
 class ScoreRow(NamedTuple):
     """A metric of results.json.
 
@@ -198,7 +193,7 @@ def score_rows(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[ScoreRow]:
                 continue
             error = stderr.get(name) if isinstance(stderr, Mapping) else stderr
             decimals = 4 if name in entry.get("lower_is_better", ()) else 2
-            text = score_text(value, error, decimals)
+            text = " ± ".join(f"{x:.{decimals}f}" for x in (value, error) if x is not None)
             note = entry.get("partial") or ""
             yield ScoreRow(benchmark, name, value, error, entry.get("n", ""), note, text)
 

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from eval import BENCHMARKS
+from eval.results import results_entry
 from mos.cli import command
 from mos.config import compose_config, resolved, validate
 from mos.console import (
@@ -28,7 +29,7 @@ from mos.console import (
     printable,
     quiet_libraries,
     say,
-    score_text,
+    score_rows,
 )
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, run_subject
@@ -192,16 +193,9 @@ def _table(subjects: Iterable[Subject]) -> Table:
     model = Column("model", overflow="fold")
     table = Table(model, "benchmark", "metric", "score ± s.e.", "n", "note")
     for subject in subjects:
-        for name, result in subject.results.items():
-            for metric, value in result["metrics"].items():
-                table.add_row(
-                    escape(printable("/".join(Path(subject.name).parts[-2:]))),
-                    name,
-                    metric,
-                    score_text(value, result["stderr"].get(metric)),
-                    str(result["n"]),
-                    result["partial"] or "",
-                )
+        name = escape(printable("/".join(Path(subject.name).parts[-2:])))
+        for row in score_rows({k: results_entry(result) for k, result in subject.results.items()}):
+            table.add_row(name, row.benchmark, row.metric, row.text, str(row.n), row.note)
     return table
 
 

@@ -55,7 +55,7 @@ def hash_file(path: Path) -> str:
         OSError: it cannot be read.
         DataError: it is not a regular file.
     """
-    _check_regular(path)
+    check_regular(path)
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -183,7 +183,7 @@ def read_text(file: Path, limit: int = 4_000_000) -> str:
         DataError: it is not a regular file (reading a pipe would wait), has more than `limit`
             bytes, or is not UTF-8.
     """
-    if (size := _check_regular(file)) > limit:
+    if (size := check_regular(file)) > limit:
         raise DataError(file, None, f"{size:,} bytes; expected at most {limit:,}.")
     try:
         return file.read_text("utf-8")
@@ -191,7 +191,7 @@ def read_text(file: Path, limit: int = 4_000_000) -> str:
         raise DataError(file, None, f"not UTF-8 text (byte {error.start}).") from None
 
 
-def _check_regular(file: Path) -> int:
+def check_regular(file: Path) -> int:
     """The size of a regular file; a DataError for a pipe, which reading would wait for, or so."""
     about = file.stat()
     if not stat.S_ISREG(about.st_mode):

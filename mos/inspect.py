@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,14 +98,12 @@ def render_example(
 ) -> Panel:
     """The text of an example; what is trained on stands out, line feeds and specials are shown."""
     text = Text()
-    start = 0
     supervised = [label != IGNORE_INDEX for label in row["labels"]]
-    for i in range(1, len(supervised) + 1):
-        if i == len(supervised) or supervised[i] != supervised[start]:
-            part = tokenizer.decode(row["input_ids"][start:i], clean_up_tokenization_spaces=False)
-            style = "bold green" if supervised[start] else "dim"
-            text.append(str(part).replace("\n", "⏎\n"), style=style)
-            start = i
+    pairs = zip(supervised, row["input_ids"], strict=True)
+    for trained, stretch in groupby(pairs, lambda pair: pair[0]):
+        ids = [number for _, number in stretch]
+        part = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        text.append(str(part).replace("\n", "⏎\n"), style="bold green" if trained else "dim")
     count = f"{len(supervised)} tokens, {sum(supervised)} supervised"
     return Panel(text, title=f"{title} {count}".strip(), title_align="left")
 
@@ -143,8 +142,9 @@ def inspect_corpora(config: Mapping[str, Any], corpora: Mapping[str, str | Path]
         corpora: name -> where it is.
     """
     from mos.data.dataset import load_training_data
+    from mos.modeling import tokenizer_of
 
-    tokenizer = _tokenizer(config)
+    tokenizer = tokenizer_of(config["model"], config["paths"]["cache_dir"])
     statistics = {}
     for corpus, source in corpora.items():
         settings = {**config["data"], "corpus": corpus, "source": source, "eval_size": 0}
@@ -161,9 +161,11 @@ def inspect_prompts(config: Mapping[str, Any]) -> None:
     The hash tells whether two checkouts, tokenizers or copies of the data make the same prompts.
     """
     from mos.evaluation.benchmarks import build_benchmarks
+    from mos.modeling import tokenizer_of
 
+    tokenizer = tokenizer_of(config["model"], config["paths"]["cache_dir"])
     say(f"{'benchmark':<10} {'prompts':>7} {'characters':>11}  sha256")
-    for name, benchmark in build_benchmarks(config["eval"], _tokenizer(config)).items():
+    for name, benchmark in build_benchmarks(config["eval"], tokenizer).items():
         prompts = [request.prompt for request in benchmark.requests]
         digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
         say(f"{name:<10} {len(prompts):>7} {sum(map(len, prompts)):>11}  {digest}")
@@ -171,15 +173,6 @@ def inspect_prompts(config: Mapping[str, Any]) -> None:
             say(f"{'':<10} partial: {benchmark.partial}")
         for request in benchmark.requests[: config["examples"]]:
             console.print(Panel(Text(request.prompt), title=request.id, title_align="left"))
-
-
-def _tokenizer(config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    from mos.model_sources import resolve_model
-    from mos.modeling import load_tokenizer
-
-    model = config["model"]
-    folder = resolve_model(model["path"], config["paths"]["cache_dir"], model["revision"])
-    return load_tokenizer(folder, model["pad_token"])
 
 
 class Options(Strict):

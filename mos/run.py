@@ -61,9 +61,6 @@ class Run:
         self.path = Path(path)
         self._lock = FileLock(self.path / ".lock")
 
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
-
     @property
     def id(self) -> str:
         """`<id>-s<seed>`: unique among runs; the id that trackers get."""

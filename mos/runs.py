@@ -39,7 +39,7 @@ def find_runs(where: str | Path | Iterable[str | Path]) -> list[Run]:
             )
         below: set[Path] = set()
         for match in matches:
-            if match.is_dir() and (match == place or not _set_aside(match)):
+            if match.is_dir() and (match == place or not any(map(SET_ASIDE.search, match.parts))):
                 below.update(_walk(match))
             elif match.name == "results.json":
                 below.add(match.parent)
@@ -50,10 +50,6 @@ def find_runs(where: str | Path | Iterable[str | Path]) -> list[Run]:
             )
         found |= below
     return [Run(folder) for folder in sorted(found) if found.isdisjoint(folder.parents)]
-
-
-def _set_aside(folder: Path) -> bool:
-    return any(SET_ASIDE.search(part) for part in folder.parts)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -131,13 +131,10 @@ def _default(value: ast.expr | None) -> Any:
 def _evaluate(annotation: ast.expr, module: str) -> Any:
     hint = eval(ast.unparse(annotation), {}, _Names(module))
     # "SchedulerType | str" means the values of the enum.
-    if any(isinstance(get_args(kind)[0], str) for kind in get_args(hint) if _is_literal(kind)):
+    literals = [kind for kind in get_args(hint) if get_origin(kind) is Literal]
+    if any(isinstance(get_args(kind)[0], str) for kind in literals):
         return Union[tuple(kind for kind in get_args(hint) if kind is not str)]  # noqa: UP007
     return hint
-
-
-def _is_literal(hint: Any) -> bool:
-    return get_origin(hint) is Literal
 
 
 class _Names(dict):

@@ -58,8 +58,7 @@ def prompts(run: Run, benchmark: str, paths: Sequence[str] = ()) -> dict[str, st
         return {}
     from mos.config import compose_config, resolved
     from mos.evaluation.benchmarks import build_benchmarks
-    from mos.model_sources import resolve_model
-    from mos.modeling import load_tokenizer
+    from mos.modeling import tokenizer_of
 
     config = run.config
     model, evaluation = config["model"], config["eval"]
@@ -69,8 +68,7 @@ def prompts(run: Run, benchmark: str, paths: Sequence[str] = ()) -> dict[str, st
     try:
         own = resolved(compose_config([f"eval=[base,{benchmark}]", *paths], "evaluate"))
         options = {**options, "data_dir": own["eval"]["benchmarks"][benchmark]["data_dir"]}
-        folder = resolve_model(model["path"], own["paths"]["cache_dir"], model["revision"])
-        tokenizer = load_tokenizer(folder, model["pad_token"])
+        tokenizer = tokenizer_of(model, own["paths"]["cache_dir"])
         built = build_benchmarks({**evaluation, "benchmarks": {benchmark: options}}, tokenizer)
     except (UserError, OSError) as error:
         say(f"prompts are not shown: {error}")

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mos.data import tokenizer as tokenizers
 from mos.data.cache import code_hash, write_arrow
-from mos.data.chat import IGNORE_INDEX, LabelMask
+from mos.data.chat import LabelMask
 from mos.data.collator import Collator
 from mos.data.corpora import corpus_rows, no_rows, source_files
 from mos.data.encoder import ChatEncoder
@@ -228,10 +228,7 @@ def encoded_batches(
         lengths = np.array([len(row.input_ids) for row in kept], dtype=np.int32)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         ids = np.concatenate([row.input_ids for row in kept])
-        labels = ids.copy()
-        for offset, row in zip(offsets, kept, strict=False):
-            for start, end in row.masked:
-                labels[offset + start : offset + end] = IGNORE_INDEX
+        labels = np.concatenate([row.labels for row in kept])
         ones = np.ones(len(ids), dtype=np.int8)
         yield pa.record_batch(
             [

@@ -19,7 +19,7 @@ from eval.results import read_result, results_entry
 from eval.runner import Weights, merge_shards, result_lock, run_benchmark
 from eval.selection import shard_name
 from mos.card import write_card
-from mos.console import logged_to, say, score_text
+from mos.console import logged_to, say, score_rows
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
 from mos.evaluation.benchmarks import build_benchmarks, has_all, recorded_options
@@ -282,8 +282,7 @@ def _described(job: _Job) -> str:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    errors = result["stderr"]
-    parts = [f"{k} {score_text(value, errors.get(k))}" for k, value in result["metrics"].items()]
+    parts = [f"{row.metric} {row.text}" for row in score_rows({"": results_entry(result)})]
     seconds = sum(result["timing"].get(key, 0) for key in ("seconds", "scoring_seconds"))
     notes = [f"n={result['n']}", f"{seconds:.0f} s"]
     if cached := result["timing"].get("cached"):

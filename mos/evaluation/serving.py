@@ -98,16 +98,14 @@ class Server(AbstractContextManager):
             except EngineError as error:
                 say(f"engine: restarting, because {error}")
         self.stop()
-        settings = replace(self.settings, max_lora_rank=self._max_rank())
+        rank = max((unmerged(model, self.cache_dir)[1] for model in self._models), default=0)
+        settings = replace(self.settings, max_lora_rank=rank)
         log = self.cache_dir / "logs" / f"{settings.engine}-{time.strftime('%Y%m%d-%H%M%S')}.log"
         say(f"engine: starting {settings.engine} on {settings.device} ({settings.dtype})")
         started = time.perf_counter()
         engine = start(settings, folder, self.tokenizer, log)
         say(f"engine: ready in {time.perf_counter() - started:.0f} s")
         return engine
-
-    def _max_rank(self) -> int:
-        return max((unmerged(model, self.cache_dir)[1] for model in self._models), default=0)
 
     def stop(self) -> None:
         """End the engine; the next `serve` starts another."""

@@ -18,9 +18,8 @@ from mos.report.claims import Verdict, judge
 from mos.report.groups import Group, group_runs, spread
 from mos.report.html import render
 from mos.report.losses import loss_plot
-from mos.report.maps import sweep_maps
 from mos.report.pivot import pivot
-from mos.report.plots import ablation_plot, budget_plot
+from mos.report.plots import ablation_plot, budget_plot, sweep_maps
 from mos.report.rates import Curve, rate_curves, rates_plot, rates_sheet
 from mos.report.results import LEFT_OUT, NOTED, REFUSED, Problem
 from mos.report.runs import read_runs

@@ -47,12 +47,9 @@ HELDOUT_EXACT = Column("heldout", "exact_match", "Held-out EM")
 
 def column(benchmark: str, metric: str) -> Column:
     """The column of any metric, also of a benchmark that this installation does not know."""
-    for of_heldout in (HELDOUT, HELDOUT_EXACT):
-        if (benchmark, metric) == (of_heldout.benchmark, of_heldout.metric):
-            return of_heldout
-    known = BENCHMARKS[benchmark].metrics if benchmark in BENCHMARKS else ()
-    titles = {m.name: m.title for m in known}
-    return Column(benchmark, metric, titles.get(metric, f"{benchmark} {metric}"))
+    known = {c.key: c for c in (HELDOUT_EXACT, *benchmark_columns(benchmark))}
+    unknown = Column(benchmark, metric, f"{benchmark} {metric}")
+    return known.get(unknown.key, unknown)
 
 
 def benchmark_columns(benchmark: str) -> list[Column]:
@@ -60,7 +57,7 @@ def benchmark_columns(benchmark: str) -> list[Column]:
     if benchmark == HELDOUT.benchmark:
         return [HELDOUT]
     known = BENCHMARKS[benchmark].metrics if benchmark in BENCHMARKS else ()
-    return [column(benchmark, metric.name) for metric in known]
+    return [Column(benchmark, metric.name, metric.title) for metric in known]
 
 
 @dataclass(frozen=True)

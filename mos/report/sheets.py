@@ -57,7 +57,9 @@ def paper_sheets(filled: Filled) -> list[Sheet]:
 
 def measured(filled: Filled) -> Sheet:
     """Means over seeds, rows, columns and marks as in the paper."""
-    sheet = _sheet(filled, "", lambda cell, column, _: _mean(cell, column))
+    sheet = _sheet(
+        filled, "", lambda cell, column, _: shown(cell.mean, column) if cell else MISSING
+    )
     values = sheet.frame.iloc[:, -len(filled.columns) :].copy()
     lower = [bool(column and column.lower_is_better) for column in filled.columns]
     bold = _best(values, lower)
@@ -137,10 +139,6 @@ def other_rows(groups: Sequence[Group], columns: Sequence[Column]) -> Sheet:
         frame = frame.drop(columns="Avg.")
     notes = ["Cells: mean ±standard deviation over seeds (number of seeds)."]
     return Sheet("Other rows", frame, notes=notes, texts=5)
-
-
-def _mean(cell: Cell | None, column: Column | None) -> str:
-    return MISSING if cell is None else shown(cell.mean, column)
 
 
 def _best(values: pd.DataFrame, lower: Sequence[bool]) -> pd.DataFrame:

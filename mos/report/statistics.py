@@ -46,36 +46,26 @@ class Interval:
         return f"{estimate}" if low is None else f"{estimate} [{low}, {high}]"
 
 
-def seed_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Mean of per-seed values with Student's t interval; no interval for a single seed."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean)
-    half = float(
-        stdtrit(len(values) - 1, (1 + level) / 2) * np.std(values, ddof=1) / math.sqrt(len(values))
-    )
-    return Interval(mean, mean - half, mean + half)
-
-
 def combined_interval(
-    per_seed: Sequence[float], example_error: float | None, level: float = LEVEL
+    per_seed: Sequence[float], example_error: float | None = None, level: float = LEVEL
 ) -> Interval:
-    """Interval for a mean that varies over seeds and over the drawn examples.
+    """Interval for a mean that varies over seeds and over the drawn examples; none for one seed.
 
     The variances of the two add up; the t quantile has Satterthwaite's degrees of freedom, with the
-    examples' variance taken as known (n is in the hundreds and above).
+    examples' variance taken as known (n is in the hundreds and above). Of seeds alone, this is
+    Student's t interval.
 
     Args:
         per_seed: the value at each seed, in points.
         example_error: standard error that comes from the choice of examples, in points; None leaves
-            it out (then this is `seed_interval`).
+            it out.
     """
     mean = float(np.mean(per_seed))
     n = len(per_seed)
-    if n < 2 or example_error is None:
-        return seed_interval(per_seed, level)
+    if n < 2:
+        return Interval(mean)
     of_seeds = float(np.var(per_seed, ddof=1)) / n
-    total = of_seeds + example_error**2
+    total = of_seeds + (example_error or 0.0) ** 2
     freedom = (n - 1) * (total / of_seeds) ** 2 if of_seeds else math.inf
     half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(total)
     return Interval(mean, mean - half, mean + half)

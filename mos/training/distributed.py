@@ -22,15 +22,6 @@ LAUNCHER_VARIABLES = (
 )
 
 
-def process_state(device: str) -> PartialState:
-    """This process among the others; joins them on the first call.
-
-    Args:
-        device: "cuda" or "cpu".
-    """
-    return PartialState(cpu=device == "cpu")
-
-
 def check_sharding(bits: int | None, device: str) -> None:
     """Refuse what cannot be trained with weights in shards, as `accelerate launch` asks for it.
 
@@ -61,14 +52,14 @@ def check_sharding(bits: int | None, device: str) -> None:
 
 def agreed(decision: bool, device: str) -> bool:
     """What the main process decided, in every process. All must call this, once."""
-    process_state(device)
+    PartialState(cpu=device == "cpu")  # joins the others on the first call
     box = [decision]
     broadcast_object_list(box)
     return box[0]
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process. All must call this, after `process_state`."""
+    """Whether the flag is set in any process. All must call this, after `agreed`."""
     state = PartialState()
     if state.num_processes == 1:
         return flag

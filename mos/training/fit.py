@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import prepare_model_for_kbit_training
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -33,7 +34,7 @@ from mos.processor import products_in
 from mos.run import Run
 from mos.runs import read_losses
 from mos.training.checkpoints import newest_valid
-from mos.training.distributed import check_sharding, process_state
+from mos.training.distributed import check_sharding
 from mos.training.heldout import HeldOut, write_heldout
 from mos.training.stopping import StopOnSignal
 from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
@@ -71,7 +72,7 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         record(config, run, trainable=0, train=None)
         return
     say(f"data: {config['data']['corpus']} from {config['data']['source']}")
-    state = process_state(device)
+    state = PartialState(cpu=device == "cpu")
     with state.main_process_first():
         data = load_data(config, tokenizer)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})

@@ -17,9 +17,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from mos.console import fail, label_lines, say, show_traceback
+from mos.console import fail, label_lines, say, score_rows, show_traceback
 from mos.errors import UserError
-from mos.files import parse_json, write_json
+from mos.files import read_json, write_json
 from mos.run import Run
 
 # Launchers whose members share a terminal.
@@ -49,7 +49,7 @@ def start_member() -> None:
         label_lines(f"[{number + 1}] ")
     if launcher == "processes":
         take_gpu(number)
-    sweep = read(folder / SWEEP)
+    sweep = read_json(folder / SWEEP)
     own = _own_overrides(HydraConfig.get().overrides.task, sweep)
     entry = {"started": time.time(), "outcome": "running", "run": "", "reason": "", "scores": {}}
     _write_member(folder, number, {**entry, "overrides": own})
@@ -72,7 +72,7 @@ def note_run(run: Run) -> None:
     """Note which run this member works on, if it is one, for those who look after it was killed."""
     if folder := sweep_dir():
         number = HydraConfig.get().job.num
-        entry = read(_member_file(folder, number))
+        entry = read_json(_member_file(folder, number))
         _write_member(folder, number, {**entry, "run": str(run.path)})
 
 
@@ -82,17 +82,19 @@ def end_member(outcome: str, run: Run | None = None, reason: str = "") -> None:
     if folder is None:
         return
     number = HydraConfig.get().job.num
-    entry = read(_member_file(folder, number))
+    entry = read_json(_member_file(folder, number))
     entry |= {"outcome": outcome, "reason": reason, "seconds": time.time() - entry["started"]}
     if run is not None:
-        entry |= {"run": str(run.path), "scores": _scores(run.results)}
+        rows = score_rows(run.results.get("metrics", {}))
+        scores = {f"{row.benchmark} {row.metric}": row.value for row in rows}
+        entry |= {"run": str(run.path), "scores": scores}
     _write_member(folder, number, entry)
     say(f"member {number + 1}: {outcome}; {progress(folder)}")
 
 
 def progress(folder: Path) -> str:
     """Members of a sweep that are done, running and left, and about how long that takes."""
-    sweep, members = read(folder / SWEEP), members_of(folder)
+    sweep, members = read_json(folder / SWEEP), members_of(folder)
     running = sum(member["outcome"] == "running" for member in members)
     done = len(members) - running
     left = sweep["members"] - len(members)
@@ -108,11 +110,7 @@ def progress(folder: Path) -> str:
 
 def members_of(folder: Path) -> list[dict[str, Any]]:
     """What each member that has begun noted, in their order."""
-    return [read(file) for file in sorted((folder / "members").glob("*.json"))]
-
-
-def read(file: Path) -> dict[str, Any]:
-    return parse_json(file.read_text("utf-8"))
+    return [read_json(file) for file in sorted((folder / "members").glob("*.json"))]
 
 
 def fail_member(error: Exception) -> None:
@@ -134,15 +132,6 @@ def fail_member(error: Exception) -> None:
 def _own_overrides(overrides: Sequence[str], sweep: Mapping[str, Any]) -> list[str]:
     """Those overrides of a member in which it differs from others."""
     return [o for o in overrides if o.partition("=")[0].lstrip("+~") in sweep["swept"]]
-
-
-def _scores(results: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        f"{benchmark} {name}": value
-        for benchmark, metrics in results.get("metrics", {}).items()
-        for name, value in metrics.items()
-        if name not in ("stderr", "n") and isinstance(value, int | float)
-    }
 
 
 def _member_file(folder: Path, number: int) -> Path:

@@ -107,8 +107,5 @@ class ProgressLine(TrainerCallback):
             console.print(f"  step {state.global_step}/{state.max_steps}  {text}", highlight=False)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.stop()
-
-    def stop(self) -> None:
         if self.bar is not None:
             self.bar.stop()

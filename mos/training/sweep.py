@@ -21,9 +21,9 @@ from rich.table import Column, Table
 
 from mos.console import console, override, say
 from mos.errors import UserError
-from mos.files import write_json
+from mos.files import read_json, write_json
 from mos.run import Run
-from mos.training.members import SWEEP, members_of, read
+from mos.training.members import SWEEP, members_of
 
 # Launchers and sweepers that an extra of this package installs, with the module they are in.
 PLUGINS = {
@@ -131,7 +131,7 @@ def close(folder: Path, paths: Mapping[str, str]) -> None:
         logs = Run(member["run"]).manifest.get("logs", []) if member["run"] else []
         said = "; ".join([member["reason"], *logs[-2:]])
         say(f"{member['outcome']}: {' '.join(member['overrides'])}: {said}")
-    total = read(folder / SWEEP)["members"]
+    total = read_json(folder / SWEEP)["members"]
     if failed:
         say(f"{len(failed)} of {total} failed; the same command runs only those again.")
     if left := total - len(members):

@@ -58,8 +58,11 @@ def test_golden_conversion(corpus, golden, shared_dir, tmp_path):
 
 def test_templates_are_the_protocols(shared_dir):
     strings = json.loads((shared_dir / "protocol_strings.json").read_text("utf-8"))
-    assert [list(t) for t in WITH_INPUT] == strings["instruction_templates_with_input"]
-    assert [list(t) for t in WITHOUT_INPUT] == strings["instruction_templates_without_input"]
+    for templates, name in ((WITH_INPUT, "with_input"), (WITHOUT_INPUT, "without_input")):
+        published = strings[f"instruction_templates_{name}"]
+        assert list(templates.items()) == [(prompt, weight) for prompt, _, weight in published]
+        for prompt, completion, _ in published:
+            assert completion == ("\n{output}" if prompt == "{instruction}" else "{output}")
 
 
 def test_code_alpaca_draws_one_template_a_row(tmp_path):
@@ -73,12 +76,11 @@ def test_code_alpaca_draws_one_template_a_row(tmp_path):
     for i, row in enumerate(read_jsonl(tmp_path / "out.jsonl")):
         context = (items[i]["input"] or "").strip()
         templates = WITH_INPUT if context else WITHOUT_INPUT
-        (draw,) = rng.choices(range(14), weights=[weight for *_, weight in templates])
-        prompt, completion, _ = templates[draw]
+        (prompt,) = rng.choices(list(templates), weights=list(templates.values()))
         assert row["id"] == f"code_alpaca_{i}"
         user, assistant = (message["content"] for message in row["messages"])
         assert user == prompt.replace("{instruction}", f"do {i}").replace("{input}", context)
-        assert assistant == completion.replace("{output}", "o")
+        assert assistant == ("\no" if prompt == "{instruction}" else "o")
 
 
 def test_flan_v2_appends_a_line_feed_only_where_the_reference_does(tmp_path):
