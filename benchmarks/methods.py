@@ -53,9 +53,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied_lora_r280": ("table2_tied_lora_r280", {}),
     "prolora_r4": ("table2_prolora_r4", {}),
     "prolora_r8": ("table2_prolora_r8", {}),
-    "miss_r4": ("miss", {"r": 4}),
-    "miss_r14": ("miss", {"r": 14}),
-    "miss_r64": ("miss", {"r": 64}),
+    **{f"miss_r{r}": ("miss", {"r": r}) for r in (4, 14, 64)},
     "rslora_r8": ("rslora", {}),
     "dora_r8": ("dora", {}),
     **{
@@ -63,10 +61,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         for name in ("rasa", "vblora", "unilora", "lily", "randlora", "lokr", "hira")
     },
     "pure_sharing": ("table1_pure_sharing", {}),
-    "mos_r4": ("table2_mos_r4", {}),
-    "mos_r8": ("table2_mos_r8", {}),
-    "mos_r16": ("table2_mos_r16", {}),
-    "mos_r32": ("table2_mos_r32", {}),
+    **{f"mos_r{r}": (f"table2_mos_r{r}", {}) for r in (4, 8, 16, 32)},
     **{f"mos_r32_{switch}": (f"table2_mos_r32_{switch}", {}) for switch in ("sp", "vs", "pd")},
 }
 
@@ -91,15 +86,14 @@ def main() -> None:
         return
     rows = []
     for name in arguments.rows:
-        method = config(*ROWS[name])["method"]
-        if arguments.quantization != "none" and not METHODS[method].on_quantized:
+        adapter = config(*ROWS[name])
+        if arguments.quantization != "none" and not METHODS[adapter["method"]].on_quantized:
             continue
         if arguments.rounds:
             command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
         else:
-            adapter = config(*ROWS[name])
             found = sizes(attach(load(arguments), adapter), adapter)
         rows.append({"row": name, **found})
         print(json.dumps(rows[-1]), flush=True)
