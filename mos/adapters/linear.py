@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from mos.adapters.dropout import Dropout
 from mos.adapters.weights import SharedGroup
 
 BASE_ROWS = "__base__"  # PEFT's name, in `adapter_names`, for the rows that get no adapter
@@ -65,7 +66,7 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
     def add_adapter_state(self, adapter_name: str, r: int, alpha: float, dropout: float) -> None:
         self.r[adapter_name] = r
         self.scaling[adapter_name] = alpha / r
-        layer = nn.Dropout(dropout) if dropout else nn.Identity()
+        layer = Dropout(dropout) if dropout else nn.Identity()
         self.adapter_dropout[adapter_name] = layer.train(self.training)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple:
