@@ -66,10 +66,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Attributes:
-    plan: shared.
-    pool_A: group -> (shards, in_features / l).
-    pool_B: group -> (shards, out_features / l), with alpha / r in it.
+    """What is kept of one adapter: its pools.
+
+    Attributes:
+        plan: what its layers read, shared with adapters that read the same.
+        pool_A: group -> (shards, in_features / l).
+        pool_B: group -> (shards, out_features / l), with alpha / r in it.
     """
 
     plan: Plan
