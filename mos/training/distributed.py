@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from mos.errors import UserError
 
@@ -22,16 +25,18 @@ LAUNCHER_VARIABLES = (
 )
 
 
-def check_sharding(bits: int | None, device: str) -> None:
+def check_sharding(config: Mapping[str, Any], device: str) -> None:
     """Refuse what cannot be trained with weights in shards, as `accelerate launch` asks for it.
 
     Args:
-        bits: of the quantised base weights, or None.
+        config: of the training.
         device: "cuda" or "cpu".
 
     Raises:
-        UserError: FSDP or DeepSpeed with a quantised base or on a CPU, DeepSpeed not installed.
+        UserError: FSDP or DeepSpeed with a quantised base or on a CPU, DeepSpeed with
+            `data.chat_tokens` or not installed.
     """
+    bits = config["quantization"]["bits"]
     for name, variable in (
         ("FSDP", "ACCELERATE_USE_FSDP"),
         ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
@@ -46,8 +51,34 @@ def check_sharding(bits: int | None, device: str) -> None:
             )
         if device == "cpu":
             raise UserError(f"{name} shards weights over GPUs, and the device is the CPU.")
+        if name == "DeepSpeed" and config["data"]["chat_tokens"]:
+            raise UserError(
+                "DeepSpeed with data.chat_tokens=true: rows for new tokens cannot be added to an"
+                " embedding in shards. Use data.chat_tokens=false, or configs/accelerate/ddp.yaml."
+            )
         if name == "DeepSpeed" and importlib.util.find_spec("deepspeed") is None:
             raise UserError("DeepSpeed is not installed: pip install deepspeed.")
+
+
+def check_continued(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose optimizer state this job would lose. All processes may call this.
+
+    Each process of DeepSpeed keeps the state of its shards in a file of its own. Without DeepSpeed
+    transformers would begin anew with the weights, without a word.
+
+    Raises:
+        UserError: DeepSpeed wrote it and this job has another number of processes or no DeepSpeed,
+            or the other way round.
+    """
+    state = PartialState()
+    now = state.num_processes if state.distributed_type == DistributedType.DEEPSPEED else 0
+    then = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    if then != now:
+        had, has = (f"{n} processes of DeepSpeed" if n else "no DeepSpeed" for n in (then, now))
+        raise UserError(
+            f"{checkpoint} was written with {had}, and this job has {has}: the optimizer's state"
+            " cannot be taken over. Continue it as it was begun, or start anew with overwrite=true."
+        )
 
 
 def agreed(decision: bool, device: str) -> bool:

@@ -34,7 +34,7 @@ from mos.processor import products_in
 from mos.run import Run
 from mos.runs import read_losses
 from mos.training.checkpoints import newest_valid
-from mos.training.distributed import check_sharding
+from mos.training.distributed import check_continued, check_sharding
 from mos.training.heldout import HeldOut, write_heldout
 from mos.training.stopping import StopOnSignal
 from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
@@ -49,7 +49,7 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         UserError: unusable data, weights or settings, before the model is loaded.
     """
     device = choose_device(config)
-    check_sharding(config["quantization"]["bits"], device)
+    check_sharding(config, device)
     arguments = training_arguments(config, run, device)
     model_dir = resolve_model(
         config["model"]["path"], config["paths"]["cache_dir"], config["model"]["revision"]
@@ -75,10 +75,14 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     state = PartialState(cpu=device == "cpu")
     with state.main_process_first():
         data = load_data(config, tokenizer)
+        checkpoint = newest_valid(run.checkpoint_dir)
+    if checkpoint is not None:
+        check_continued(checkpoint)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
     set_seed(config["seed"])
     model: Any = load_model(config, model_dir, tokenizer, state.device)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = (p for p in model.parameters() if p.requires_grad)
+    trainable = sum(getattr(p, "ds_numel", p.numel()) for p in trained)  # of DeepSpeed's shards
     products = products_in(config["quantization"]["compute_dtype"], device)
     say(
         f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device} in"
@@ -88,8 +92,6 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     stop = StopOnSignal(run)
     patience = config["trainer"].get("early_stopping_patience")
     trainer = build_trainer(model, tokenizer, data, arguments, run, stop, patience)
-    with state.main_process_first():
-        checkpoint = newest_valid(run.checkpoint_dir)
     with stop.listening():
         train, losses = run_trainer(trainer, run, checkpoint)
         rows = data.eval
