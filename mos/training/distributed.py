@@ -34,7 +34,7 @@ def check_sharding(config: Mapping[str, Any], device: str) -> None:
 
     Raises:
         UserError: FSDP or DeepSpeed with a quantised base or on a CPU, DeepSpeed with
-            `data.chat_tokens` or not installed.
+            `data.chat_tokens`, with another optimizer than torch's AdamW, or not installed.
     """
     bits = config["quantization"]["bits"]
     for name, variable in (
@@ -51,13 +51,24 @@ def check_sharding(config: Mapping[str, Any], device: str) -> None:
             )
         if device == "cpu":
             raise UserError(f"{name} shards weights over GPUs, and the device is the CPU.")
-        if name == "DeepSpeed" and config["data"]["chat_tokens"]:
-            raise UserError(
-                "DeepSpeed with data.chat_tokens=true: rows for new tokens cannot be added to an"
-                " embedding in shards. Use data.chat_tokens=false, or configs/accelerate/ddp.yaml."
-            )
-        if name == "DeepSpeed" and importlib.util.find_spec("deepspeed") is None:
-            raise UserError("DeepSpeed is not installed: pip install deepspeed.")
+        if name == "DeepSpeed":
+            _check_deepspeed(config)
+
+
+def _check_deepspeed(config: Mapping[str, Any]) -> None:
+    if config["data"]["chat_tokens"]:
+        raise UserError(
+            "DeepSpeed with data.chat_tokens=true: rows for new tokens cannot be added to an"
+            " embedding in shards. Use data.chat_tokens=false, or configs/accelerate/ddp.yaml."
+        )
+    # Of others nobody has seen whether they get their state back from DeepSpeed's files.
+    if not (optim := config["trainer"].get("optim", "adamw_torch")).startswith("adamw_torch"):
+        raise UserError(
+            f"DeepSpeed with trainer.optim={optim}: only torch's AdamW was compared with one"
+            " process. Use trainer.optim=adamw_torch."
+        )
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("DeepSpeed is not installed: pip install deepspeed.")
 
 
 def check_continued(checkpoint: Path) -> None:

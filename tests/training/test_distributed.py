@@ -105,18 +105,21 @@ def test_two_processes_with_shards_equal_one_and_are_continued(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("variable", "bits", "chat_tokens", "device", "words"),
+    ("variable", "options", "device", "words"),
     [
-        ("ACCELERATE_USE_FSDP", 4, False, "cuda", "FSDP with quantization.bits=4"),
-        ("ACCELERATE_USE_FSDP", None, False, "cpu", "FSDP shards weights over GPUs"),
-        ("ACCELERATE_USE_DEEPSPEED", 8, False, "cuda", "DeepSpeed with quantization.bits=8"),
-        ("ACCELERATE_USE_DEEPSPEED", None, True, "cuda", "DeepSpeed with data.chat_tokens=true"),
+        ("ACCELERATE_USE_FSDP", {"bits": 4}, "cuda", "FSDP with quantization.bits=4"),
+        ("ACCELERATE_USE_FSDP", {}, "cpu", "FSDP shards weights over GPUs"),
+        ("ACCELERATE_USE_DEEPSPEED", {"bits": 8}, "cuda", "DeepSpeed with quantization.bits=8"),
+        ("ACCELERATE_USE_DEEPSPEED", {"chat_tokens": True}, "cuda", "DeepSpeed with data.chat_"),
+        ("ACCELERATE_USE_DEEPSPEED", {"optim": "lion_8bit"}, "cuda", "DeepSpeed with trainer.opt"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused_by_name(
-    variable, bits, chat_tokens, device, words, monkeypatch
-):
-    config = {"quantization": {"bits": bits}, "data": {"chat_tokens": chat_tokens}}
+def test_what_cannot_be_sharded_is_refused_by_name(variable, options, device, words, monkeypatch):
+    config = {
+        "quantization": {"bits": options.get("bits")},
+        "data": {"chat_tokens": options.get("chat_tokens", False)},
+        "trainer": {"optim": options.get("optim", "adamw_torch")},
+    }
     check_sharding(config, device)
     monkeypatch.setenv(variable, "true")
     with pytest.raises(UserError, match=words):
