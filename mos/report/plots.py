@@ -68,6 +68,12 @@ def _score_label(filled: Filled, columns: Sequence[Column]) -> str:
     return "average of " + ", ".join(c.short for c in columns)
 
 
+def _tells(spots: list[Spot]) -> bool:
+    """Whether there is a trained row, and not several with one and the same value."""
+    means = [spot.average.mean for spot in spots if spot.parameters]
+    return len(means) == 1 or len(set(means)) > 1
+
+
 @plot(
     "budget",
     "Quality over size.",
@@ -85,7 +91,7 @@ def budget_plot(
     known = {place(c) for c in filled.table.columns}
     parts = [shared, *([c] for c in columns if place(c) not in known)]
     drawn = [(part, _spots(filled, others, part)) for part in parts if part]
-    drawn = [(part, spots) for part, spots in drawn if any(s.parameters for s in spots)]
+    drawn = [(part, spots) for part, spots in drawn if _tells(spots)]
     drawn = drawn[:MAX_PANELS]
     if not drawn:
         return None
