@@ -74,10 +74,7 @@ def example_scores(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
     logits = model(**inputs).logits[:, :-1]  # (rows, length - 1, vocabulary)
     labels = batch["labels"][:, 1:]  # (rows, length - 1)
     trained = labels != IGNORE_INDEX
-    predicted, wanted = (
-        logits[trained].float(),
-        labels[trained],
-    )  # (trained, vocabulary), (trained,)
+    predicted, wanted = logits[trained].float(), labels[trained]  # (trained, vocabulary)
     row, zeros = trained.nonzero()[:, 0], torch.zeros(len(labels), device=logits.device)
     nll = zeros.index_add(0, row, cross_entropy(predicted, wanted, reduction="none"))
     wrong = zeros.index_add(0, row, (predicted.argmax(dim=-1) != wanted).float())

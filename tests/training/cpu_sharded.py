@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
 
 import mos.training.fit as fit
 from mos.config import compose_config
@@ -87,16 +88,7 @@ class Signal(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-build = fit.build_trainer
-
-
-def build_with_signal(*args):
-    trainer = build(*args)
-    trainer.add_callback(Signal())
-    return trainer
-
-
-fit.build_trainer = build_with_signal
+DEFAULT_CALLBACKS.append(Signal)
 
 if __name__ == "__main__":
     train(compose_config(OVERRIDES))

@@ -10,6 +10,7 @@ import signal
 import sys
 
 from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
 
 import mos.training.fit as fit
 import mos.training.trainer as trainer
@@ -27,14 +28,7 @@ def after_step(step: int) -> None:
             if state.global_step == step:
                 die()
 
-    build = fit.build_trainer
-
-    def build_with_killer(*args):
-        built = build(*args)
-        built.add_callback(Killer())
-        return built
-
-    fit.build_trainer = build_with_killer
+    DEFAULT_CALLBACKS.append(Killer)
 
 
 def during_save(step: int) -> None:

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+import transformers.trainer
 from transformers import TrainerCallback
 
 from mos.config import compose_config
@@ -16,7 +17,6 @@ from mos.errors import UserError, write_fault
 from mos.run import Run
 from mos.runs import find_runs
 from mos.train import train
-from mos.training import fit
 from mos.training.checkpoints import newest_valid, step_of
 from mos.training.stopping import Diverged, StopOnSignal
 
@@ -53,14 +53,8 @@ def at_step(monkeypatch, step: int, act, when: str = "on_step_begin") -> None:
 
     setattr(Actor, when, Actor.on_event)
 
-    build = fit.build_trainer
-
-    def build_with_actor(*args):
-        trainer = build(*args)
-        trainer.add_callback(Actor())
-        return trainer
-
-    monkeypatch.setattr(fit, "build_trainer", build_with_actor)
+    callbacks = [*transformers.trainer.DEFAULT_CALLBACKS, Actor]
+    monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", callbacks)
 
 
 def spoil(model) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers.trainer
 from transformers import TrainerCallback
 
 from mos.config import compose_config
@@ -116,15 +117,9 @@ def stop_at(monkeypatch, step: int, overrides: list[str], *numbers: int) -> Run:
                 for number in numbers or [signal.SIGTERM]:
                     os.kill(os.getpid(), number)
 
-    build = fit.build_trainer
-
-    def build_with_signal(*args):
-        trainer = build(*args)
-        trainer.add_callback(Signal())
-        return trainer
-
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "build_trainer", build_with_signal)
+        callbacks = [*transformers.trainer.DEFAULT_CALLBACKS, Signal]
+        patch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", callbacks)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(compose_config(overrides))
     (run,) = find_runs(next(o for o in overrides if "output_dir" in o).partition("=")[2])
