@@ -208,6 +208,9 @@ def test_every_method_trains_in_one_sweep(tiny_model_dir, tmp_path, paths):
         "Uni-LoRA", "Lily", "RandLoRA", "LoKr", "HiRA", "Vanilla (chat)", "Full fine-tuning",
     }  # fmt: skip
     for run in runs:
+        mos, command, *alone = run.manifest["command"]
+        assert [mos, command] == ["mos", "train"]
+        assert open_run(validate(compose_config(alone))).path == run.path
         if run.manifest["method"]["trainable_parameters"]:
             train = run.manifest["train"]
             assert run.complete, run.path

@@ -114,15 +114,18 @@ def read_adapter(folder: Path, dtype: torch.dtype) -> Adapter:
         raise UserError(f"{WEIGHTS} has no {error.args[0]}") from error
     except ValueError as error:
         raise UserError(str(error)) from error
-    pools: dict[str, dict[str, torch.Tensor]] = {"A": {}, "B": {}}
-    for group, names in plan.pools.items():
-        for side, name in zip("AB", names, strict=True):
-            pool = torch.frombuffer(stored[name]["data"], dtype=plan.stored)
-            if not all_finite(pool):
-                raise UserError(f"{name} has numbers that are not finite")
-            pools[side][group] = pool.view(stored[name]["shape"]).to(dtype)
-        pools["B"][group] *= config.mos_alpha / plan.rank
-    return Adapter(plan, pools["A"], pools["B"])
+    names = [name for sides in plan.pools.values() for name in sides]
+    flat = [torch.frombuffer(stored[name]["data"], dtype=plan.stored) for name in names]
+    for name, pool in zip(names, flat, strict=True):
+        if not all_finite(pool):
+            raise UserError(f"{name} has numbers that are not finite")
+    # One piece of memory: of 14 pieces the allocator wastes a fifth, once there are many adapters.
+    parts = torch.cat(flat).to(dtype).split([len(pool) for pool in flat])
+    pools = [part.view(stored[name]["shape"]) for name, part in zip(names, parts, strict=True)]
+    for pool_B in pools[1::2]:
+        pool_B *= config.mos_alpha / plan.rank
+    pools_A, pools_B = (dict(zip(plan.pools, pools[side::2], strict=True)) for side in (0, 1))
+    return Adapter(plan, pools_A, pools_B)
 
 
 def _digest(config: MosConfig, stored: Mapping[str, Any]) -> str:
