@@ -7,9 +7,9 @@
 Adapters are random, of one configuration, and each is exported as LoRA. The parts, which vLLM's own
 LoRA manager does in a process of theirs:
 
-memory  What the process grows by for each adapter in the host cache (bfloat16), over `--resident`
-        adapters of either kind, LoRA no further than half of the free memory. The folders are read
-        again under other names.
+memory  What the process grows by for each adapter in the host cache (bfloat16), the median along
+        `--resident` adapters of either kind, LoRA no further than half of the free memory. The
+        folders are read again under other names.
 load    Milliseconds, medians of `--rounds` rounds in which the two kinds take turns and the first
         changes. `disk`: reading an adapter and activating it, its file dropped from the page cache;
         `file`: the same, the file in the page cache; `again`: activating one from the host cache.
@@ -34,6 +34,7 @@ import tempfile
 import time
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +199,10 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
                     break
             adapter = 1 + i % arguments.adapters
             manager.add_adapter(request(arguments, kind, adapter, number := number + 1))
-        (first, before), (last, after) = points[0], points[-1]
         found[kind] = {
-            "adapters": last - first,
-            "bytes": (after - before) / (last - first),
-            "points": [(i, rss - before) for i, rss in points],
+            "adapters": points[-1][0],
+            "bytes": statistics.median((n - m) / (j - i) for (i, m), (j, n) in pairwise(points)),
+            "points": [(i, rss - points[0][1]) for i, rss in points],
         }
         manager.remove_all_adapters()
     return found
