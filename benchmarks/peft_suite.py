@@ -6,7 +6,8 @@
 PEFT tests a method by a row of its own in the lists that its tests are parametrised with. Here each
 such list is exchanged for `cases` of MoS while pytest collects; the tests are what they are. The
 models are not fetched from a hub: those of the same architectures are made, with random weights, in
-a cache of the hub's own layout. Whole runs are written to results/peft_suite.md.
+a cache of the hub's own layout. Modules that name their methods in each test are left out. Whole
+runs are written to results/peft_suite.md.
 """
 
 from __future__ import annotations
