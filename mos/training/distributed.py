@@ -33,10 +33,11 @@ def check_sharding(config: Mapping[str, Any], device: str) -> None:
         device: "cuda" or "cpu".
 
     Raises:
-        UserError: FSDP or DeepSpeed with a quantised base or on a CPU, DeepSpeed with
-            `data.chat_tokens`, with another optimizer than torch's AdamW, or not installed.
+        UserError: FSDP or DeepSpeed with a quantised base, on a CPU, or with another optimizer than
+            torch's AdamW; DeepSpeed with `data.chat_tokens`, or not installed.
     """
     bits = config["quantization"]["bits"]
+    optim = config["trainer"].get("optim", "adamw_torch")
     for name, variable in (
         ("FSDP", "ACCELERATE_USE_FSDP"),
         ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
@@ -51,6 +52,13 @@ def check_sharding(config: Mapping[str, Any], device: str) -> None:
             )
         if device == "cpu":
             raise UserError(f"{name} shards weights over GPUs, and the device is the CPU.")
+        # Nobody has seen whether bitsandbytes' kernels know a shard from a whole tensor, or whether
+        # the state of others comes back from a checkpoint.
+        if optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise UserError(
+                f"{name} with trainer.optim={optim}: only torch's AdamW was compared with one"
+                " process. Use trainer.optim=adamw_torch."
+            )
         if name == "DeepSpeed":
             _check_deepspeed(config)
 
@@ -60,12 +68,6 @@ def _check_deepspeed(config: Mapping[str, Any]) -> None:
         raise UserError(
             "DeepSpeed with data.chat_tokens=true: rows for new tokens cannot be added to an"
             " embedding in shards. Use data.chat_tokens=false, or configs/accelerate/ddp.yaml."
-        )
-    # Of others nobody has seen whether they get their state back from DeepSpeed's files.
-    if not (optim := config["trainer"].get("optim", "adamw_torch")).startswith("adamw_torch"):
-        raise UserError(
-            f"DeepSpeed with trainer.optim={optim}: only torch's AdamW was compared with one"
-            " process. Use trainer.optim=adamw_torch."
         )
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("DeepSpeed is not installed: pip install deepspeed.")

@@ -109,6 +109,7 @@ def test_two_processes_with_shards_equal_one_and_are_continued(tmp_path, kind):
     [
         ("ACCELERATE_USE_FSDP", {"bits": 4}, "cuda", "FSDP with quantization.bits=4"),
         ("ACCELERATE_USE_FSDP", {}, "cpu", "FSDP shards weights over GPUs"),
+        ("ACCELERATE_USE_FSDP", {"optim": "paged_adamw_32bit"}, "cuda", "FSDP with trainer.optim="),
         ("ACCELERATE_USE_DEEPSPEED", {"bits": 8}, "cuda", "DeepSpeed with quantization.bits=8"),
         ("ACCELERATE_USE_DEEPSPEED", {"chat_tokens": True}, "cuda", "DeepSpeed with data.chat_"),
         ("ACCELERATE_USE_DEEPSPEED", {"optim": "lion_8bit"}, "cuda", "DeepSpeed with trainer.opt"),
