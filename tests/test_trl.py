@@ -15,7 +15,11 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from tests.adapters.tiny import CASES, MAIN_CASES, adapted
 
@@ -76,16 +80,42 @@ def options(cls, tmp_path, **more):
     )
 
 
-def test_sft(continued, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"gradient_checkpointing": False},
+        {"packing": True, "max_length": 64},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    ],
+    ids=["plain", "packed", "reentrant"],
+)
+def test_sft(more, continued, tokenizer, tmp_path):
     rows = Dataset.from_dict({"prompt": PROMPTS, "completion": GOOD})
     losses = log_of(
         trl.SFTTrainer(
-            continued, options(trl.SFTConfig, tmp_path, per_device_train_batch_size=4),
+            continued, options(trl.SFTConfig, tmp_path, per_device_train_batch_size=4, **more),
             train_dataset=rows, processing_class=tokenizer,
         ),
         "loss",
     )  # fmt: skip
     assert losses[-1] < losses[0]  # the same four rows each time
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reward(method, tiny_model_dir, tokenizer, tmp_path):
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model_dir, num_labels=1, dtype=torch.float32
+    )
+    rows = Dataset.from_dict({"prompt": PROMPTS, "chosen": GOOD, "rejected": BAD})
+    losses = log_of(
+        trl.RewardTrainer(
+            adapted(METHODS[method](task_type="SEQ_CLS"), base),
+            options(trl.RewardConfig, tmp_path, per_device_train_batch_size=4),
+            train_dataset=rows, processing_class=tokenizer,
+        ),
+        "loss",
+    )  # fmt: skip
+    assert losses[-1] < losses[0]
 
 
 def test_dpo(continued, tokenizer, tmp_path):
