@@ -178,7 +178,8 @@ def tiny_models() -> dict[str, tuple[str, dict[str, Any]]]:
     t5["decoder_start_token_id"] = 0
     half = {"layers": 2, "ffn_dim": 64, "attention_heads": 4}
     bart = {f"{part}_{key}": n for part in ("encoder", "decoder") for key, n in half.items()}
-    encoders = ("Bert{}", "Roberta{}", "Deberta{}", "DebertaV2{}")
+    encoders = ("BertModel", "RobertaModel", "DebertaModel", "DebertaV2Model")
+    classifiers = ("BertForSequenceClassification", "RobertaForSequenceClassification")
     ours = "peft-internal-testing/tiny-random-"
     return {
         f"{ours}OPTForCausalLM": ("OPTForCausalLM", opt),
@@ -189,11 +190,7 @@ def tiny_models() -> dict[str, tuple[str, dict[str, Any]]]:
             "BartForConditionalGeneration",
             {"vocab_size": 1024, "d_model": 32, **bart},
         ),
-        **{ours + name: (name, bert) for name in (e.format("Model") for e in encoders)},
-        **{
-            ours + name: (name, bert)
-            for name in (e.format("ForSequenceClassification") for e in encoders[:2])
-        },
+        **{ours + name: (name, bert) for name in (*encoders, *classifiers)},
         "peft-internal-testing/opt-125m": (
             "OPTForCausalLM",
             {**bert, "hidden_size": 64, "word_embed_proj_dim": 64, "num_hidden_layers": 12},
