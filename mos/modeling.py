@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
@@ -138,8 +137,7 @@ def load_base(
         path,
         quantization_config=quantization_config(quantization, products),
         dtype=getattr(torch, quantization["compute_dtype"]),
-        # ZeRO-3 puts each weight in shards while it is loaded.
-        device_map=None if is_deepspeed_zero3_enabled() else {"": torch.device(device)},
+        device_map={"": torch.device(device)},
         trust_remote_code=False,
     )
     model.config.use_cache = False

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from mos.errors import UserError
 
@@ -33,65 +31,36 @@ def check_sharding(config: Mapping[str, Any], device: str) -> None:
         device: "cuda" or "cpu".
 
     Raises:
-        UserError: FSDP or DeepSpeed with a quantised base, on a CPU, or with another optimizer than
-            torch's AdamW; DeepSpeed with `data.chat_tokens`, or not installed.
+        UserError: DeepSpeed; FSDP with a quantised base, on a CPU, or with another optimizer than
+            torch's AdamW.
     """
-    bits = config["quantization"]["bits"]
+    if _launched_with("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError(
+            "DeepSpeed is not supported: weights are sharded with configs/accelerate/fsdp.yaml, and"
+            " several GPUs that each hold the whole model take configs/accelerate/ddp.yaml."
+        )
+    if not _launched_with("ACCELERATE_USE_FSDP"):
+        return
+    if (bits := config["quantization"]["bits"]) is not None:
+        raise UserError(
+            f"FSDP with quantization.bits={bits}: quantised weights are not trained in shards here."
+            " Use quantization=none, or configs/accelerate/ddp.yaml, where each GPU holds the whole"
+            " model."
+        )
+    if device == "cpu":
+        raise UserError("FSDP shards weights over GPUs, and the device is the CPU.")
+    # Nobody has seen whether bitsandbytes' kernels know a shard from a whole tensor, or whether
+    # the state of others comes back from a checkpoint.
     optim = config["trainer"].get("optim", "adamw_torch")
-    for name, variable in (
-        ("FSDP", "ACCELERATE_USE_FSDP"),
-        ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
-    ):
-        if os.environ.get(variable, "false").lower() != "true":
-            continue
-        if bits is not None:
-            raise UserError(
-                f"{name} with quantization.bits={bits}: quantised weights are not trained in"
-                " shards here. Use quantization=none, or configs/accelerate/ddp.yaml, where each"
-                " GPU holds the whole model."
-            )
-        if device == "cpu":
-            raise UserError(f"{name} shards weights over GPUs, and the device is the CPU.")
-        # Nobody has seen whether bitsandbytes' kernels know a shard from a whole tensor, or whether
-        # the state of others comes back from a checkpoint.
-        if optim not in ("adamw_torch", "adamw_torch_fused"):
-            raise UserError(
-                f"{name} with trainer.optim={optim}: only torch's AdamW was compared with one"
-                " process. Use trainer.optim=adamw_torch."
-            )
-        if name == "DeepSpeed":
-            _check_deepspeed(config)
-
-
-def _check_deepspeed(config: Mapping[str, Any]) -> None:
-    if config["data"]["chat_tokens"]:
+    if optim not in ("adamw_torch", "adamw_torch_fused"):
         raise UserError(
-            "DeepSpeed with data.chat_tokens=true: rows for new tokens cannot be added to an"
-            " embedding in shards. Use data.chat_tokens=false, or configs/accelerate/ddp.yaml."
+            f"FSDP with trainer.optim={optim}: only torch's AdamW was compared with one process."
+            " Use trainer.optim=adamw_torch."
         )
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("DeepSpeed is not installed: pip install deepspeed.")
 
 
-def check_continued(checkpoint: Path) -> None:
-    """Refuse a checkpoint whose optimizer state this job would lose. All processes may call this.
-
-    Each process of DeepSpeed keeps the state of its shards in a file of its own. Without DeepSpeed
-    transformers would begin anew with the weights, without a word.
-
-    Raises:
-        UserError: DeepSpeed wrote it and this job has another number of processes or no DeepSpeed,
-            or the other way round.
-    """
-    state = PartialState()
-    now = state.num_processes if state.distributed_type == DistributedType.DEEPSPEED else 0
-    then = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
-    if then != now:
-        had, has = (f"{n} processes of DeepSpeed" if n else "no DeepSpeed" for n in (then, now))
-        raise UserError(
-            f"{checkpoint} was written with {had}, and this job has {has}: the optimizer's state"
-            " cannot be taken over. Continue it as it was begun, or start anew with overwrite=true."
-        )
+def _launched_with(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def agreed(decision: bool, device: str) -> bool:

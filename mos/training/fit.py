@@ -34,7 +34,7 @@ from mos.processor import products_in
 from mos.run import Run
 from mos.runs import read_losses
 from mos.training.checkpoints import newest_valid
-from mos.training.distributed import check_continued, check_sharding
+from mos.training.distributed import check_sharding
 from mos.training.heldout import HeldOut, write_heldout
 from mos.training.stopping import StopOnSignal
 from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
@@ -76,13 +76,10 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     with state.main_process_first():
         data = load_data(config, tokenizer)
         checkpoint = newest_valid(run.checkpoint_dir)
-    if checkpoint is not None:
-        check_continued(checkpoint)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
     set_seed(config["seed"])
     model: Any = load_model(config, model_dir, tokenizer, state.device)
-    trained = (p for p in model.parameters() if p.requires_grad)
-    trainable = sum(getattr(p, "ds_numel", p.numel()) for p in trained)  # of DeepSpeed's shards
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     products = products_in(config["quantization"]["compute_dtype"], device)
     say(
         f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device} in"

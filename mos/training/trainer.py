@@ -13,7 +13,6 @@ import torch
 from accelerate.utils.constants import FSDP_MODEL_NAME, OPTIMIZER_NAME
 from datasets import Dataset
 from peft import PeftModel
-from peft.utils.integrations import gather_params_ctx
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 from transformers import (
     EarlyStoppingCallback,
@@ -165,8 +164,7 @@ class CrashSafeTrainer(Trainer):
     def _save_checkpoint(self, model, trial) -> None:
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                with gather_params_ctx(weight, modifier_rank=None):  # DeepSpeed keeps shards
-                    largest = float(weight.detach().abs().max())
+                largest = float(weight.detach().abs().max())
                 check_finite(f"largest of {name}", largest, self.state.global_step, self.args)
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()

@@ -1,8 +1,7 @@
-"""Run mos.train in shards on CPU processes: `torchrun cpu_sharded.py <kind> <step> <override>...`.
+"""Run mos.train in shards on CPU processes: `torchrun cpu_sharded.py <step> <override>...`.
 
-No test. `kind` is fsdp or deepspeed, with what `accelerate launch` sets for configs/accelerate's
-file of it, but for the precision. The first process gets SIGTERM within step `step`, if that is
-not 0.
+No test. With what `accelerate launch` sets for configs/accelerate/fsdp.yaml, but for the precision.
+The first process gets SIGTERM within step `step`, if that is not 0.
 
 accelerate shards on accelerators alone, and on CPUs takes DDP without a word. Told that its
 processes are GPUs' (their device stays the CPU, their backend gloo), it shards there too.
@@ -15,7 +14,7 @@ import signal
 import sys
 
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedType
+from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
@@ -24,57 +23,36 @@ import mos.training.fit as fit
 from mos.config import compose_config
 from mos.train import train
 
-KIND, STEP, *OVERRIDES = sys.argv[1:]
-VARIABLES = {
-    "fsdp": {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-        "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    },
-    "deepspeed": {
-        "DS_ACCELERATOR": "cpu",
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
-        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
-    },
+STEP, *OVERRIDES = sys.argv[1:]
+os.environ |= {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-os.environ |= VARIABLES[KIND]
 
 start, start_accelerator = PartialState.__init__, AcceleratorState.__init__
-plug_in = DeepSpeedPlugin.__post_init__
 
 
 def start_as_gpus(self, cpu=False, **kwargs):
     start(self, cpu, **kwargs)
     if self.distributed_type == DistributedType.MULTI_CPU:
-        gpus = {"fsdp": DistributedType.MULTI_GPU, "deepspeed": DistributedType.DEEPSPEED}
-        self.distributed_type = gpus[KIND]
+        self.distributed_type = DistributedType.MULTI_GPU
 
 
 def start_accelerator_as_gpus(self, *args, cpu=False, **kwargs):
     start_accelerator(self, *args, **kwargs)
 
 
-def shard_small_weights(self):
-    plug_in(self)
-    self.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-
-
 PartialState.__init__ = start_as_gpus
 AcceleratorState.__init__ = start_accelerator_as_gpus
-DeepSpeedPlugin.__post_init__ = shard_small_weights
 save = fit.save_adapter
 
 
 def save_sharded(trainer, folder):
-    weights = list(trainer.model.parameters())
-    if KIND == "fsdp":
-        assert any(isinstance(weight, DTensor) for weight in weights)
-    else:
-        assert not any(weight.numel() for weight in weights)
+    assert any(isinstance(weight, DTensor) for weight in trainer.model.parameters())
     save(trainer, folder)
 
 
