@@ -94,23 +94,33 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
-        if self.merged:
-            return self.base_layer(x, *args, **kwargs)
-
         result = self.base_layer(x, *args, **kwargs)
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
-        dtype = result.dtype
+        if self.merged:
+            return result
         for name in self.active_adapters:
             if name in self.r:
-                result = result + self._delta(x, name)
-        return result.to(dtype)
+                result = self._add_update(result, x, name)
+        return result
 
-    def _delta(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        A, B, scaling = self.lora_factors(adapter_name)
+    def _add_update(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        """`result` plus an adapter's update of `x`, in the dtype of `result`.
+
+        Not in place: autograd may need the base layer's result, and 4-bit layers ask for a copy of
+        what is changed.
+        """
+        hidden, B = self._hidden(x, adapter_name)
+        scaling = self.scaling[adapter_name]
+        if result.dtype != hidden.dtype:
+            return (result + (hidden * scaling) @ B).to(result.dtype)
+        # One product that scales and adds: the update itself is never written to memory.
+        rows, hidden = result.reshape(-1, self.out_features), hidden.reshape(-1, B.shape[0])
+        return torch.addmm(rows, hidden, B, alpha=scaling).view_as(result)
+
+    def _hidden(self, x: torch.Tensor, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The input of B `(..., r)`, and the columns of B `(r, out_features)`."""
+        A, B = self.factors(adapter_name)
         x = self.adapter_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
-        # scaled at rank r, where the tensor is smallest
-        return linear(linear(x, A) * scaling, B)
+        return linear(x, A), B.T
 
     def _mixed_batch_forward(
         self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
@@ -129,7 +139,7 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
         for name in dict.fromkeys(adapter_names):
             if name != BASE_ROWS and name in self.r:
                 rows = [i for i, row_name in enumerate(adapter_names) if row_name == name]
-                result[rows] += self._delta(x[rows], name).to(result.dtype)
+                result[rows] = self._add_update(result[rows], x[rows], name)
         return result
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:

@@ -92,31 +92,7 @@ class MosLinear(SharedLinear):
             B = B * self.mos_scale[adapter_name].to(B)
         return A, B.contiguous()
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.disable_adapters or self.merged or "adapter_names" in kwargs:
-            return super().forward(x, *args, **kwargs)
-        # Not in place, so that the copy which 4-bit layers ask for is not needed.
-        result = self.base_layer(x, *args, **kwargs)
-        for name in self.active_adapters:
-            if name in self.position:
-                result = self._add_delta(result, x, name)
-        return result
-
-    def _add_delta(self, result: torch.Tensor, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        hidden, B = self._hidden(x, adapter_name)
-        scaling = self.scaling[adapter_name]
-        if result.dtype != B.dtype:
-            return result + (hidden @ B * scaling).to(result.dtype)
-        rows = result.reshape(-1, self.out_features)
-        hidden = hidden.reshape(-1, B.shape[0])
-        return torch.addmm(rows, hidden, B, alpha=scaling).view_as(result)
-
-    def _delta(self, x: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        hidden, B = self._hidden(x, adapter_name)
-        return hidden @ B * self.scaling[adapter_name]
-
     def _hidden(self, x: torch.Tensor, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The input of B `(..., r)`, and the columns of B `(r, out_features)`."""
         A, B = self.groups[adapter_name].vectors(adapter_name, self.position[adapter_name])
         if A.device != x.device:
             A, B = A.to(x.device), B.to(x.device)
