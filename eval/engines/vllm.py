@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,7 +26,9 @@ from eval.engines.base import (
     choose,
     is_out_of_memory,
     request_seed,
+    tensor_shapes,
 )
+from mos.console import say
 from mos.errors import UserError
 
 CPU_BATCH_TOKENS = 4096  # prompt tokens of one step
@@ -78,7 +81,7 @@ class VllmEngine(Engine):
             options["enable_chunked_prefill"] = False
             options["max_num_batched_tokens"] = max(settings.window, CPU_BATCH_TOKENS)
         else:
-            options["gpu_memory_utilization"] = settings.gpu_memory_utilization
+            options["gpu_memory_utilization"] = self._share_of_memory()
             options["tensor_parallel_size"] = settings.tensor_parallel
         if settings.max_lora_rank:
             slot = _lora_slot(settings.max_lora_rank)
@@ -95,6 +98,27 @@ class VllmEngine(Engine):
                 ) from error
             except Exception as error:
                 raise self._failed("did not start", error) from error
+
+    def _share_of_memory(self) -> float:
+        """What vLLM may take of a GPU: `gpu_memory_utilization` of what is free now.
+
+        Raises:
+            EngineError: the weights alone need more.
+        """
+        settings = self.settings
+        free, whole = (size / 2**30 for size in free_memory(settings.tensor_parallel))
+        taken = settings.gpu_memory_utilization * free
+        numbers = sum(map(math.prod, tensor_shapes(self.model_dir).values()))
+        weights = numbers * getattr(torch, settings.dtype).itemsize / 2**30
+        takes = f"takes {taken:.1f} of {whole:.1f} GiB, {free:.1f} free"
+        if weights / settings.tensor_parallel > taken:
+            raise EngineError(
+                f"vLLM {takes}, too little for the {weights:.1f} GiB of weights of"
+                f" {self.model_dir}: end what else uses this GPU (see nvidia-smi), or spread them"
+                f" over more GPUs with eval.tensor_parallel (now {settings.tensor_parallel})."
+            )
+        say(f"engine: {takes}")
+        return taken / whole
 
     def _kv_cache_bytes(self) -> int:
         """Room for eight of the longest requests, at least 1 GiB and at most 4, unless set."""
@@ -257,6 +281,19 @@ class VllmEngine(Engine):
                     os.close(copy)
 
 
+def free_memory(gpus: int) -> tuple[int, int]:
+    """Free and all memory, in bytes, of the fullest of the first `gpus` GPUs.
+
+    Another process asks: CUDA would keep some of each GPU for as long as this one lives.
+    """
+    ask = f"import torch; print(*min(map(torch.cuda.mem_get_info, range({gpus}))))"
+    done = subprocess.run([sys.executable, "-P", "-c", ask], capture_output=True, text=True)
+    if done.returncode:
+        raise EngineError(f"CUDA does not start: {done.stderr.strip().rpartition(chr(10))[2]}")
+    free, whole = map(int, done.stdout.split())
+    return free, whole
+
+
 def _lora_slot(rank: int) -> int:
     """The smallest of vLLM's ranks that has room for an adapter's."""
     if rank > LORA_RANKS[-1]:
@@ -277,6 +314,9 @@ def _environment(settings: EngineSettings) -> Iterator[None]:
     before = os.environ.get("LD_PRELOAD")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # FlashInfer would compile its sampler at the start, with a CUDA toolkit that many machines
+    # lack; it is never taken for requests with seeds, as ours are.
+    os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     os.environ["VLLM_BATCH_INVARIANT"] = str(int(settings.batch_invariant))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.device == "cpu" else "1"
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval.engines as engines
+import eval.engines.vllm as vllm_engine
 from eval.benchmark import Decoding, Request
 from eval.engines import (
     EngineError,
@@ -26,6 +28,7 @@ from eval.engines import (
     engine_settings,
     open_engine,
 )
+from eval.engines.base import tensor_shapes
 from eval.engines.vllm import VllmEngine
 from mos import MosConfig
 from mos.errors import UserError
@@ -260,6 +263,41 @@ def test_a_dead_vllm_says_what_to_do(device, error, advice):
         raise engine._failed("died", error)
 
 
+def gpu_engine(model_dir: Path, monkeypatch, free: float, **options) -> VllmEngine:
+    """An engine that is to start on a card of 40 GiB, of which `free` GiB are free."""
+    sizes = int(free * 2**30), 40 * 2**30
+    monkeypatch.setattr(vllm_engine, "free_memory", lambda gpus: sizes)
+    engine = object.__new__(VllmEngine)
+    engine.settings = EngineSettings("vllm", "cuda", "bfloat16", 4096, **options)
+    engine.model_dir = model_dir
+    return engine
+
+
+def test_vllm_takes_its_share_of_what_is_free(tiny_model_dir, monkeypatch, capsys):
+    engine = gpu_engine(tiny_model_dir, monkeypatch, free=36)
+    assert engine._share_of_memory() * 40 == pytest.approx(0.9 * 36)
+    assert "engine: takes 32.4 of 40.0 GiB, 36.0 free" in capsys.readouterr().out
+
+
+def test_a_gpu_too_full_for_the_weights_is_an_error_before_the_start(tiny_model_dir, monkeypatch):
+    numbers = sum(map(math.prod, tensor_shapes(tiny_model_dir).values()))
+    fits = 2 * numbers / 2**30 / 0.9
+    gpu_engine(tiny_model_dir, monkeypatch, fits * 1.01)._share_of_memory()
+    gpu_engine(tiny_model_dir, monkeypatch, fits * 0.51, tensor_parallel=2)._share_of_memory()
+    with pytest.raises(EngineError, match=r"too little for the .* GiB of weights.*nvidia-smi"):
+        gpu_engine(tiny_model_dir, monkeypatch, fits * 0.99)._share_of_memory()
+
+
+def test_free_memory_is_asked_in_another_process(monkeypatch, tmp_path):
+    torch_of_a_gpu = "class cuda:\n mem_get_info = lambda gpu: [(7, 9), (5, 9), (3, 9)][gpu]"
+    (tmp_path / "torch.py").write_text(torch_of_a_gpu)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert vllm_engine.free_memory(2) == (5, 9)
+    (tmp_path / "torch.py").write_text("raise RuntimeError('all GPUs are busy')")
+    with pytest.raises(EngineError, match="CUDA does not start: RuntimeError: all GPUs are busy"):
+        vllm_engine.free_memory(1)
+
+
 def test_auto_falls_back_in_one_line(tiny_model_dir, monkeypatch, capsys):
     monkeypatch.setattr(engines, "vllm_package", lambda: None)
     engines._say_once.cache_clear()
@@ -287,13 +325,29 @@ def test_numerics_hold_what_changes_outputs_and_nothing_else(tiny_model_dir):
         assert replace(settings, **change).numerics() != settings.numerics()
 
 
-def test_a_model_that_cannot_be_spread_is_refused(tiny_model_dir, monkeypatch):
-    with pytest.raises(UserError, match="spreads models, not transformers on cpu"):
-        engine_settings("transformers", tiny_model_dir, tensor_parallel=2)
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """As if this were a machine with a GPU and vLLM for it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(engines, "vllm_package", lambda: "vllm")
     monkeypatch.setattr(engines, "_is_cpu_build", lambda: False)
+
+
+def test_without_a_compiler_vllm_does_not_run_on_a_gpu(on_gpu, tiny_model_dir, monkeypatch, capsys):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="needs a C compiler"):
+        engine_settings("vllm", tiny_model_dir)
+    engines._say_once.cache_clear()
+    assert engine_settings("auto", tiny_model_dir).engine == "transformers"
+    assert "needs a C compiler (install gcc, or name one in CC)" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_spread_is_refused(tiny_model_dir, request):
+    with pytest.raises(UserError, match="spreads models, not transformers on cpu"):
+        engine_settings("transformers", tiny_model_dir, tensor_parallel=2)
+    request.getfixturevalue("on_gpu")
     assert engine_settings("vllm", tiny_model_dir, tensor_parallel=2).tensor_parallel == 2
     with pytest.raises(UserError, match=r"tensor_parallel=3: the \d attention heads of .* do not"):
         engine_settings("vllm", tiny_model_dir, tensor_parallel=3)
