@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +178,18 @@ def learn_tokens(
 
 
 def dequantized_base(
-    path: str | Path, quantization: Mapping[str, Any], cache_dir: str | Path
+    path: str | Path,
+    quantization: Mapping[str, Any],
+    cache_dir: str | Path,
+    make_room: Callable[[], None] = lambda: None,
 ) -> Path:
     """A model folder with the quantised weights of a base, written out as bf16; made once.
 
     An adapter is trained on the quantised weights. On the original weights it would be another
     function (KL 6e-2 against 2e-4 here). Without quantisation, `path` itself is returned.
+
+    Args:
+        make_room: called before the weights are put on a GPU.
     """
     config = quantization_config(quantization)
     if config is None:
@@ -189,20 +197,31 @@ def dequantized_base(
     key = hash_json([fingerprint(path, cache_dir), config.to_dict()])[:12]
     target = Path(cache_dir) / "models" / f"{Path(path).name}-dequantized-{key}"
 
-    def build(folder: Path) -> Path:
-        quantized = load_base(path, quantization, "cuda" if torch.cuda.is_available() else "cpu")
-        plain = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.bfloat16, trust_remote_code=False
-        )
-        with torch.no_grad():
-            for name, module in quantized.named_modules():
-                if (weight := dequantize_weight(module)) is not None:
-                    plain.get_parameter(f"{name}.weight").copy_(weight)
-        plain.save_pretrained(folder)
-        copy_tokenizer(Path(path), folder)
-        return folder
+    def build(folder: Path) -> None:
+        if not torch.cuda.is_available():
+            return _dequantize(path, quantization, "cpu", folder)
+        # On the GPU, whose quantised weights may differ from a CPU's in a last bit, but in another
+        # process: CUDA would keep memory of this one, which an engine is to have.
+        make_room()
+        with ProcessPoolExecutor(1, get_context("spawn")) as child:
+            return child.submit(_dequantize, path, dict(quantization), "cuda", folder).result()
 
     return build_once(target, build)
+
+
+def _dequantize(
+    path: str | Path, quantization: Mapping[str, Any], device: str, folder: Path
+) -> None:
+    quantized = load_base(path, quantization, device)
+    plain = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.bfloat16, trust_remote_code=False
+    )
+    with torch.no_grad():
+        for name, module in quantized.named_modules():
+            if (weight := dequantize_weight(module)) is not None:
+                plain.get_parameter(f"{name}.weight").copy_(weight)
+    plain.save_pretrained(folder)
+    copy_tokenizer(Path(path), folder)
 
 
 def dequantize_weight(module: torch.nn.Module) -> torch.Tensor | None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mos.modeling import dequantize_weight, load_base
+from mos import modeling
+from mos.modeling import dequantize_weight, dequantized_base, load_base
 from mos.processor import products_in
 
 NF4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
@@ -31,3 +32,16 @@ def test_without_bfloat16_the_same_weights_are_multiplied_in_float32(
                 module.weight.quant_state.dtype = torch.float32
                 plain.get_parameter(f"{name}.weight").copy_(dequantize_weight(module))
     torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_on_a_gpu_a_base_is_dequantised_in_a_process_that_ends(
+    tiny_model_dir, tmp_path, monkeypatch
+):
+    """Here it fails for want of CUDA, and the error comes back."""
+    stopped = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(modeling, "load_base", lambda *_: pytest.fail("not in this process"))
+    with pytest.raises((RuntimeError, ValueError, AssertionError), match=r"CUDA|GPU"):
+        dequantized_base(tiny_model_dir, NF4, tmp_path, lambda: stopped.append("the engine"))
+    assert stopped == ["the engine"]
+    assert not [*(tmp_path / "models").glob("*[0-9a-f]")]

@@ -77,7 +77,7 @@ class Server(AbstractContextManager):
             return adapter, None
         base = model.path
         if weights.quantization is not None:
-            base = dequantized_base(model.path, weights.quantization, self.cache_dir)
+            base = dequantized_base(model.path, weights.quantization, self.cache_dir, self.stop)
         if weights.adapter != MERGED or adapter is None:
             return base, None
         from mos.interchange import merge  # imports PEFT, which takes seconds
