@@ -66,6 +66,7 @@ class Quantization(Strict):
     quant_type: Literal["nf4", "fp4"]
     double_quant: bool
     compute_dtype: Literal["bfloat16", "float16", "float32"]
+    norms: Literal["float32", "bfloat16"] = "float32"
 
 
 class Data(Strict):

@@ -70,9 +70,12 @@ def training_identity(config: Mapping[str, Any], model_id: str) -> dict[str, Any
     if not data["test_size"]:  # which earlier versions did not have
         del data["test_size"]
     trainer = {k: v for k, v in config["trainer"].items() if k not in BOOKKEEPING}
+    quantization = dict(config["quantization"])
+    if quantization["norms"] == "float32":  # which earlier versions always had
+        del quantization["norms"]
     return {
         "model": [model_id, config["model"]["pad_token"]],
-        "quantization": config["quantization"],
+        "quantization": quantization,
         "adapter": config["adapter"],
         "data": data if config["adapter"]["method"] != "none" else None,
         "trainer": trainer if config["adapter"]["method"] != "none" else None,

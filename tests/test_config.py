@@ -47,6 +47,7 @@ def test_paper_scale_has_the_values_of_appendix_a():
     assert config["model"]["path"] == "meta-llama/Llama-2-7b-hf"
     assert config["quantization"] == {
         "bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16",
+        "norms": "float32",
     }  # fmt: skip
     assert trainer["optim"] == "paged_adamw_32bit"
     assert trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == 16

@@ -8,8 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mos import modeling
-from mos.modeling import dequantize_weight, dequantized_base, load_base
+from mos.config import compose_config, validate
+from mos.modeling import dequantize_weight, dequantized_base, load_base, load_tokenizer
 from mos.processor import products_in
+from mos.training.fit import load_model
 
 NF4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 
@@ -45,3 +47,18 @@ def test_on_a_gpu_a_base_is_dequantised_in_a_process_that_ends(
         dequantized_base(tiny_model_dir, NF4, tmp_path, lambda: stopped.append("the engine"))
     assert stopped == ["the engine"]
     assert not [*(tmp_path / "models").glob("*[0-9a-f]")]
+
+
+@pytest.mark.parametrize("norms", ["float32", "bfloat16"])
+def test_norms_say_the_type_of_the_sums_between_the_blocks(norms, tiny_model_dir):
+    overrides = ["model=tiny_random", "adapter.r=8", f"quantization.norms={norms}"]
+    config = validate(compose_config(overrides))
+    model = load_model(config, tiny_model_dir, load_tokenizer(tiny_model_dir), torch.device("cpu"))
+    sums = []
+    block = model.get_submodule("base_model.model.model.layers.0")
+    block.register_forward_pre_hook(lambda _, args: sums.append(args[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(input_ids=torch.arange(3, 23)[None]).logits.float().sum().backward()
+    in_bfloat16 = products_in("bfloat16", "cpu") == norms == "bfloat16"
+    assert sums == [torch.bfloat16 if in_bfloat16 else torch.float32]
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)

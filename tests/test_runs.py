@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,21 @@ def test_the_path_tells_experiment_method_and_seed(tmp_path):
 )
 def test_what_does_not_shape_the_result_keeps_the_id(tmp_path, override):
     assert run_for(tmp_path).path.parent == run_for(tmp_path, override).path.parent
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        (["scale=paper"], "custom/mos-r32-e18956e7"),
+        (
+            ["+experiment=study_cot", "scale=study", "adapter=table2_mos_r8"],
+            "study_cot/mos-r8-1095a312",
+        ),
+    ],
+)
+def test_runs_keep_the_ids_that_earlier_versions_gave_them(overrides, folder):
+    config = validate(compose_config([*overrides, "paths.data_dir=/nowhere"]))
+    assert open_run(config).path == Path("outputs") / folder / "seed0"
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,8 @@ def load_model(
     adapter = config["adapter"]
     if config["data"]["chat_tokens"]:
         adapter = learn_tokens(model, adapter, add_chat_tokens(tokenizer))
-    if config["quantization"]["bits"] is not None:
+    quantization = config["quantization"]
+    if quantization["bits"] is not None and quantization["norms"] == "float32":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     adapted: Any = attach(model, adapter)
     if "trainable_token_indices" in adapter:
