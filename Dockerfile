@@ -16,10 +16,14 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /mos
-COPY requirements/cuda.lock requirements/
-RUN pip install --no-cache-dir --no-deps -r requirements/cuda.lock
+ENV PATH=/mos/.venv/bin:$PATH UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1
+
+# The packages are a layer of their own, which a change of the code does not touch.
+COPY pyproject.toml README.md LICENSE ./
+COPY requirements requirements
+COPY scripts/setup.py scripts/
+RUN python scripts/setup.py cuda
 
 COPY . .
-RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
 ENTRYPOINT ["mos"]
