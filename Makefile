@@ -25,9 +25,10 @@ test-slow: setup  ## tests that take minutes
 test-gpu: setup  ## tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu
 
-lint: setup  ## ruff (lint and format), mypy, and who may import whom
+lint: setup  ## ruff (lint and format), mypy, who may import whom, and how large mos and eval may be
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/python scripts/house.py
 
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
