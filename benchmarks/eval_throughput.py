@@ -35,7 +35,7 @@ from machine import machine  # noqa: E402
 from eval import build_benchmark  # noqa: E402
 from eval.engines import engine_settings, open_engine  # noqa: E402
 from eval.runner import Weights, run_benchmark  # noqa: E402
-from mos.config import compose_config, validate  # noqa: E402
+from mos.config import Adapter, TrainConfig, compose_config, validate  # noqa: E402
 from mos.model_sources import resolve_model  # noqa: E402
 from mos.modeling import load_tokenizer  # noqa: E402
 from mos.places import SMOLLM2  # noqa: E402
@@ -189,7 +189,7 @@ def dequantised(arguments: argparse.Namespace) -> Path:
     return dequantized_base(folder, config_of(arguments, "")["quantization"], arguments.cache_dir)
 
 
-def config_of(arguments: argparse.Namespace, scratch: str | Path) -> dict[str, Any]:
+def config_of(arguments: argparse.Namespace, scratch: str | Path) -> TrainConfig:
     overrides = [
         f"eval=[base,{','.join(arguments.benchmarks)}]",
         f"eval.limit={arguments.limit}",
@@ -198,7 +198,7 @@ def config_of(arguments: argparse.Namespace, scratch: str | Path) -> dict[str, A
         f"paths.output_dir={scratch}/outputs",
         "eval.engine=vllm",
     ]
-    return validate(compose_config(overrides)) | {"adapter": ADAPTER}
+    return validate(compose_config(overrides)).but(adapter=Adapter(**ADAPTER))
 
 
 def make_runs(arguments: argparse.Namespace, scratch: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from eval.benchmark import Benchmark, Completion, Decoding, Metric, Request, Sco
 from eval.files import require
 from eval.selection import Selection
 from mos.errors import UserError, unknown
-from mos.schema import Strict, check
+from mos.schema import Number, Strict, check
 
 __all__ = [
     "BENCHMARKS",
@@ -96,5 +96,7 @@ def options_model(name: str) -> type[BaseModel]:
         raise unknown("benchmark", name, BENCHMARKS)
     hints = get_type_hints(BENCHMARKS[name], include_extras=True)
     own = [f for f in fields(BENCHMARKS[name]) if f.init and f.kw_only]
-    options: Any = {f.name: (hints[f.name], f.default) for f in own}
+    options: Any = {
+        f.name: (Number if hints[f.name] is float else hints[f.name], f.default) for f in own
+    }
     return create_model(name, __base__=Strict, **options)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from mos.config import TrainConfig
 from mos.estimate import BF16, Anatomy, base_model
 
 
@@ -37,7 +38,7 @@ class Activations:
         return self.first_block + (self.blocks - 1) * self.block + self.outside
 
 
-def activations(config: Mapping[str, Any], anatomy: Anatomy) -> Activations:
+def activations(config: TrainConfig, anatomy: Anatomy) -> Activations:
     """Run a forward pass in bf16 on the meta device and count what autograd keeps.
 
     Two blocks stand for all, both with the adapters of the one that has most. An adapter counts as

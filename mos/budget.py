@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mos.adapters import METHODS, row_label
 from mos.adapters.sizes import Layers
-from mos.config import compose_config, resolved
+from mos.config import Adapter, TrainConfig, compose_config, resolved
 from mos.console import console, note, say
 from mos.errors import UserError
 
@@ -41,7 +41,7 @@ def parameters(budget: str | int) -> int:
 
 
 def sized(
-    config: Mapping[str, Any], budget: int, names: Sequence[str] = (), fixed: Sequence[str] = ()
+    config: TrainConfig, budget: int, names: Sequence[str] = (), fixed: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """The settings nearest to a budget, method by method.
 
@@ -64,7 +64,7 @@ def sized(
     @cache
     def layers_of(targeting: str) -> Layers:
         lora = {"method": "lora", "r": 1, **json.loads(targeting)}
-        anatomy = count({**config, "adapter": lora})
+        anatomy = count(config.but(adapter=Adapter(**lora)))
         return Layers(anatomy.names, anatomy.adapted)
 
     for name in names or [name for name, method in METHODS.items() if method.config]:
@@ -77,7 +77,7 @@ def sized(
         targeting = {key: options[key] for key in TARGETING if key in options}
 
         def count_with(settings: Mapping[str, Any], options: Mapping[str, Any] = options) -> int:
-            return trainable_parameters({**config, "adapter": {**options, **settings}})
+            return trainable_parameters(config.but(adapter=Adapter(**{**options, **settings})))
 
         try:
             layers = layers_of(json.dumps(targeting))

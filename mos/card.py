@@ -69,14 +69,14 @@ def _marked(text: str) -> str:
 
 def _card(run: Run) -> ModelCard:
     config, manifest = run.config, run.manifest
-    method, base = manifest["method"], config["model"]["path"]
+    method, base = manifest["method"], config.model.path
     scores = list(score_rows(run.results.get("metrics", {})))
     data = ModelCardData(
         base_model=base if is_hub_id(base) and not Path(base).exists() else None,
         library_name="transformers" if method["name"] == "full" else "peft",
         pipeline_tag="text-generation",
         tags=["mos-tuning", method["name"]],
-        model_name=f"{config['model']['name']} {method['label']} {run.id}",
+        model_name=f"{config.model.name} {method['label']} {run.id}",
         eval_results=[_eval_result(score) for score in scores] or None,
     )
     command = manifest.get("command", ())

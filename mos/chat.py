@@ -6,15 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mos.config import Model as ModelOptions
-from mos.config import Quantization, compose_config
+from mos.config import Model, compose_config
 from mos.console import console, exit_on_user_error, fail, printable, quiet_libraries, say
 from mos.data.chat import Message, render_chat
 from mos.errors import UserError
-from mos.evaluation.content import read_adapter_config
+from mos.evaluation.subjects import read_adapter_config
 from mos.preflight import check_model_files
 from mos.run import Run
-from mos.schema import check
 
 USAGE = """usage: mos chat RUN|ADAPTER [max_tokens=256]
 
@@ -35,20 +33,18 @@ def load(folder: Path) -> tuple[Any, Any]:
         if not run.trained:
             raise UserError(f"{folder} is not trained yet ({run.status}).")
         config = run.config
-        base, quantization, adapter = config["model"], config["quantization"], run.adapter_dir
-        check(base, ModelOptions, "model.")
-        check(quantization, Quantization, "quantization.")
-        if not adapter.is_dir() and config["adapter"] != {"method": "none"}:
+        base, quantization, adapter = config.model, config.quantization.dump(), run.adapter_dir
+        if not adapter.is_dir() and config.adapter.method != "none":
             raise UserError(f"{folder} has lost its adapter ({adapter.name}/ is not there).")
     elif (folder / "adapter_config.json").is_file():
         saved = read_adapter_config(folder)
         if not (path := saved.get("base_model_name_or_path")):
             raise UserError(f"{folder}/adapter_config.json names no base model.")
-        base = {"name": path, "path": path, "revision": saved.get("revision"), "pad_token": None}
+        base = Model(name=path, path=path, revision=saved.get("revision"))
         quantization, adapter = {"bits": None, "compute_dtype": "bfloat16"}, folder
     else:
         raise UserError(f"{folder} is neither a run (config.yaml) nor an adapter of PEFT.")
-    check_model_files({"model": base})
+    check_model_files(base)
 
     # Torch and its companions take seconds to import.
     import torch
@@ -56,24 +52,22 @@ def load(folder: Path) -> tuple[Any, Any]:
     from mos.adapters import register_all
     from mos.adapters.folder import adapter_config
     from mos.adapters.folder import load as load_adapter
-    from mos.evaluation.models import Model
     from mos.model_sources import resolve_model
-    from mos.modeling import grow_vocabulary, load_base, load_tokenizer
+    from mos.modeling import load_base, load_tokenizer
 
     quiet_libraries()
     cache_dir = compose_config([], "evaluate").paths.cache_dir
-    base_dir = resolve_model(base["path"], cache_dir, base["revision"])
-    served = Model(base["name"], base_dir, quantization, adapter if adapter.is_dir() else None)
-    tokenizer = load_tokenizer(served.tokenizer_dir, base["pad_token"])
+    base_dir = resolve_model(base.path, cache_dir, base.revision)
+    tokenizer = load_tokenizer(base_dir, base.pad_token)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if served.adapter_dir is None or served.adapter_config:
+    on_base = not adapter.is_dir() or bool(read_adapter_config(adapter))
+    if on_base:
         model: Any = load_base(base_dir, quantization, device)
+        if adapter.is_dir():
+            register_all()
+            model = load_adapter(model, adapter, adapter_config(adapter))
     else:  # all weights were trained
         model = load_base(adapter, {**quantization, "bits": None}, device)
-    if served.adapter_config:
-        register_all()
-        grow_vocabulary(model, len(tokenizer) if served.tokenizer_dir != base_dir else 0)
-        model = load_adapter(model, adapter, adapter_config(adapter))
     model.config.use_cache = True
     return model.eval(), tokenizer
 

@@ -1,17 +1,16 @@
 """The shape of a job's configuration, and its validation before anything heavy is loaded.
 
-Hydra composes configs/. `validate` holds the result against the models below, the adapter against
-the fields of its PEFT config, the trainer against transformers.TrainingArguments, and each
-benchmark against the options of its class. It imports neither torch nor PEFT, so that a
-wrong value is named at once.
+Hydra composes configs/. `validate` makes of the result the typed tree that everything takes: the
+models below, the adapter held against the fields of its PEFT config, the trainer against
+transformers.TrainingArguments, and each benchmark against the options of its class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -19,19 +18,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
     AfterValidator,
-    BaseModel,
+    BeforeValidator,
+    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
+    SerializeAsAny,
+    ValidationInfo,
     create_model,
+    model_validator,
 )
 
 from eval import options_model
 from mos.adapters import METHODS, check_adapter, check_quantized_base
 from mos.errors import UserError, unknown
+from mos.files import parse_yaml, read_text
 from mos.places import CONFIG_DIR
-from mos.schema import Strict, check
-from mos.trainer_config import check_trainer
+from mos.schema import Number, Strict, check
+from mos.trainer_config import Trainer, check_trainer
 
 
 def _corpus(name: str) -> str:
@@ -48,20 +52,59 @@ def _project(name: str) -> str:
     return name
 
 
-class Scale(Strict):
+class Section(Strict):
+    """A part of a config. What was not given is not in its dump, so that a run's id stays the same
+    when a key with a default is added."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_keys(cls, values: Any, info: ValidationInfo) -> Any:
+        """Of a stored config, leave out what this version no longer knows."""
+        if info.context != STORED or cls.model_config["extra"] == "allow":
+            return values
+        return {key: value for key, value in values.items() if key in cls.model_fields}
+
+    def dump(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """The plain values that were given, as they were written."""
+        return self.model_dump(exclude_unset=True, exclude=exclude)
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with other values, which are not checked again."""
+        return self.model_copy(update=changes)
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return getattr(self, key)
+        except AttributeError:
+            raise KeyError(key) from None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return getattr(self, key, default)
+
+    def keys(self) -> list[str]:
+        return list(self.dump())
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        return ((key, self[key]) for key in self.keys())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.model_fields_set
+
+
+class Scale(Section):
     name: str
     note: str
 
 
-class Model(Strict):
+class Model(Section):
     name: str
     path: str
-    revision: str | None
-    pad_token: str | None
-    architecture: dict[str, Any] | None
+    revision: str | None = None
+    pad_token: str | None = None
+    architecture: dict[str, Any] | None = None
 
 
-class Quantization(Strict):
+class Quantization(Section):
     bits: Literal[4, 8, None]
     quant_type: Literal["nf4", "fp4"]
     double_quant: bool
@@ -69,12 +112,24 @@ class Quantization(Strict):
     norms: Literal["float32", "bfloat16"] = "float32"
 
 
-class Data(Strict):
+class Adapter(Section):
+    """A method by name, and as further attributes the options that its PEFT config gets."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.dump().items() if key != "method"}
+
+
+class Data(Section):
     corpus: Annotated[str, AfterValidator(_corpus)]
     source: str
     max_seq_length: PositiveInt
     eval_size: NonNegativeInt
-    test_size: NonNegativeInt
+    test_size: NonNegativeInt = 0
     seed: NonNegativeInt
     max_rows: PositiveInt | None
     on_bad_row: Literal["error", "skip"]
@@ -82,47 +137,59 @@ class Data(Strict):
     chat_tokens: bool
 
 
-class Benchmark(Strict):
+class Benchmark(Section):
     """What is common to all benchmarks; the others are the options of its class."""
 
     data_dir: str
     tasks: list[str] | None = None
     limit: PositiveInt | None = None
-    shard: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)] | None = None
 
 
-class Evaluation(Strict):
+def _benchmarks(given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Each as the options of its own class, which raises a UserError by name."""
+    return {
+        name: check(options, benchmark_model(name), f"eval.benchmarks.{name}.", info.context)
+        for name, options in given.items()
+    }
+
+
+class Evaluation(Section):
     engine: Literal["auto", "vllm", "transformers"]
     weights: Literal["auto", "adapter", "merged", "original"]
     chat: bool
     limit: PositiveInt | None
     defer: bool
     allow_code_execution: bool
-    sandbox: Literal["namespaces", "restricted"]
+    sandbox: Literal["namespaces", "restricted"] = "namespaces"
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     max_model_len: PositiveInt | None
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
-    tensor_parallel: PositiveInt
-    data_parallel: PositiveInt | Literal["auto"]
+    gpu_memory_utilization: Annotated[Number, Field(gt=0, le=1)]
+    tensor_parallel: PositiveInt = 1
     batch_size: PositiveInt
     base_mismatch: Literal["refuse", "allow"]
-    benchmarks: dict[str, dict[str, Any]]
+    benchmarks: Annotated[dict[str, SerializeAsAny[Benchmark]], BeforeValidator(_benchmarks)]
 
 
-class Logging(Strict):
+class Training(Section, Trainer):
+    """transformers' TrainingArguments, of which the fields of `Trainer` are named."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Logging(Section):
     report_to: list[Literal["wandb", "tensorboard"]]
     wandb_project: Annotated[str, AfterValidator(_project)]
     wandb_entity: str | None
     wandb_mode: Literal["auto", "online", "offline"]
 
 
-class Paths(Strict):
+class Paths(Section):
     data_dir: str
     output_dir: str
     cache_dir: str
 
 
-class TrainConfig(Strict):
+class TrainConfig(Section):
     """Everything that `python -m mos.train` reads; the YAML files document each key."""
 
     experiment: str
@@ -133,9 +200,9 @@ class TrainConfig(Strict):
     scale: Scale
     model: Model
     quantization: Quantization
-    adapter: dict[str, Any]
+    adapter: Adapter
     data: Data
-    trainer: dict[str, Any]
+    trainer: Training
     eval: Evaluation
     logging: Logging
     paths: Paths
@@ -181,42 +248,71 @@ def _at_home(value: Any) -> Any:
     return str(Path(value).expanduser()) if is_path else value
 
 
-def validate(cfg: DictConfig) -> dict[str, Any]:
-    """Check a composed config and return it resolved, as plain containers.
+C = TypeVar("C", bound=TrainConfig)
+STORED = "stored"
+
+
+def load_config(file: Path) -> TrainConfig:
+    """The config that a run was started with, of this version or an earlier one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged.
+    """
+    try:
+        return check(parse_yaml(read_text(file)), TrainConfig, "", STORED)
+    except (ValueError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise UserError(f"{file} is damaged ({error}): was it edited?") from error
+
+
+@overload
+def validate(cfg: DictConfig) -> TrainConfig: ...
+@overload
+def validate(cfg: DictConfig, kind: type[C]) -> C: ...
+def validate(cfg: DictConfig, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
+    """Check a composed config and return it as a typed tree.
+
+    Args:
+        kind: what the command takes.
 
     Raises:
         UserError: naming the key, what was found, what was expected.
     """
-    config = resolved(cfg)
-    check(config, TrainConfig)
+    values = resolved(cfg)
+    if (
+        isinstance(values.get("trainer"), dict)
+        and values["trainer"].get("num_train_epochs") is None
+    ):
+        # A config without the key is the same run as before there was one.
+        values["trainer"].pop("num_train_epochs", None)
+    config = check(values, kind)
     _check_adapter(config)
-    check_trainer(config["trainer"])
-    if config["trainer"].get("load_best_model_at_end") and config["data"]["eval_size"] == 0:
+    check_trainer(config.trainer.dump())
+    if config.trainer.load_best_model_at_end and config.data.eval_size == 0:
         raise UserError("trainer.load_best_model_at_end=true needs held-out rows: data.eval_size=.")
-    for name, options in config["eval"]["benchmarks"].items():
-        check(options, benchmark_model(name), f"eval.benchmarks.{name}.")
     return config
 
 
 @cache
-def benchmark_model(name: str) -> type[BaseModel]:
+def benchmark_model(name: str) -> type[Benchmark]:
     """What a config may say of a benchmark."""
-    return create_model(name, __base__=(Benchmark, options_model(name)))
+    return create_model(name, __base__=(Benchmark, options_model(name)))  # type: ignore[arg-type]
 
 
-def _check_adapter(config: Mapping[str, Any]) -> None:
-    adapter = config["adapter"]
-    check_adapter(adapter)
-    method = adapter["method"]
-    if config["quantization"]["bits"] is not None:
+def _check_adapter(config: TrainConfig) -> None:
+    check_adapter(config.adapter.dump())
+    method = config.adapter.method
+    if config.quantization.bits is not None:
         check_quantized_base(method)
-    if config["eval"]["benchmarks"] and not METHODS[method].merges:
+    if config.eval.benchmarks and not METHODS[method].merges:
         raise UserError(
             f"method '{method}' has an update that depends on the input, so that it can neither be"
             " merged nor served as LoRA, and no benchmark can be answered with it. Use eval=base"
             " and compare held-out losses (data.eval_size)."
         )
-    if config["data"]["chat_tokens"] and method not in (known := _learns_rows()):
+    if config.data.chat_tokens and method not in (known := _learns_rows()):
         raise UserError(
             f"data.chat_tokens=true: method '{method}' cannot learn the embeddings of new tokens."
             f" Keep the markers plain text, as the paper does, or choose {', '.join(known)}."

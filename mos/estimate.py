@@ -23,6 +23,7 @@ from mos.adapters import attach, peft_config, rank
 from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
 from mos.adapters.linear import features
+from mos.config import TrainConfig
 from mos.data.chat import MARKERS
 from mos.errors import UserError
 from mos.modeling import learn_tokens, skeleton
@@ -78,13 +79,13 @@ class Anatomy:
     materialised: bool
 
 
-def base_model(config: Mapping[str, Any]) -> PreTrainedModel:
+def base_model(config: TrainConfig) -> PreTrainedModel:
     """The base model on the meta device.
 
     Raises:
         UserError: its shapes are not known without a download.
     """
-    model = skeleton(config["model"])
+    model = skeleton(config.model.dump())
     if model is None:
         raise UserError(
             f"model.path={config['model']['path']} is not on this machine and model.architecture is"
@@ -93,7 +94,7 @@ def base_model(config: Mapping[str, Any]) -> PreTrainedModel:
     return model
 
 
-def count(config: Mapping[str, Any]) -> Anatomy:
+def count(config: TrainConfig) -> Anatomy:
     """Count a base model and the adapter of a config.
 
     Raises:
@@ -137,7 +138,7 @@ def count(config: Mapping[str, Any]) -> Anatomy:
     )
 
 
-def trainable_parameters(config: Mapping[str, Any]) -> int:
+def trainable_parameters(config: TrainConfig) -> int:
     """Trainable parameters of the adapter of a config, which is quicker than `count`.
 
     Raises:
@@ -147,7 +148,7 @@ def trainable_parameters(config: Mapping[str, Any]) -> int:
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
-def _with_tokens(config: Mapping[str, Any]) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+def _with_tokens(config: TrainConfig) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The base model and the adapter config, with the chat markers where they are tokens."""
     model, adapter = base_model(config), config["adapter"]
     if config["data"]["chat_tokens"]:
@@ -188,7 +189,7 @@ def optimizer_bytes(anatomy: Anatomy, optim: str) -> int:
     return math.ceil(anatomy.trainable * OPTIMIZER_BYTES.get(kind, OPTIMIZER_BYTES["adamw"]))
 
 
-def training_flops(config: Mapping[str, Any], anatomy: Anatomy) -> float | None:
+def training_flops(config: TrainConfig, anatomy: Anatomy) -> float | None:
     """Floating-point operations of all steps on full-length batches (so an upper bound).
 
     None where steps are counted in epochs, whose length is known once the data is read.
@@ -213,7 +214,7 @@ def training_flops(config: Mapping[str, Any], anatomy: Anatomy) -> float | None:
     return tokens * (passes * 2 * (anatomy.linear + anatomy.head + attention) + adapter)
 
 
-def device_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def device_of(config: TrainConfig) -> dict[str, Any]:
     """Name, memory (bytes) and training rate (FLOP/s) of the device that the config asks for."""
     if config["device"] != "cpu" and torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)

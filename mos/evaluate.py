@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from eval import BENCHMARKS
 from eval.results import results_entry
 from mos.cli import command
-from mos.config import compose_config, resolved, validate
+from mos.config import TrainConfig, compose_config, resolved, validate
 from mos.console import (
     console,
     exit_on_user_error,
@@ -32,20 +32,27 @@ from mos.console import (
     score_rows,
 )
 from mos.errors import LeftOutError, UserError, unknown
-from mos.evaluation.subjects import Subject, adapter_subject, run_subject
+from mos.evaluation.subjects import Subject, adapter_subject, bare_subject, run_subject
 from mos.identity import open_run
 from mos.preflight import (
     check_benchmark_data,
     check_consent,
-    check_engines,
+    check_engine,
     check_model_files,
-    choose_engines,
 )
 from mos.runs import find_runs
 from mos.training.members import end_member, fail_member, start_member
 from mos.training.sweep import check_plugins
 
 OWN = "own"  # in configs/eval/own.yaml: as the run was configured
+
+
+class EvaluateConfig(TrainConfig):
+    """What configs/evaluate.yaml says; `eval` is what counts for adapters and bare models."""
+
+    runs: str | list[str] | None
+    adapters: str | list[str] | None
+    benchmarks: str | list[str] | None
 
 
 def evaluate(cfg: DictConfig) -> list[Subject]:
@@ -62,79 +69,53 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
             that died. What was finished is kept.
         LeftOutError: of several models some were left out, and the others evaluated.
     """
-    options = resolved(cfg)
-    composed = dict(options)
-    shard, shards = options.pop("shard"), options.pop("shards")
-    if not 0 <= shard < shards:
-        raise UserError(
-            f"shard={shard}: expected a whole number from 0 to {shards - 1}, shards - 1."
-        )
-    runs, adapters = options.pop("runs"), options.pop("adapters")
-    names, merge = as_list(options.pop("benchmarks")), options.pop("merge_shards")
-    given = {key: value for key, value in options["eval"].items() if value != OWN}
+    values = resolved(cfg)
+    given = {key: value for key, value in values["eval"].items() if value != OWN}
+    names = as_list(values["benchmarks"])
     chosen = names or list(given["benchmarks"])
     for name in chosen:
         if name not in BENCHMARKS:
             raise unknown("benchmark", name, BENCHMARKS)
-    default = _default(BENCHMARKS if runs else chosen, options["paths"]["data_dir"])
+    default = _default(BENCHMARKS if values["runs"] else chosen, values["paths"]["data_dir"])
     known = default["benchmarks"]
     complete = {
         name: {**known[name], **given["benchmarks"].get(name, {})}
-        for name in (chosen if chosen or runs else known)
+        for name in (chosen if chosen or values["runs"] else known)
     }
-    options["eval"] = {**default, **given, "benchmarks": complete}
-    config = validate(OmegaConf.create(options))
-    check_consent(config["eval"])
-    if not config["dry_run"]:
-        check_engines(config)
+    values["eval"] = {**default, **given, "benchmarks": complete}
+    config = validate(OmegaConf.create(values), EvaluateConfig)
+    check_consent(config.eval)
+    if not config.dry_run:
+        check_engine(config)
 
     makers: dict[str, Callable[[], Subject | None]] = {}
-    if runs:
+    if config.runs:
         places = {name: own["data_dir"] for name, own in known.items()}
-        for run in find_runs(as_list(runs)):
+        for run in find_runs(as_list(config.runs)):
             makers[str(run.path)] = partial(run_subject, run, config, given, names, places)
-    for folder in as_list(adapters):
+    for folder in as_list(config.adapters):
         makers[folder] = partial(adapter_subject, Path(folder).expanduser(), config)
     if not makers:
-        makers[f"{config['model']['name']}, no adapter"] = partial(_bare, config)
+        makers[f"{config.model.name}, no adapter"] = partial(_bare, config)
     say(f"evaluating {next(iter(makers)) if len(makers) == 1 else f'{len(makers)} models'}")
     subjects, failures = _usable(makers)
     if not subjects and not failures:
-        raise UserError(f"runs={runs}: no run there is trained. Train first: mos.train.")
-    if config["dry_run"]:
+        raise UserError(f"runs={config.runs}: no run there is trained. Train first: mos.train.")
+    if config.dry_run:
         for subject in subjects:
-            say(f"{subject.name}: {', '.join(subject.config['eval']['benchmarks'])}")
+            say(f"{subject.name}: {', '.join(subject.evaluation.benchmarks)}")
         say("dry run: nothing was done")
     elif subjects:
         # Torch and its companions take seconds to import.
-        from mos.evaluation.jobs import evaluate_subjects, merge_subject_shards, shard_of
-        from mos.evaluation.parallel import evaluate_at_once
+        from mos.evaluation.jobs import evaluate_subjects
 
-        engines = choose_engines(config)
         quiet_libraries()
-        cache_dir, overwrite = config["paths"]["cache_dir"], config["overwrite"]
-        if engines > 1 and not merge:
-            each = config["eval"]["tensor_parallel"]
-            evaluate_at_once(_evaluate_options, composed, engines, each)
-        elif not merge:
-            own = [shard_of(s, shard, shards) for s in subjects] if shards > 1 else subjects
-            failures |= evaluate_subjects(own, cache_dir, overwrite)
-        if merge or shards * engines > 1:
-            of = None if merge else shards * engines
-            again = overwrite and engines == 1  # of several, one has put the shards together
-            failures |= merge_subject_shards(subjects, cache_dir, of, again)
-        for subject in subjects:
-            if shards == 1 and not subject.results:
-                failures.setdefault(subject.name, "an engine said why, above")
+        failures |= evaluate_subjects(subjects, config.paths.cache_dir, config.overwrite)
         if len(subjects) > 1:
             console.print(_table(subjects))
     if failures:
         raise LeftOutError(failures, len(makers))
     return subjects
-
-
-def _evaluate_options(options: Mapping[str, Any]) -> None:
-    evaluate(OmegaConf.create(dict(options)))
 
 
 def _usable(
@@ -147,11 +128,11 @@ def _usable(
         try:
             if (subject := make()) is None:
                 continue
-            if not subject.config["eval"]["benchmarks"]:
+            if not subject.evaluation.benchmarks:
                 raise UserError("no benchmark is chosen; name some, benchmarks=[mmlu].")
-            check_consent(subject.config["eval"])
-            check_benchmark_data(subject.config)
-            check_model_files(subject.config)
+            check_consent(subject.evaluation)
+            check_benchmark_data(subject.evaluation)
+            check_model_files(subject.model)
             subjects.append(subject)
         except UserError as error:
             if len(makers) == 1:
@@ -166,26 +147,26 @@ def _default(names: Iterable[str], data_dir: str) -> dict[str, Any]:
     return resolved(compose_config([*group, override("paths.data_dir", data_dir)]))["eval"]
 
 
-def _bare(config: Mapping[str, Any]) -> Subject:
+def _bare(config: EvaluateConfig) -> Subject:
     """The model of the config without an adapter, as a run: the paper's vanilla rows."""
-    method = config["adapter"]["method"]
+    method = config.adapter.method
     if method != "none":
         raise UserError(
             f"adapter={method} without runs= or adapters=: there is nothing trained to evaluate."
             " Name runs (runs='outputs/**') or adapter folders (adapters=[DIR]), or evaluate the"
             " bare model with adapter=none."
         )
-    check_benchmark_data(config)
-    check_model_files(config)
+    check_benchmark_data(config.eval)
+    check_model_files(config.model)
     run = open_run(config)
-    if not config["dry_run"]:
+    if not config.dry_run:
         from mos.training.fit import fit
 
         with run.claimed(wait=True):
-            if "method" not in run.manifest:
+            if not run.trained:
                 run.write_config(config)
                 fit(config, run)
-    return Subject(f"{config['model']['name']}, no adapter", dict(config), run.path, run=run)
+    return bare_subject(f"{config.model.name}, no adapter", config, run.path, run=run)
 
 
 def _table(subjects: Iterable[Subject]) -> Table:

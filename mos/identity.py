@@ -6,10 +6,10 @@ Paths, devices and logging are not part of it; data, models and benchmarks are, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mos.config import TrainConfig
 from mos.files import fingerprint, hash_json, source_hash
 from mos.run import Run
 
@@ -25,7 +25,7 @@ BOOKKEEPING = {
 }
 
 
-def open_run(config: Mapping[str, Any]) -> Run:
+def open_run(config: TrainConfig) -> Run:
     """The run that a validated config asks for; nothing is created.
 
     Args:
@@ -33,77 +33,81 @@ def open_run(config: Mapping[str, Any]) -> Run:
     """
     from mos.adapters import rank, row_label
 
-    label = row_label(config["adapter"], config["eval"]["chat"])
-    r = rank(config["adapter"])
+    adapter = config.adapter.dump()
+    label = row_label(adapter, config.eval.chat)
+    r = rank(adapter)
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") + (f"-r{r}" if r else "")
     return _run(config, slug)
 
 
-def finished_run(config: Mapping[str, Any]) -> Run | None:
+def finished_run(config: TrainConfig) -> Run | None:
     """The run that a config asks for, if it is complete. Found by its id alone: the id of a config
     that was never validated is no complete run's, so that nothing needs to be imported for that.
     """
     pattern = _run(config, "*").path
-    output_dir = Path(config["paths"]["output_dir"])
+    output_dir = Path(config.paths.output_dir)
     found = map(Run, output_dir.glob(str(pattern.relative_to(output_dir))))
     return next((run for run in found if run.complete), None)
 
 
-def _run(config: Mapping[str, Any], slug: str) -> Run:
+def _run(config: TrainConfig, slug: str) -> Run:
     identity = {
         **training_identity(config, model_identity(config)),
         **evaluation_identity(config),
     }
     identity.pop("seed")
     folder = f"{slug}-{hash_json(identity)[:8]}"
-    output_dir = Path(config["paths"]["output_dir"])
-    return Run(output_dir / config["experiment"] / folder / f"seed{config['seed']}")
+    output_dir = Path(config.paths.output_dir)
+    return Run(output_dir / config.experiment / folder / f"seed{config.seed}")
 
 
-def training_identity(config: Mapping[str, Any], model_id: str) -> dict[str, Any]:
+def training_identity(config: TrainConfig, model_id: str) -> dict[str, Any]:
     """What shapes the trained adapter, the data by content."""
     data = {
         "packing": False,  # a setting of earlier versions, whose runs keep their ids
-        **config["data"],
-        "source": source_hash(config["data"]["source"], config["paths"]["cache_dir"]),
+        **config.data.dump(),
+        "source": source_hash(config.data.source, config.paths.cache_dir),
     }
-    if not data["test_size"]:  # which earlier versions did not have
+    if not data.get("test_size", 1):  # which earlier versions did not have
         del data["test_size"]
-    trainer = {k: v for k, v in config["trainer"].items() if k not in BOOKKEEPING}
-    quantization = dict(config["quantization"])
-    if quantization["norms"] == "float32":  # which earlier versions always had
+    trainer = {k: v for k, v in config.trainer.dump().items() if k not in BOOKKEEPING}
+    is_trained = config.adapter.method != "none"
+    quantization = config.quantization.dump()
+    if quantization.get("norms") == "float32":  # which earlier versions always had
         del quantization["norms"]
     return {
-        "model": [model_id, config["model"]["pad_token"]],
+        "model": [model_id, config.model.pad_token],
         "quantization": quantization,
-        "adapter": config["adapter"],
-        "data": data if config["adapter"]["method"] != "none" else None,
-        "trainer": trainer if config["adapter"]["method"] != "none" else None,
-        "seed": config["seed"],
+        "adapter": config.adapter.dump(),
+        "data": data if is_trained else None,
+        "trainer": trainer if is_trained else None,
+        "seed": config.seed,
     }
 
 
-def evaluation_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+def evaluation_identity(config: TrainConfig) -> dict[str, Any]:
     """What shapes the metrics beside the weights, the benchmarks by content."""
-    evaluation = config["eval"]
+    cache_dir = config.paths.cache_dir
     benchmarks = {
+        # `shard` is a setting of earlier versions, whose runs keep their ids.
         name: {
-            **options,
-            "data_dir": source_hash(options["data_dir"], config["paths"]["cache_dir"]),
+            "shard": None,
+            **options.dump(),
+            "data_dir": source_hash(options.data_dir, cache_dir),
         }
-        for name, options in evaluation["benchmarks"].items()
+        for name, options in config.eval.benchmarks.items()
     }
-    settings = ("engine", "weights", "chat", "limit", "dtype")
+    settings = {"engine", "weights", "chat", "limit", "dtype"}
     return {
-        "scale": config["scale"]["name"],
+        "scale": config.scale.name,
         "benchmarks": benchmarks,
-        "eval": {key: evaluation[key] for key in settings},
+        "eval": config.eval.model_dump(include=settings),
     }
 
 
-def model_identity(config: Mapping[str, Any]) -> str:
+def model_identity(config: TrainConfig) -> str:
     """A local folder by content; a hub id, a package or a random model by its name."""
-    path = Path(config["model"]["path"]).expanduser()
+    path = Path(config.model.path).expanduser()
     if path.is_dir():
-        return fingerprint(path, config["paths"]["cache_dir"])
-    return f"{config['model']['path']}@{config['model']['revision']}"
+        return fingerprint(path, config.paths.cache_dir)
+    return f"{config.model.path}@{config.model.revision}"

@@ -8,26 +8,32 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pydantic import NonNegativeInt
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from mos.cli import command
-from mos.config import resolved, validate
+from mos.config import TrainConfig, validate
 from mos.console import console, note, say
 from mos.data.chat import IGNORE_INDEX
 from mos.data.corpora import CORPORA, check_source
 from mos.data.statistics import Statistics
 from mos.errors import MissingFileError
 from mos.preflight import check_benchmark_data, check_model_files
-from mos.schema import Strict, check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mos.data.dataset import TrainingData
+
+
+class InspectConfig(TrainConfig):
+    """The keys of configs/inspect.yaml beside those of mos.train."""
+
+    what: Literal["data", "corpora", "prompts"]
+    examples: NonNegativeInt
 
 
 def found_corpora(data_dir: Path) -> dict[str, Path]:
@@ -134,7 +140,7 @@ def show(
         console.print(example, soft_wrap=False)
 
 
-def inspect_corpora(config: Mapping[str, Any], corpora: Mapping[str, str | Path]) -> None:
+def inspect_corpora(config: InspectConfig, corpora: Mapping[str, str | Path]) -> None:
     """Print what training would see of corpora.
 
     Args:
@@ -144,42 +150,35 @@ def inspect_corpora(config: Mapping[str, Any], corpora: Mapping[str, str | Path]
     from mos.data.dataset import load_training_data
     from mos.modeling import tokenizer_of
 
-    tokenizer = tokenizer_of(config["model"], config["paths"]["cache_dir"])
+    tokenizer = tokenizer_of(config.model.dump(), config.paths.cache_dir)
     statistics = {}
     for corpus, source in corpora.items():
-        settings = {**config["data"], "corpus": corpus, "source": source, "eval_size": 0}
-        cache_dir = config["paths"]["cache_dir"]
+        settings = {**config.data.dump(), "corpus": corpus, "source": source, "eval_size": 0}
+        cache_dir = config.paths.cache_dir
         data = load_training_data(tokenizer, cache_dir=cache_dir, **settings)
-        show(corpus, data, tokenizer, config["examples"])
+        show(corpus, data, tokenizer, config.examples)
         statistics[corpus] = data.statistics
     console.print(statistics_table(statistics))
 
 
-def inspect_prompts(config: Mapping[str, Any]) -> None:
+def inspect_prompts(config: InspectConfig) -> None:
     """Build all prompts of the benchmarks; print how many there are, a hash over them, the first.
 
     The hash tells whether two checkouts, tokenizers or copies of the data make the same prompts.
     """
-    from mos.evaluation.benchmarks import build_benchmarks
+    from mos.evaluation.jobs import build_benchmarks
     from mos.modeling import tokenizer_of
 
-    tokenizer = tokenizer_of(config["model"], config["paths"]["cache_dir"])
+    tokenizer = tokenizer_of(config.model.dump(), config.paths.cache_dir)
     say(f"{'benchmark':<10} {'prompts':>7} {'characters':>11}  sha256")
-    for name, benchmark in build_benchmarks(config["eval"], tokenizer).items():
+    for name, benchmark in build_benchmarks(config.eval, tokenizer).items():
         prompts = [request.prompt for request in benchmark.requests]
         digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
         say(f"{name:<10} {len(prompts):>7} {sum(map(len, prompts)):>11}  {digest}")
         if benchmark.partial:
             say(f"{'':<10} partial: {benchmark.partial}")
-        for request in benchmark.requests[: config["examples"]]:
+        for request in benchmark.requests[: config.examples]:
             console.print(Panel(Text(request.prompt), title=request.id, title_align="left"))
-
-
-class Options(Strict):
-    """The keys of configs/inspect.yaml beside those of mos.train."""
-
-    what: Literal["data", "corpora", "prompts"]
-    examples: NonNegativeInt
 
 
 def inspect(cfg: DictConfig) -> None:
@@ -191,23 +190,20 @@ def inspect(cfg: DictConfig) -> None:
     Raises:
         UserError: a wrong config; missing or unusable data.
     """
-    config = resolved(cfg)
-    options = {key: config.pop(key) for key in Options.model_fields}
-    check(options, Options)
-    config = {**validate(OmegaConf.create(config)), **options}
-    data = config["data"]
-    if options["what"] == "prompts":
-        check_benchmark_data(config)
-        check_model_files(config)
-        note(f"building the prompts of {', '.join(config['eval']['benchmarks'])}")
+    config = validate(cfg, InspectConfig)
+    data = config.data
+    if config.what == "prompts":
+        check_benchmark_data(config.eval)
+        check_model_files(config.model)
+        note(f"building the prompts of {', '.join(config.eval.benchmarks)}")
         inspect_prompts(config)
         return
-    corpora = {data["corpus"]: data["source"]}
-    if options["what"] == "corpora":
-        corpora = found_corpora(Path(config["paths"]["data_dir"]))
+    corpora: dict[str, str | Path] = {data.corpus: data.source}
+    if config.what == "corpora":
+        corpora = {**found_corpora(Path(config.paths.data_dir))}
     else:
-        check_source(data["corpus"], data["source"])
-    check_model_files(config)
+        check_source(data.corpus, data.source)
+    check_model_files(config.model)
     note(f"reading {', '.join(corpora)}")
     inspect_corpora(config, corpora)
 

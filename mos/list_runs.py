@@ -47,7 +47,7 @@ def _progress(run: Run, results: Mapping[str, Any]) -> str:
         return str(train["steps"])
     lines = read_losses(run.path / "loss.jsonl")
     done = lines[-1]["step"] if lines else 0
-    total = run.config["trainer"]["max_steps"] if lines else 0
+    total = run.config.trainer.max_steps if lines else 0
     return f"{done}/{total}" if total > 0 else str(done)
 
 

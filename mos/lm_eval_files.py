@@ -44,7 +44,7 @@ def write_lm_eval(
     results = {name: result for name, result in found.items() if result is not None}
     if not results:
         raise UserError(f"results={run.path} has no result of a benchmark: evaluate it first.")
-    model, manifest = run.config["model"], run.manifest
+    model, manifest = run.config.model.dump(), run.manifest
     tokenizer = tokenizer_of(model, cache_dir)
     model_args = {"pretrained": model["path"]}
     if run.adapter_dir.is_dir():

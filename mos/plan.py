@@ -16,7 +16,7 @@ from pydantic import AfterValidator, PositiveInt
 from mos.adapters import row_label
 from mos.budget import parameters, show, sized
 from mos.cli import command
-from mos.config import resolved, validate
+from mos.config import TrainConfig, resolved, validate
 from mos.console import console, note, say
 from mos.errors import UserError
 from mos.plan_tables import GIB, plan_table, total_line
@@ -44,7 +44,7 @@ PAPER_ASSUMPTIONS = (
 )
 
 
-def plan(cfg: DictConfig | Mapping[str, Any], users: int = USERS) -> dict[str, Any]:
+def plan(cfg: DictConfig | TrainConfig, users: int = USERS) -> dict[str, Any]:
     """Parameters, bytes and time of one job.
 
     Args:
@@ -94,7 +94,7 @@ def plan(cfg: DictConfig | Mapping[str, Any], users: int = USERS) -> dict[str, A
     }
 
 
-def _assumptions(config: Mapping[str, Any], device: Mapping[str, Any]) -> list[str]:
+def _assumptions(config: TrainConfig, device: Mapping[str, Any]) -> list[str]:
     batch = config["trainer"]["per_device_train_batch_size"]
     rate = device["flops_per_second"]
     speed = f"{rate / 1e12:.3g} TFLOP/s on" if rate else "no rate known for"
@@ -108,7 +108,7 @@ def _assumptions(config: Mapping[str, Any], device: Mapping[str, Any]) -> list[s
     ]
 
 
-def _memory(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
+def _memory(config: TrainConfig, anatomy: Anatomy) -> dict[str, int]:
     """Parts of the peak, in bytes."""
     from mos.activations import activations
     from mos.estimate import optimizer_bytes, weights_bytes
@@ -135,7 +135,7 @@ def _memory(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
     return memory
 
 
-def _disk(config: Mapping[str, Any], anatomy: Anatomy) -> dict[str, int]:
+def _disk(config: TrainConfig, anatomy: Anatomy) -> dict[str, int]:
     from mos.estimate import optimizer_bytes
 
     trainer = config["trainer"]
@@ -255,11 +255,11 @@ def main(cfg: DictConfig) -> tuple[Options, dict[str, Any]]:
         return options, _for_budget(job, options.budget, options.methods)
     if options.methods:
         raise UserError("methods= are those that a budget is searched for: add budget=0.6M.")
-    note(f"counting {job['adapter']['method']} on {job['model']['name']}")
+    note(f"counting {job.adapter.method} on {job.model.name}")
     return options, plan(job, options.users)
 
 
-def _for_budget(job: Mapping[str, Any], budget: Any, methods: Sequence[str]) -> dict[str, Any]:
+def _for_budget(job: TrainConfig, budget: Any, methods: Sequence[str]) -> dict[str, Any]:
     overrides = HydraConfig.get().overrides.task
     if chosen := [text for text in overrides if text.startswith("adapter=")]:
         raise UserError(f"{chosen[0]} has no effect beside budget=: use methods=[...].")

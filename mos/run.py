@@ -19,23 +19,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from mos.config import TrainConfig, load_config
 from mos.console import is_main_process, say
 from mos.errors import UserError
-from mos.files import parse_yaml, read_json, read_text, write_atomically, write_json
+from mos.files import read_json, write_atomically, write_json
 
 SCHEMA = 1
 STATUSES = ("new", "running", "interrupted", "trained", "evaluated", "failed")
-
-CONFIG_KEYS = {
-    *("experiment", "seed", "scale", "model", "quantization"),
-    *("adapter", "data", "trainer", "eval", "paths"),
-}
 
 
 class State(NamedTuple):
@@ -79,23 +76,17 @@ class Run:
     def checkpoint_dir(self) -> Path:
         return self.path / "checkpoints"
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The resolved config that the run was started with.
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The config that the run was started with.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
-        file = self.path / "config.yaml"
         try:
-            content = parse_yaml(read_text(file))
-            if not content.keys() >= CONFIG_KEYS:
-                raise ValueError("it is not whole")
+            return load_config(self.path / "config.yaml")
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run: it has no config.yaml.") from None
-        except (ValueError, OSError) as error:
-            raise UserError(f"{file} is damaged ({error}): was it edited?") from error
-        return content
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -134,7 +125,7 @@ class Run:
     def complete(self) -> bool:
         """Whether there is nothing left to do and results.json is there."""
         status = self.status
-        asks_for_no_more = status == "trained" and not self.config["eval"]["benchmarks"]
+        asks_for_no_more = status == "trained" and not self.config.eval.benchmarks
         if status != "evaluated" and not asks_for_no_more:
             return False
         return bool(self.results) and self.results_fault is None
@@ -211,10 +202,10 @@ class Run:
         """Add or replace top-level entries of manifest.json."""
         self._write_json("manifest.json", {**self.manifest, **entries})
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        write_atomically(
-            self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)))
-        )
+    def write_config(self, config: TrainConfig) -> None:
+        self.__dict__.pop("config", None)
+        text = OmegaConf.to_yaml(OmegaConf.create(config.dump()))
+        write_atomically(self.path / "config.yaml", text)
 
     def write_results(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Write results.json (schema 1) from the manifest and the metrics of each benchmark.
@@ -232,11 +223,11 @@ class Run:
         results = {
             "schema": SCHEMA,
             "run_id": self.id,
-            "experiment": config["experiment"],
-            "scale": config["scale"]["name"],
-            "model": config["model"]["name"],
+            "experiment": config.experiment,
+            "scale": config.scale.name,
+            "model": config.model.name,
             "method": manifest["method"],
-            "seed": config["seed"],
+            "seed": config.seed,
             "train": manifest["train"],
             "metrics": {
                 **earlier.get("metrics", {}),

@@ -15,11 +15,15 @@ from dataclasses import is_dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from mos.errors import UserError, did_you_mean, unknown
+
+M = TypeVar("M", bound=BaseModel)
+# A number that stays as it was written: 1 is not 1.0 where it is hashed.
+Number = float | int
 
 
 class Strict(BaseModel):
@@ -28,20 +32,21 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-def check(values: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> None:
-    """Hold the values of a config against a pydantic model.
+def check(values: Mapping[str, Any], model: type[M], prefix: str = "", context: Any = None) -> M:
+    """The values of a config as a pydantic model.
 
     Args:
         values: as YAML gives them: mappings, lists, numbers, texts, null.
         model: its fields are the known keys, with their types and ranges.
         prefix: what stands before the keys in messages, such as "adapter.".
+        context: pydantic's, for the model's validators.
 
     Raises:
         UserError: a line for each wrong key: what was found, and what was expected.
     """
     try:
         # As JSON: types are strict, and yet a list serves where a tuple is expected.
-        model.model_validate_json(json.dumps(values, default=str))
+        return model.model_validate_json(json.dumps(values, default=str), context=context)
     except ValidationError as error:
         problems = defaultdict(list)  # a union has one for each of its types
         for problem in error.errors():
@@ -71,8 +76,9 @@ def _message(key: str, problems: list[Any], model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key or 'the config'}: no value for {first['loc'][-1]}."
     if first["type"] == "value_error":
-        error = str(first["ctx"]["error"])
-        return error if not key or key.endswith(".") else f"{key}: {error}"
+        error = first["ctx"]["error"]
+        named = isinstance(error, UserError) or not key or key.endswith(".")
+        return str(error) if named else f"{key}: {error}"
     expected = [re.sub(r"^\w+ should (be )?", "", problem["msg"]) for problem in problems]
     text = " or ".join(dict.fromkeys(expected)).replace("None", "null")
     found = first["input"]

@@ -57,19 +57,18 @@ def prompts(run: Run, benchmark: str, paths: Sequence[str] = ()) -> dict[str, st
     if benchmark not in BENCHMARKS:
         return {}
     from mos.config import compose_config, resolved
-    from mos.evaluation.benchmarks import build_benchmarks
+    from mos.evaluation.jobs import build_benchmarks
     from mos.modeling import tokenizer_of
 
     config = run.config
-    model, evaluation = config["model"], config["eval"]
-    options = evaluation["benchmarks"].get(benchmark)
+    options = config.eval.benchmarks.get(benchmark)
     if options is None:  # evaluated otherwise than the run was configured
         return {}
     try:
         own = resolved(compose_config([f"eval=[base,{benchmark}]", *paths], "evaluate"))
-        options = {**options, "data_dir": own["eval"]["benchmarks"][benchmark]["data_dir"]}
-        tokenizer = tokenizer_of(model, own["paths"]["cache_dir"])
-        built = build_benchmarks({**evaluation, "benchmarks": {benchmark: options}}, tokenizer)
+        options = options.but(data_dir=own["eval"]["benchmarks"][benchmark]["data_dir"])
+        tokenizer = tokenizer_of(config.model.dump(), own["paths"]["cache_dir"])
+        built = build_benchmarks(config.eval.but(benchmarks={benchmark: options}), tokenizer)
     except (UserError, OSError) as error:
         say(f"prompts are not shown: {error}")
         return {}

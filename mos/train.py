@@ -12,7 +12,7 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mos.cli import command
-from mos.config import validate
+from mos.config import TrainConfig, validate
 from mos.console import (
     INTERRUPTED,
     Labelled,
@@ -51,7 +51,7 @@ from mos.training.sweep import check_plugins
 from mos.training.tracking import tracked
 
 # Settings that an evaluation takes from who starts it, not from the run.
-OF_THIS_MACHINE = ("sandbox", "tensor_parallel", "data_parallel")
+OF_THIS_MACHINE = ("sandbox", "tensor_parallel")
 
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
@@ -68,11 +68,11 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         UserError: a wrong config, missing data or weights, a device that is not there.
     """
     config = validate(cfg)
-    say(f"scale={config['scale']['name']}: {config['scale']['note']}")
-    if not (config["overwrite"] or config["dry_run"]) and (run := finished_run(config)):
+    say(f"scale={config.scale.name}: {config.scale.note}")
+    if not (config.overwrite or config.dry_run) and (run := finished_run(config)):
         return report(run)
 
-    if not config["dry_run"] and (problems := missing(config)):
+    if not config.dry_run and (problems := missing(config)):
         raise UserError("\n".join(problems))
 
     # Torch and its companions take seconds to import, which a finished run need not wait for.
@@ -81,10 +81,10 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
 
     run = open_run(config)
     note_run(run)
-    if config["dry_run"]:
+    if config.dry_run:
         print_plan(config, run)
         return None
-    if config["overwrite"] or not run.complete:
+    if config.overwrite or not run.complete:
         check_shapes(config)
 
     device = choose_device(config)
@@ -93,7 +93,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
             fit(config, run)
         return None
     with run.claimed() as ours:
-        if ours and config["overwrite"] and (kept := run.set_aside()):
+        if ours and config.overwrite and (kept := run.set_aside()):
             say(f"the earlier run is kept at {kept}")
         if ours and not run.complete:
             with outcome_recorded(run):
@@ -123,7 +123,7 @@ def report(run: Run) -> dict[str, Any] | None:
     return results if complete else None
 
 
-def train_adapter(config: Mapping[str, Any], run: Run) -> None:
+def train_adapter(config: TrainConfig, run: Run) -> None:
     """Train what is left to train, under the trackers that the config names."""
     from mos.training.fit import fit
 
@@ -139,23 +139,23 @@ def train_adapter(config: Mapping[str, Any], run: Run) -> None:
     gc.collect()
 
 
-def evaluate_apart(config: Mapping[str, Any], run: Run) -> None:
+def evaluate_apart(config: TrainConfig, run: Run) -> None:
     """Evaluate in a process of its own: vLLM takes all of the memory, and may die with it."""
     from mos.training.distributed import plain_environment
 
-    if not config["eval"]["benchmarks"]:
+    if not config.eval.benchmarks:
         return
     overrides = [
         override("runs", run.path),
-        override("paths.cache_dir", config["paths"]["cache_dir"]),
-        override("paths.data_dir", config["paths"]["data_dir"]),
-        f"eval.allow_code_execution={str(config['eval']['allow_code_execution']).lower()}",
-        *(f"eval.{key}={config['eval'][key]}" for key in OF_THIS_MACHINE),
+        override("paths.cache_dir", config.paths.cache_dir),
+        override("paths.data_dir", config.paths.data_dir),
+        f"eval.allow_code_execution={str(config.eval.allow_code_execution).lower()}",
+        *(f"eval.{key}={getattr(config.eval, key)}" for key in OF_THIS_MACHINE),
     ]
-    for name, options in config["eval"]["benchmarks"].items():
-        if Path(options["data_dir"]) != Path(config["paths"]["data_dir"], name):
-            overrides.append(override(f"+eval.benchmarks.{name}.data_dir", options["data_dir"]))
-    if config["eval"]["defer"]:
+    for name, options in config.eval.benchmarks.items():
+        if Path(options.data_dir) != Path(config.paths.data_dir, name):
+            overrides.append(override(f"+eval.benchmarks.{name}.data_dir", options.data_dir))
+    if config.eval.defer:
         by_hand = shlex.join(["python", "-m", "mos.evaluate", *overrides])
         run.set_status("trained", f"to be evaluated: {by_hand}")
         return
@@ -213,13 +213,13 @@ def outcome_recorded(run: Run) -> Iterator[None]:
             raise
 
 
-def print_plan(config: Mapping[str, Any], run: Run) -> None:
+def print_plan(config: TrainConfig, run: Run) -> None:
     """What a dry run shows: the config, the run's folder and state, costs, what is missing."""
     from mos.plan import plan
     from mos.plan_tables import plan_table
     from mos.preflight import missing
 
-    console.print(config_tree(config, "config"))
+    console.print(config_tree(config.dump(), "config"))
     console.print(plan_table(plan(config)))
     say(f"run: {run.path} ({run.status})")
     for problem in missing(config):

@@ -7,15 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
 from mos.errors import UserError
-from mos.schema import Strict, check, dataclass_model
+from mos.schema import Number, Strict, check, dataclass_model
 
 CONTINUES = (
     "the same command continues a run from its newest checkpoint; overwrite=true starts anew"
@@ -52,15 +50,15 @@ class Trainer(Strict):
     """Ranges of the fields of TrainingArguments; the others are added from their source."""
 
     max_steps: Annotated[int, Field(ge=-1)]
-    num_train_epochs: PositiveFloat | None = None
+    num_train_epochs: Annotated[Number, Field(gt=0)] | None = None
     per_device_train_batch_size: PositiveInt
     per_device_eval_batch_size: PositiveInt = 1
     gradient_accumulation_steps: PositiveInt = 1
-    learning_rate: NonNegativeFloat = 0.0
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: NonNegativeFloat = 0.0
-    warmup_steps: NonNegativeFloat = 0.0
-    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    learning_rate: Annotated[Number, Field(ge=0)] = 0.0
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[Number, Field(ge=0)] = 0.0
+    label_smoothing_factor: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     eval_steps: PositiveInt | None = None
     save_steps: PositiveInt
     save_total_limit: PositiveInt | None = None

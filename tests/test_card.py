@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from mos.card import USE, write_card
 from mos.config import compose_config, validate
-from mos.evaluation.content import adapter_hash
+from mos.evaluation.subjects import adapter_hash
 from mos.export import merge, to_lora
 from mos.run import Run
 from tests.adapters.tiny import CASES, adapted, tiny_llama

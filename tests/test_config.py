@@ -45,7 +45,7 @@ def test_paper_scale_has_the_values_of_appendix_a():
     config = validate(compose_config(["scale=paper"]))
     trainer = config["trainer"]
     assert config["model"]["path"] == "meta-llama/Llama-2-7b-hf"
-    assert config["quantization"] == {
+    assert config.quantization.dump() == {
         "bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16",
         "norms": "float32",
     }  # fmt: skip

@@ -18,7 +18,6 @@ import pytest
 
 from mos.run import Run
 from mos.runs import find_runs, read_losses
-from tests.tiny_job import run_cli
 
 REPO = Path(__file__).parents[1]
 SLURM = "hydra/launcher=slurm_local"
@@ -82,7 +81,7 @@ def test_a_preempted_member_is_requeued_and_goes_on_one_without_grace_says_so(tm
     def members() -> list[Run]:
         configs = (tmp_path / "outputs").glob("custom/*/*/config.yaml")
         runs = [Run(config.parent) for config in configs]
-        return sorted(runs, key=lambda run: run.config["trainer"]["gradient_accumulation_steps"])
+        return sorted(runs, key=lambda run: run.config.trainer.gradient_accumulation_steps)
 
     wait_for(sweep, lambda: len(members()) == 2 and all(map(steps_of, members())))
     short, endless = members()
@@ -170,27 +169,3 @@ def test_a_member_lost_to_the_cluster_goes_on_and_the_sweep_ends_in_a_table(
     table = [line for line in lines if line.startswith("│ seed=")]
     assert ["trained" in line for line in table] == [True, True]
     assert len(lines) < 120, output  # nobody prints a config
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("launcher", ["slurm_local", "cluster"])
-def test_the_shards_of_members_make_the_result_of_one_process(launcher, tmp_path, request):
-    spread = [SLURM] if launcher == "slurm_local" else request.getfixturevalue("ray_cluster")
-    bare = ["adapter=none", "model=tiny_random", "device=cpu", "benchmarks=[mmlu]", "eval.limit=9"]
-    bare += ["eval.engine=transformers", "eval.batch_size=1", "quantization=none"]
-
-    def evaluate(name: str, *overrides: str) -> tuple[Run, str]:
-        paths = [f"paths.output_dir={tmp_path}/{name}", f"paths.cache_dir={tmp_path}/{name}/cache"]
-        done = run_cli(*overrides, *bare, *paths, module="mos.evaluate")
-        assert done.returncode == 0, done.stdout + done.stderr
-        (run,) = find_runs(tmp_path / name / "custom")
-        return run, done.stdout
-
-    one, _ = evaluate("one")
-    several, output = evaluate("several", "-m", "shards=2", *spread)
-    assert several.results == one.results
-    records = [run.path / "eval" / "mmlu" / "records.jsonl" for run in (one, several)]
-    assert records[0].read_bytes() == records[1].read_bytes()
-    assert several.status == "evaluated"
-    assert ["evaluated" in line for line in output.splitlines() if "│ shard=" in line] == [True] * 2

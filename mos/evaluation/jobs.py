@@ -1,4 +1,5 @@
-"""Evaluating many models: their benchmarks are built once, each base model starts one engine."""
+"""How subjects are evaluated: benchmarks, weights and engine settled first, then one engine each
+base model."""
 
 from __future__ import annotations
 
@@ -9,34 +10,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from eval import Benchmark
+from eval import BENCHMARKS, Benchmark, build_benchmark
 from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
 from eval.results import read_result, results_entry
-from eval.runner import Weights, merge_shards, result_lock, run_benchmark
-from eval.selection import shard_name
+from eval.runner import Weights, run_benchmark
 from mos.card import write_card
+from mos.config import Evaluation
 from mos.console import logged_to, say, score_rows
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
-from mos.evaluation.benchmarks import build_benchmarks, has_all, recorded_options
-from mos.evaluation.models import LORA, MERGED, Model, check_base, weights_of
-from mos.evaluation.serving import Server
-from mos.evaluation.subjects import Subject
-from mos.files import hash_json
+from mos.evaluation.serving import FULL, LORA, MERGED, Server
+from mos.evaluation.subjects import Subject, adapter_hash, read_origin
+from mos.files import fingerprint, hash_json, source_hash
 from mos.model_sources import resolve_model
 from mos.modeling import load_tokenizer
 
+# What the caller says of programs that are run.
+_CONSENT = ("allow_code_execution", "sandbox")
+
 
 @dataclass
-class _Job:
+class Job:
     """A subject with all that is settled before an engine starts."""
 
     subject: Subject
-    model: Model
+    base_dir: Path
     tokenizer: PreTrainedTokenizerBase
     benchmarks: dict[str, Benchmark]
     settings: EngineSettings
@@ -58,8 +63,9 @@ def evaluate_subjects(
     jobs = _prepare_all(subjects, Path(cache_dir), failures)
     started = 0
     for group in _by_engine(jobs):
-        as_lora = [job.model for job in group if job.weights.adapter == LORA]
-        with Server(group[0].settings, as_lora, group[0].tokenizer, cache_dir) as server:
+        riding = [job.subject.adapter_dir for job in group if job.weights.adapter == LORA]
+        adapters = [folder for folder in riding if folder is not None]
+        with Server(group[0].settings, adapters, group[0].tokenizer, cache_dir) as server:
             for job in group:
                 started += 1
                 run = job.subject.run
@@ -79,63 +85,133 @@ def evaluate_subjects(
     return failures
 
 
-def shard_of(subject: Subject, shard: int, shards: int) -> Subject:
-    """The subject with one of several shards of each of its benchmarks."""
-    evaluation = subject.config["eval"]
-    benchmarks = {
-        name: {**options, "shard": [shard, shards]}
-        for name, options in evaluation["benchmarks"].items()
-    }
-    config = {**subject.config, "eval": {**evaluation, "benchmarks": benchmarks}}
-    return replace(subject, config=config, results={})
-
-
-def merge_subject_shards(
-    subjects: Sequence[Subject],
-    cache_dir: str | Path,
-    shards: int | None = None,
-    overwrite: bool = False,
-) -> dict[str, str]:
-    """Make whole results from those of shards, `eval/<benchmark>.shard-*`, of each subject.
+def build_benchmarks(evaluation: Evaluation, tokenizer: Any) -> dict[str, Benchmark]:
+    """The benchmarks of an `eval` config group, by name.
 
     Args:
-        shards: into how many the benchmarks were cut: subjects some of whose shards are yet to be
-            answered are left as they are. None takes what is there, which must make a whole.
-        overwrite: also where the whole result is there.
-
-    Returns:
-        As `evaluate_subjects`.
+        tokenizer: of the model that is evaluated.
     """
-    failures: dict[str, str] = {}
-    whole = [subject for subject in subjects if shards is None or _has_all_of(subject, shards)]
-    for job in _prepare_all(whole, Path(cache_dir), failures):
-        for name, benchmark in job.benchmarks.items():
-            out_dir = _result_dir(job.subject, name, benchmark)
-            parts = sorted(out_dir.parent.glob(shard_name(name, ("*", shards or "*"))))
-            with result_lock(out_dir, cache_dir):  # several evaluators may find that all are there
-                merged = merge_shards(benchmark, parts, out_dir, overwrite)
-            _record(job, name, merged, cache_dir)
-    return failures
+    return {
+        name: build_benchmark(name, tokenizer=tokenizer, **build_options(evaluation, name))
+        for name in evaluation.benchmarks
+    }
 
 
-def _has_all_of(subject: Subject, shards: int) -> bool:
-    """Whether there are results of all shards, answered alike; earlier ones may lie there too."""
-    for name in subject.config["eval"]["benchmarks"]:
-        folders = [subject.out_dir / "eval" / shard_name(name, (k, shards)) for k in range(shards)]
-        results = [read_result(folder) for folder in folders]
-        if not all(results) or len({_asked(result) for result in results if result}) > 1:
-            return False
-    return True
+def build_options(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    """The keyword arguments of `build_benchmark` that an `eval` config group gives."""
+    options = {
+        "chat": evaluation.chat,
+        "limit": evaluation.limit,
+        **evaluation.benchmarks[name].dump(),
+    }
+    if BENCHMARKS[name].runs_code:  # how, is not for a benchmark's own settings to say
+        options |= {key: getattr(evaluation, key) for key in _CONSENT}
+    return options
 
 
-def _asked(result: Mapping[str, Any]) -> str:
-    options = {**result["options"], "shard": None}
-    return hash_json([result["weights"], result["engine"], options])
+def recorded_options(evaluation: Evaluation, name: str, cache_dir: str | Path) -> dict[str, Any]:
+    """What shapes a benchmark, its files by content: targets are not in the prompts' hash."""
+    options = build_options(evaluation, name)
+    options.pop("sandbox", None)  # the result's `scoring` says it
+    options["shard"] = None  # of earlier versions, whose results stay valid
+    return {**options, "data_dir": source_hash(options["data_dir"], cache_dir)}
+
+
+def has_all(evaluated: Mapping[str, Any], wanted: Evaluation) -> bool:
+    """Whether a run has the results that its config asks for, and not just parts of them."""
+
+    def options(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in of.items() if k not in ("data_dir", *_CONSENT) and v is not None}
+
+    return all(
+        name in evaluated
+        and options(evaluated[name]["options"]) == options(build_options(wanted, name))
+        for name in wanted.benchmarks
+    )
+
+
+def weights_of(
+    subject: Subject, base_dir: Path, settings: EngineSettings, cache_dir: str | Path
+) -> Weights:
+    """Settle which weights answer for a subject; no model is loaded, nothing is computed.
+
+    `eval.weights=auto` is the adapter as LoRA on a GPU's vLLM, merged weights elsewhere.
+
+    Args:
+        base_dir: folder of the original base model.
+        settings: of the engine.
+        cache_dir: remembers hashes.
+
+    Raises:
+        UserError: an adapter that is not there, has numbers that are not finite, is not LoRA's
+            shape where "adapter" asks for it, or was trained on another base.
+    """
+    choice, adapter_dir = subject.evaluation.weights, subject.adapter_dir
+    quantized = subject.quantization.bits is not None and choice != "original"
+    weights = Weights(
+        model=subject.model.name,
+        model_sha256=fingerprint(base_dir, cache_dir),
+        # The norms are the same weights in either type.
+        quantization=subject.quantization.dump(exclude={"norms"}) if quantized else None,
+    )
+    if adapter_dir is None:
+        return weights
+    sha256 = adapter_hash(adapter_dir, cache_dir)
+    config = subject.adapter_config
+    if not config:
+        return replace(weights, quantization=None, adapter=FULL, adapter_sha256=sha256)
+    from mos.interchange import has_lora_form  # imports PEFT, which takes seconds
+
+    on_gpu = settings.engine == "vllm" and settings.device == "cuda"
+    low_rank = (on_gpu or choice == "adapter") and has_lora_form(config)
+    if choice == "adapter" and not low_rank:
+        raise UserError(
+            f"eval.weights=adapter: {adapter_dir} is a {config['peft_type']} adapter or trains"
+            " whole rows or modules, which is not of LoRA's shape; use eval.weights=merged."
+        )
+    check_finite(adapter_dir)
+    as_lora = choice == "adapter" or (choice != "merged" and on_gpu and low_rank)
+    weights = replace(weights, adapter=LORA if as_lora else MERGED, adapter_sha256=sha256)
+    return _of_known_base(subject, base_dir, weights)
+
+
+def check_finite(adapter_dir: Path) -> None:
+    """Raise a `UserError` that names the tensors of an adapter that hold NaN or infinity."""
+    for file in sorted(adapter_dir.glob("adapter_model*.safetensors")):
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is damaged or cut ({error}).") from error
+        broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise UserError(
+                f"{file}: {len(broken)} of {len(tensors)} tensors hold numbers that are not finite"
+                f" ({', '.join(broken[:3])}): its training diverged, and it is not evaluated."
+            )
+
+
+def _of_known_base(subject: Subject, base_dir: Path, weights: Weights) -> Weights:
+    """Refuse an adapter on another base than it was trained on, where that is known.
+
+    `eval.base_mismatch=allow` records the base of the training in the weights instead.
+    """
+    assert subject.adapter_dir is not None
+    origin = read_origin(subject.adapter_dir)
+    if origin is None or origin["model_sha256"] == weights.model_sha256:
+        return weights
+    trained_on = origin["model_sha256"]
+    if subject.evaluation.base_mismatch != "allow":
+        raise UserError(
+            f"{subject.adapter_dir} was trained on another base model ({origin['model']}, content"
+            f" {trained_on[:8]}) than {base_dir} ({weights.model}, {weights.model_sha256[:8]}):"
+            " choose it with model=, or insist with eval.base_mismatch=allow."
+        )
+    return replace(weights, trained_on_sha256=trained_on)
 
 
 def _prepare_all(
     subjects: Sequence[Subject], cache_dir: Path, failures: dict[str, str]
-) -> list[_Job]:
+) -> list[Job]:
     """The jobs of the subjects that can be evaluated; of several, the others go to `failures`."""
     built: dict[str, tuple[PreTrainedTokenizerBase, dict[str, Benchmark]]] = {}
     jobs = []
@@ -153,34 +229,34 @@ def _prepare(
     subject: Subject,
     cache_dir: Path,
     built: dict[str, tuple[PreTrainedTokenizerBase, dict[str, Benchmark]]],
-) -> _Job:
+) -> Job:
     """Settle all that a subject needs; `built` keeps tokenizers and benchmarks for the next."""
-    model, evaluation = subject.config["model"], subject.config["eval"]
-    folder = resolve_model(model["path"], cache_dir, model["revision"])
-    served = Model(model["name"], folder, subject.config["quantization"], subject.adapter_dir)
-    key = hash_json([str(served.tokenizer_dir), model["pad_token"], evaluation])
+    model, evaluation = subject.model, subject.evaluation
+    folder = resolve_model(model.path, cache_dir, model.revision)
+    key = hash_json([str(folder), model.pad_token, evaluation.dump()])
     if key not in built:
-        tokenizer = load_tokenizer(served.tokenizer_dir, model["pad_token"])
+        tokenizer = load_tokenizer(folder, model.pad_token)
         check_tokenizer(tokenizer)
         built[key] = tokenizer, build_benchmarks(evaluation, tokenizer)
     tokenizer, benchmarks = built[key]
     for benchmark in benchmarks.values():
         benchmark.check_ready()
+    # Dequantised bases are kept in bfloat16, whatever the original is in.
+    dequantised = subject.quantization.bits is not None and evaluation.weights != "original"
     settings = engine_settings(
-        evaluation["engine"],
+        evaluation.engine,
         folder,
-        device=subject.config["device"],
-        dtype=evaluation["dtype"],
-        stored=_stored(served, evaluation),
-        max_model_len=evaluation["max_model_len"],
-        gpu_memory_utilization=evaluation["gpu_memory_utilization"],
-        tensor_parallel=evaluation["tensor_parallel"],
-        batch_size=evaluation["batch_size"],
+        device=subject.device,
+        dtype=evaluation.dtype,
+        stored="bfloat16" if dequantised else None,
+        max_model_len=evaluation.max_model_len,
+        gpu_memory_utilization=evaluation.gpu_memory_utilization,
+        tensor_parallel=evaluation.tensor_parallel,
+        batch_size=evaluation.batch_size,
     )
-    weights = weights_of(served, evaluation["weights"], settings, cache_dir)
-    weights = check_base(served, weights, evaluation["base_mismatch"])
+    weights = weights_of(subject, folder, settings, cache_dir)
     _check_adapter_is_its_own(subject, weights)
-    return _Job(subject, served, tokenizer, benchmarks, settings, weights)
+    return Job(subject, folder, tokenizer, benchmarks, settings, weights)
 
 
 def _check_adapter_is_its_own(subject: Subject, weights: Weights) -> None:
@@ -199,18 +275,12 @@ def _check_adapter_is_its_own(subject: Subject, weights: Weights) -> None:
         )
 
 
-def _stored(model: Model, evaluation: Mapping[str, Any]) -> str | None:
-    """Dequantised bases are kept in bfloat16, whatever the original is in."""
-    dequantised = model.quantization["bits"] is not None and evaluation["weights"] != "original"
-    return "bfloat16" if dequantised else None
-
-
-def _by_engine(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+def _by_engine(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Groups that one engine serves, with room for their longest request, like weights together."""
-    groups: dict[tuple[Path, Path, EngineSettings], list[_Job]] = defaultdict(list)
+    groups: dict[tuple[Path, EngineSettings], list[Job]] = defaultdict(list)
     for job in jobs:
-        groups[job.model.path, job.model.tokenizer_dir, job.settings].append(job)
-    for (_, _, settings), group in groups.items():
+        groups[job.base_dir, job.settings].append(job)
+    for (_, settings), group in groups.items():
         longest = max(
             len(request.prompt.encode()) + 16 + request.decoding.max_tokens  # no token is empty
             for job in group
@@ -222,39 +292,36 @@ def _by_engine(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         yield [replace(job, settings=roomy) for job in group]
 
 
-def _evaluate(job: _Job, server: Server, cache_dir: str | Path, overwrite: bool) -> None:
+def _evaluate(job: Job, server: Server, cache_dir: str | Path, overwrite: bool) -> None:
     subject = job.subject
     for name, benchmark in job.benchmarks.items():
         result = run_benchmark(
             benchmark,
-            _result_dir(subject, name, benchmark),
+            _result_dir(subject, benchmark),
             weights=job.weights,
             numerics=job.settings.numerics(),
-            engine=lambda: server.serve(job.model, job.weights),
+            engine=lambda: server.serve(job.base_dir, subject.adapter_dir, job.weights),
             cache_dir=cache_dir,
-            options=recorded_options(subject.config["eval"], name, cache_dir),
+            options=recorded_options(subject.evaluation, name, cache_dir),
             overwrite=overwrite,
         )
         _record(job, name, {**result, "settings": job.settings.describe()}, cache_dir)
 
 
-def _result_dir(subject: Subject, name: str, benchmark: Benchmark) -> Path:
-    """`eval/<benchmark>`; a shard has its own folder, and a part never takes the whole's place."""
-    shard = subject.config["eval"]["benchmarks"][name].get("shard")
-    folder = subject.out_dir / "eval" / shard_name(name, shard)
-    if shard is not None:
-        return folder
+def _result_dir(subject: Subject, benchmark: Benchmark) -> Path:
+    """`eval/<benchmark>`; a part never takes the whole's place."""
+    folder = subject.out_dir / "eval" / benchmark.name
     earlier = read_result(folder)
     if benchmark.partial and earlier is not None and not earlier["partial"]:
-        return folder.with_name(f"{name}.partial")
+        return folder.with_name(f"{benchmark.name}.partial")
     return folder
 
 
-def _record(job: _Job, name: str, result: dict[str, Any], cache_dir: str | Path) -> None:
+def _record(job: Job, name: str, result: dict[str, Any], cache_dir: str | Path) -> None:
     """Tell of a result, and put it into the run's results.json unless a whole one is there."""
     subject = job.subject
     subject.results[name] = result
-    folder = _result_dir(subject, name, job.benchmarks[name])
+    folder = _result_dir(subject, job.benchmarks[name])
     say(f"{name}: {_summary(result)}; {folder}")
     run = subject.run
     beside = read_result(subject.out_dir / "eval" / name)
@@ -268,17 +335,17 @@ def _record(job: _Job, name: str, result: dict[str, Any], cache_dir: str | Path)
         run.update_manifest(evaluation=evaluation)
         run.write_results({name: results_entry(result)})
         write_card(run)
-        if has_all(evaluation, run.config["eval"]):
+        if has_all(evaluation, run.config.eval):
             run.set_status("evaluated")
 
 
-def _described(job: _Job) -> str:
+def _described(job: Job) -> str:
     """The model, the weights and the benchmarks, in a few words."""
     how = {None: "no adapter", LORA: "the adapter as LoRA", MERGED: "the adapter merged"}
     weights = [how.get(job.weights.adapter, "fully fine-tuned")]
     if job.weights.quantization is not None:
         weights.append("on the dequantised base")
-    return f"{job.model.name}, {' '.join(weights)}; {', '.join(job.benchmarks)}"
+    return f"{job.subject.model.name}, {' '.join(weights)}; {', '.join(job.benchmarks)}"
 
 
 def _summary(result: Mapping[str, Any]) -> str:

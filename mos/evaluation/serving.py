@@ -17,10 +17,12 @@ from eval.engines.base import tensor_shapes
 from eval.files import read_json
 from eval.runner import Weights
 from mos.console import say
-from mos.evaluation.content import adapter_hash
-from mos.evaluation.models import FULL, LORA, MERGED, Model
+from mos.evaluation.subjects import adapter_hash, read_adapter_config
 from mos.folders import build_once
 from mos.modeling import dequantized_base
+
+# How an adapter is applied.
+LORA, MERGED, FULL = "lora", "merged", "full"
 
 
 class Server(AbstractContextManager):
@@ -28,7 +30,8 @@ class Server(AbstractContextManager):
 
     Args:
         settings: of the engine.
-        models: all whose adapters will ride on it, which settles the rank that there is room for.
+        adapters: the folders of all that will ride on it, which settles the rank that there is
+            room for.
         tokenizer: of the base model.
         cache_dir: keeps dequantised bases, exported adapters and the engine's log.
     """
@@ -36,12 +39,12 @@ class Server(AbstractContextManager):
     def __init__(
         self,
         settings: EngineSettings,
-        models: Iterable[Model],
+        adapters: Iterable[Path],
         tokenizer: Any,
         cache_dir: str | Path,
     ) -> None:
         self.settings, self.tokenizer, self.cache_dir = settings, tokenizer, Path(cache_dir)
-        self._models = list(models)
+        self._adapters = list(adapters)
         self._engine: Engine | None = None
         self._loaded: Weights | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -49,35 +52,40 @@ class Server(AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def serve(self, model: Model, weights: Weights) -> tuple[Engine, Path | None]:
+    def serve(
+        self, base: Path, adapter_dir: Path | None, weights: Weights
+    ) -> tuple[Engine, Path | None]:
         """The engine with the weights loaded, and the adapter to ask it for, if any.
+
+        Args:
+            base: folder of the original base model.
+            adapter_dir: as `Subject.adapter_dir`.
 
         Raises:
             UserError: an adapter that does not fit the model.
             EngineError: the engine does not start.
         """
         adapter, loaded = None, weights
-        if weights.adapter == LORA:
-            adapter, _ = unmerged(model, self.cache_dir)
+        if weights.adapter == LORA and adapter_dir is not None:
+            adapter, _ = unmerged(adapter_dir, self.cache_dir)
             loaded = replace(weights, adapter=None, adapter_sha256=None)
         if self._engine is None or loaded != self._loaded:
             self._loaded = None
-            folder, scratch = self._folder(model, loaded)
+            folder, scratch = self._folder(base, adapter_dir, loaded)
             self._engine = self._load(folder)
             self._clear()
             self._loaded, self._scratch = loaded, scratch
         return self._engine, adapter
 
     def _folder(
-        self, model: Model, weights: Weights
+        self, base: Path, adapter: Path | None, weights: Weights
     ) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
         """The folder of the weights to load, and what removes it if it is only for this."""
-        adapter = model.adapter_dir
         if weights.adapter == FULL and adapter is not None:
             return adapter, None
-        base = model.path
+        name = base.name
         if weights.quantization is not None:
-            base = dequantized_base(model.path, weights.quantization, self.cache_dir, self.stop)
+            base = dequantized_base(base, weights.quantization, self.cache_dir, self.stop)
         if weights.adapter != MERGED or adapter is None:
             return base, None
         from mos.interchange import merge  # imports PEFT, which takes seconds
@@ -86,7 +94,7 @@ class Server(AbstractContextManager):
         parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True)
         dtype = getattr(torch, self.settings.dtype)
-        return merge(base, adapter, Path(scratch.name) / model.path.name, dtype), scratch
+        return merge(base, adapter, Path(scratch.name) / name, dtype), scratch
 
     def _load(self, folder: Path) -> Engine:
         """Exchange the weights in the running engine, or start one where that cannot be."""
@@ -98,7 +106,7 @@ class Server(AbstractContextManager):
             except EngineError as error:
                 say(f"engine: restarting, because {error}")
         self.stop()
-        rank = max((unmerged(model, self.cache_dir)[1] for model in self._models), default=0)
+        rank = max((unmerged(folder, self.cache_dir)[1] for folder in self._adapters), default=0)
         settings = replace(self.settings, max_lora_rank=rank)
         log = self.cache_dir / "logs" / f"{settings.engine}-{time.strftime('%Y%m%d-%H%M%S')}.log"
         say(f"engine: starting {settings.engine} on {settings.device} ({settings.dtype})")
@@ -121,16 +129,15 @@ class Server(AbstractContextManager):
             self._scratch = None
 
 
-def unmerged(model: Model, cache_dir: str | Path) -> tuple[Path, int]:
-    """The folder that engines load a model's adapter from, and the adapter's rank.
+def unmerged(adapter: Path, cache_dir: str | Path) -> tuple[Path, int]:
+    """The folder that engines load an adapter from, and the adapter's rank.
 
     MoS is loaded as it is saved (`mos.serving` in vLLM), others as LoRA, written once for their
     content; so is pure sharing, whose config does not say its rank.
     """
     from mos.interchange import to_lora
 
-    adapter, config = model.adapter_dir, model.adapter_config
-    assert adapter is not None
+    config = read_adapter_config(adapter)
     if config["peft_type"] == "MOS" and isinstance(config["r"], int):
         return adapter, config["r"]
     target = Path(cache_dir) / "lora" / adapter_hash(adapter, cache_dir)[:16]

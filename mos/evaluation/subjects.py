@@ -1,57 +1,74 @@
-"""What is to be evaluated, and how: runs, and adapters that belong to no run."""
+"""What is evaluated: runs, bare models, and adapters that belong to no run, by their content."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mos.config import Evaluation, Model, Quantization, benchmark_model
+from eval.files import read_json
+from mos.config import Evaluation, Model, Quantization, TrainConfig, benchmark_model
 from mos.console import say
 from mos.errors import MissingFileError, UserError
-from mos.evaluation.content import ADAPTER_CONFIG, adapter_hash
-from mos.files import source_hash
+from mos.files import fingerprint, hash_files, hash_json, source_hash, write_json
 from mos.run import Run
 from mos.schema import check
+
+ADAPTER_CONFIG = "adapter_config.json"
+ORIGIN = "trained_on.json"  # beside an adapter's files: the base that it was trained on
+# What may harm the caller's machine, or is a matter of it, comes from the caller alone.
+CALLERS = ("allow_code_execution", "sandbox", "tensor_parallel")
 
 
 @dataclass
 class Subject:
-    """A model to evaluate, and where its results go.
+    """A base model and perhaps an adapter on it, how it is to be evaluated, and where results go.
 
     Attributes:
         name: for people.
-        config: its `model`, `quantization`, `eval` and `device` say what is evaluated and how.
+        model: the base model.
+        quantization: of the base, as the adapter was trained on it.
+        evaluation: the benchmarks and settings of the engine.
+        device: "auto", "cuda" or "cpu".
         out_dir: receives `eval/<benchmark>/`.
-        adapter_dir: None for a bare model.
+        adapter_dir: the adapter as PEFT saved it, a whole model after full fine-tuning, or None for
+            a bare model.
         run: gets results.json; None for an adapter that belongs to no run.
         results: benchmark -> content of its metrics.json.
     """
 
     name: str
-    config: dict[str, Any]
+    model: Model
+    quantization: Quantization
+    evaluation: Evaluation
+    device: str
     out_dir: Path
     adapter_dir: Path | None = None
     run: Run | None = None
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @cached_property
+    def adapter_config(self) -> dict[str, Any]:
+        """As PEFT saved it; empty without an adapter and for a whole model."""
+        return {} if self.adapter_dir is None else read_adapter_config(self.adapter_dir)
+
 
 def run_subject(
     run: Run,
-    config: Mapping[str, Any],
+    config: TrainConfig,
     given: Mapping[str, Any],
-    names: Collection[str] | None,
+    names: Collection[str],
     places: Mapping[str, str],
 ) -> Subject | None:
     """A trained run with its own model and, unless said otherwise, its own evaluation.
 
-    What may harm the caller's machine comes from the caller alone: consent, paths, the device.
-
     Args:
-        config: the caller's, validated.
-        given: what the caller says of `eval`; it beats what the run's config says.
-        names: the benchmarks; None takes the run's own.
+        config: the caller's.
+        given: the keys of `eval` that the caller gave, with benchmarks as plain options; they beat
+            what the run's config says.
+        names: the benchmarks; none takes the run's own.
         places: where the caller has the files of each benchmark, unless `given` says otherwise.
 
     Returns:
@@ -64,38 +81,27 @@ def run_subject(
         say(f"{run.path} is not trained yet ({run.status}): skipped")
         return None
     own = run.config
-    try:
-        bare = own["adapter"]["method"] == "none"
-        evaluation = {
-            **config["eval"],
-            **own["eval"],
-            "allow_code_execution": config["eval"]["allow_code_execution"],
-            "sandbox": config["eval"]["sandbox"],
-            "tensor_parallel": config["eval"]["tensor_parallel"],
-            "data_parallel": config["eval"]["data_parallel"],
-            **given,
-            "benchmarks": {
-                name: {
-                    **config["eval"]["benchmarks"].get(name, {}),
-                    **own["eval"]["benchmarks"].get(name, {}),
-                    "data_dir": places.get(name),
-                    **given["benchmarks"].get(name, {}),
-                }
-                for name in names or own["eval"]["benchmarks"]
-            },
-        }
-        check(own["model"], Model, "model.")
-        check(own["quantization"], Quantization, "quantization.")
-        check(evaluation, Evaluation, "eval.")
-        for name, options in evaluation["benchmarks"].items():
-            check(options, benchmark_model(name), f"eval.benchmarks.{name}.")
-            if "data_dir" not in given["benchmarks"].get(name, {}):
-                _check_files(run, name, options["data_dir"], config["paths"]["cache_dir"])
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{run.path}/config.yaml is not the config of a run: {error!r}.") from error
-    here = {"device": config["device"], "paths": config["paths"], "eval": evaluation}
-    adapter_dir = None if bare else run.adapter_dir
-    return Subject(str(run.path), {**own, **here}, run.path, adapter_dir, run)
+    benchmarks = {}
+    for name in names or own.eval.benchmarks:
+        chosen = given["benchmarks"].get(name, {})
+        options = {"data_dir": places.get(name), **chosen}
+        for known in (own.eval.benchmarks.get(name), config.eval.benchmarks.get(name)):
+            if known is not None:
+                options = {**known.dump(), **options}
+        benchmarks[name] = check(options, benchmark_model(name), f"eval.benchmarks.{name}.")
+        if "data_dir" not in chosen:
+            _check_files(run, name, options["data_dir"], config.paths.cache_dir)
+    callers = {key: getattr(config.eval, key) for key in {*CALLERS, *given} - {"benchmarks"}}
+    return Subject(
+        name=str(run.path),
+        model=own.model,
+        quantization=own.quantization,
+        evaluation=own.eval.but(**callers, benchmarks=benchmarks),
+        device=config.device,
+        out_dir=run.path,
+        adapter_dir=None if own.adapter.method == "none" else run.adapter_dir,
+        run=run,
+    )
 
 
 def _check_files(run: Run, name: str, data_dir: str, cache_dir: str) -> None:
@@ -110,14 +116,80 @@ def _check_files(run: Run, name: str, data_dir: str, cache_dir: str) -> None:
         )
 
 
-def adapter_subject(folder: Path, config: Mapping[str, Any]) -> Subject:
+def adapter_subject(folder: Path, config: TrainConfig) -> Subject:
     """An adapter that belongs to no run, on the model of the config."""
     if not (folder / ADAPTER_CONFIG).is_file():
         raise MissingFileError(
             f"adapters={folder}: no adapter_config.json there; expected a folder as PEFT saves it."
         )
-    content = adapter_hash(folder, config["paths"]["cache_dir"])[:8]
-    out_dir = (
-        Path(config["paths"]["output_dir"]) / "adapters" / f"{folder.resolve().name}-{content}"
+    content = adapter_hash(folder, config.paths.cache_dir)[:8]
+    out_dir = Path(config.paths.output_dir) / "adapters" / f"{folder.resolve().name}-{content}"
+    return bare_subject(str(folder), config, out_dir, adapter_dir=folder)
+
+
+def bare_subject(name: str, config: TrainConfig, out_dir: Path, **more: Any) -> Subject:
+    """The model of the caller's config, evaluated as that says."""
+    return Subject(
+        name, config.model, config.quantization, config.eval, config.device, out_dir, **more
     )
-    return Subject(str(folder), dict(config), out_dir, adapter_dir=folder)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json` as PEFT saved it; empty where there is none, as in a whole model.
+
+    Raises:
+        UserError: it is not an adapter's config.
+    """
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        return {}
+    config = read_json(file)
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise UserError(f"{file} names no peft_type: it is not the config of a PEFT adapter.")
+    return config
+
+
+def adapter_hash(folder: Path, cache_dir: str | Path) -> str:
+    """Content of an adapter, or of a whole model after full fine-tuning.
+
+    Of an adapter's config without the path of the base model and PEFT's version.
+
+    Args:
+        cache_dir: remembers hashes.
+
+    Raises:
+        UserError: neither is there.
+    """
+    config = read_adapter_config(folder)
+    if not config:
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} holds neither an adapter nor a model.")
+        return fingerprint(folder, cache_dir)
+    for where in ("base_model_name_or_path", "revision", "inference_mode", "peft_version"):
+        config.pop(where, None)
+    files = sorted(folder.glob("adapter_model.*"))
+    if not files:
+        raise UserError(f"{folder} has no adapter_model.safetensors: is it a whole adapter?")
+    return hash_json([config, hash_files(files, cache_dir)])
+
+
+def write_origin(adapter_dir: Path, config: TrainConfig, base_sha256: str) -> None:
+    """Note beside an adapter what it was trained on, for those who load it elsewhere.
+
+    Args:
+        config: of the training.
+        base_sha256: `mos.files.fingerprint` of the base model's folder.
+    """
+    origin = {"model": config.model.name, "model_sha256": base_sha256}
+    write_json(adapter_dir / ORIGIN, {**origin, "quantization": config.quantization.dump()})
+
+
+def read_origin(adapter_dir: Path) -> dict[str, Any] | None:
+    """What `write_origin` noted; None where nothing is known."""
+    file = adapter_dir / ORIGIN
+    if not file.is_file():
+        return None
+    origin = read_json(file)
+    if not isinstance(origin, dict) or not isinstance(origin.get("model_sha256"), str):
+        raise UserError(f"{file} does not say what the adapter was trained on: was it edited?")
+    return origin

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from mos.config import TrainConfig
 from mos.errors import UserError
 
 LAUNCHER_VARIABLES = (
@@ -23,7 +22,7 @@ LAUNCHER_VARIABLES = (
 )
 
 
-def check_sharding(config: Mapping[str, Any], device: str) -> None:
+def check_sharding(config: TrainConfig, device: str) -> None:
     """Refuse what cannot be trained with weights in shards, as `accelerate launch` asks for it.
 
     Args:
@@ -41,7 +40,7 @@ def check_sharding(config: Mapping[str, Any], device: str) -> None:
         )
     if not _launched_with("ACCELERATE_USE_FSDP"):
         return
-    if (bits := config["quantization"]["bits"]) is not None:
+    if (bits := config.quantization.bits) is not None:
         raise UserError(
             f"FSDP with quantization.bits={bits}: quantised weights are not trained in shards here."
             " Use quantization=none, or configs/accelerate/ddp.yaml, where each GPU holds the whole"
@@ -51,7 +50,7 @@ def check_sharding(config: Mapping[str, Any], device: str) -> None:
         raise UserError("FSDP shards weights over GPUs, and the device is the CPU.")
     # Nobody has seen whether bitsandbytes' kernels know a shard from a whole tensor, or whether
     # the state of others comes back from a checkpoint.
-    optim = config["trainer"].get("optim", "adamw_torch")
+    optim = config.trainer.get("optim", "adamw_torch")
     if optim not in ("adamw_torch", "adamw_torch_fused"):
         raise UserError(
             f"FSDP with trainer.optim={optim}: only torch's AdamW was compared with one process."

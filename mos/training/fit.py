@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +17,14 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from mos.adapters import attach, rank, row_label
 from mos.card import CARD, write_card
+from mos.config import TrainConfig
 from mos.console import is_main_process, say
 from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
 from mos.data.dataset import TrainingData, load_training_data
 from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
-from mos.evaluation.benchmarks import build_benchmarks
-from mos.evaluation.content import adapter_hash, write_origin
+from mos.evaluation.jobs import build_benchmarks
+from mos.evaluation.subjects import adapter_hash, write_origin
 from mos.files import fingerprint, source_hash
 from mos.identity import model_identity
 from mos.model_sources import resolve_model
@@ -40,7 +40,7 @@ from mos.training.stopping import StopOnSignal
 from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
 
 
-def fit(config: Mapping[str, Any], run: Run) -> None:
+def fit(config: TrainConfig, run: Run) -> None:
     """Train the adapter that `config` describes, continuing from the newest whole checkpoint.
 
     Leaves `adapter/` and the manifest's `train` and `method`.
@@ -51,43 +51,40 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
     device = choose_device(config)
     check_sharding(config, device)
     arguments = training_arguments(config, run, device)
-    model_dir = resolve_model(
-        config["model"]["path"], config["paths"]["cache_dir"], config["model"]["revision"]
-    )
-    tokenizer = load_tokenizer(model_dir, config["model"]["pad_token"])
+    model_dir = resolve_model(config.model.path, config.paths.cache_dir, config.model.revision)
+    tokenizer = load_tokenizer(model_dir, config.model.pad_token)
     prompts = {
         name: benchmark.prompts_sha256()
-        for name, benchmark in build_benchmarks(config["eval"], tokenizer).items()
+        for name, benchmark in build_benchmarks(config.eval, tokenizer).items()
     }
     run.update_manifest(
         **describe_environment(),
-        model={"path": config["model"]["path"], "identity": model_identity(config)},
+        model={"path": config.model.path, "identity": model_identity(config)},
         prompts_sha256=prompts,
         benchmarks_sha256={
-            name: source_hash(options["data_dir"], config["paths"]["cache_dir"])
-            for name, options in config["eval"]["benchmarks"].items()
+            name: source_hash(options.data_dir, config.paths.cache_dir)
+            for name, options in config.eval.benchmarks.items()
         },
     )
-    if config["adapter"]["method"] == "none":
+    if config.adapter.method == "none":
         record(config, run, trainable=0, train=None)
         return
-    say(f"data: {config['data']['corpus']} from {config['data']['source']}")
+    say(f"data: {config.data.corpus} from {config.data.source}")
     state = PartialState(cpu=device == "cpu")
     with state.main_process_first():
         data = load_data(config, tokenizer)
         checkpoint = newest_valid(run.checkpoint_dir)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
-    set_seed(config["seed"])
+    set_seed(config.seed)
     model: Any = load_model(config, model_dir, tokenizer, state.device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    products = products_in(config["quantization"]["compute_dtype"], device)
+    products = products_in(config.quantization.compute_dtype, device)
     say(
-        f"model: {config['model']['name']}, {trainable:,} trainable parameters, on {device} in"
-        f" {products}"
+        f"model: {config.model.name}, {trainable:,} trainable parameters, on {device} in {products}"
     )
     run.update_manifest(products=products)
     stop = StopOnSignal(run)
-    patience = config["trainer"].get("early_stopping_patience")
+    patience = config.trainer.early_stopping_patience
     trainer = build_trainer(model, tokenizer, data, arguments, run, stop, patience)
     with stop.listening():
         train, losses = run_trainer(trainer, run, checkpoint)
@@ -95,38 +92,37 @@ def fit(config: Mapping[str, Any], run: Run) -> None:
         if data.test is not None:
             rows, losses = data.test, trainer.measure(data.test)
     save_adapter(trainer, run.adapter_dir)
-    base_sha256 = fingerprint(model_dir, config["paths"]["cache_dir"])
+    base_sha256 = fingerprint(model_dir, config.paths.cache_dir)
     if is_main_process():
         write_origin(run.adapter_dir, config, base_sha256)
     record(config, run, trainable, train, n_blocks=model.config.num_hidden_layers)
     if losses is not None and is_main_process():
-        heldout = write_heldout(run.path, rows, losses, config["data"])
+        heldout = write_heldout(run.path, rows, losses, config.data.dump())
         run.write_results({"heldout": heldout})
     if is_main_process():
         write_card(run)
 
 
-def load_data(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
     """The tokenised corpus of the `data` config group."""
-    data = load_training_data(tokenizer, cache_dir=config["paths"]["cache_dir"], **config["data"])
+    data = load_training_data(tokenizer, cache_dir=config.paths.cache_dir, **config.data.dump())
     for line in data.summary():
         say(f"data: {line}")
     return data
 
 
 def load_model(
-    config: Mapping[str, Any],
+    config: TrainConfig,
     model_dir: Path,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
 ) -> nn.Module:
     """The base model, quantised and frozen, with the adapter on it."""
-    model = load_base(model_dir, config["quantization"], device)
-    adapter = config["adapter"]
-    if config["data"]["chat_tokens"]:
+    model = load_base(model_dir, config.quantization.dump(), device)
+    adapter = config.adapter.dump()
+    if config.data.chat_tokens:
         adapter = learn_tokens(model, adapter, add_chat_tokens(tokenizer))
-    quantization = config["quantization"]
-    if quantization["bits"] is not None and quantization["norms"] == "float32":
+    if config.quantization.bits is not None and config.quantization.norms == "float32":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     adapted: Any = attach(model, adapter)
     if "trainable_token_indices" in adapter:
@@ -187,24 +183,24 @@ def save_adapter(trainer: CrashSafeTrainer, folder: Path) -> None:
 
 
 def record(
-    config: Mapping[str, Any],
+    config: TrainConfig,
     run: Run,
     trainable: int,
     train: dict[str, Any] | None,
     n_blocks: int | None = None,
 ) -> None:
     """Note in the manifest what results.json says about method and training."""
-    adapter, cache_dir = config["adapter"], config["paths"]["cache_dir"]
+    adapter, cache_dir = config.adapter.dump(), config.paths.cache_dir
     files = run.adapter_dir.glob("*.safetensors")
     run.update_manifest(
         train=train,
         method={
             "name": adapter["method"],
-            "label": row_label(adapter, config["eval"]["chat"]),
+            "label": row_label(adapter, config.eval.chat),
             "rank": rank(adapter, n_blocks),
             "trainable_parameters": trainable,
             "adapter_bytes": sum(file.stat().st_size for file in files),
-            "config": dict(adapter),
+            "config": adapter,
         },
         adapter_sha256=adapter_hash(run.adapter_dir, cache_dir) if trainable else None,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),

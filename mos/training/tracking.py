@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from mos.config import TrainConfig
 from mos.console import is_main_process, say
 from mos.run import Run
 
 
 @contextmanager
-def tracked(config: Mapping[str, Any], run: Run, group: str | None) -> Iterator[None]:
+def tracked(config: TrainConfig, run: Run, group: str | None) -> Iterator[None]:
     """Point the trackers of `logging.report_to` at this run, and close them with its outcome.
 
     Args:
@@ -40,7 +40,7 @@ def tracked(config: Mapping[str, Any], run: Run, group: str | None) -> Iterator[
         group=group,
         mode=os.environ.get("WANDB_MODE", mode),
         dir=str(run.path),
-        config=dict(config),
+        config=config.dump(),
         resume="allow",
         settings=wandb.Settings(silent=True),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
+from mos.config import TrainConfig
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
 from mos.processor import products_in
@@ -200,13 +201,13 @@ class CrashSafeTrainer(Trainer):
             check_same_state(saved, self.optimizer.state_dict(), self.args.optim)
 
 
-def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> TrainingArguments:
+def training_arguments(config: TrainConfig, run: Run, device: str) -> TrainingArguments:
     """The `trainer` config group as transformers' arguments.
 
     Raises:
         UserError: values that transformers refuses.
     """
-    options = dict(config["trainer"])
+    options = config.trainer.dump()
     # A part of the state of a run, as the optimizer's.
     options["restore_callback_states_from_checkpoint"] = True
     options.pop("early_stopping_patience", None)
@@ -223,9 +224,9 @@ def training_arguments(config: Mapping[str, Any], run: Run, device: str) -> Trai
         return TrainingArguments(
             **options,
             output_dir=str(run.checkpoint_dir),
-            seed=config["seed"],
+            seed=config.seed,
             use_cpu=device == "cpu",
-            report_to=list(config["logging"]["report_to"]),
+            report_to=list(config.logging.report_to),
             run_name=run.id,
             save_strategy="steps",
             disable_tqdm=True,

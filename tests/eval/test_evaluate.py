@@ -18,11 +18,11 @@ import mos.evaluate
 import mos.evaluation.serving
 from eval import build_benchmark
 from mos.adapters import attach, rank, row_label
-from mos.config import compose_config, validate
+from mos.config import Adapter, compose_config, validate
 from mos.errors import LeftOutError, UserError
-from mos.evaluation.content import write_origin
+from mos.evaluation.subjects import write_origin
 from mos.files import fingerprint, source_hash
-from mos.preflight import choose_engines
+from mos.preflight import check_engine
 from mos.run import Run
 
 MOS = {
@@ -62,7 +62,7 @@ def make_run(base, tiny_model_dir, tmp_path):
 
     def make(name: str, adapter: dict, *overrides: str) -> Run:
         cfg = compose_config([*base, "eval=[base,mmlu]", "eval.limit=4", *overrides])
-        config = validate(cfg) | {"adapter": adapter}
+        config = validate(cfg).but(adapter=Adapter(**adapter))
         run = Run(tmp_path / "outputs" / "made" / name / "seed0")
         run.path.mkdir(parents=True)
         run.write_config(config)
@@ -220,7 +220,7 @@ def test_paths_and_device_come_from_the_caller(make_run, evaluate, samples_dir, 
     run = make_run("lora", LORA, *theirs, "device=cuda")
     run.update_manifest(benchmarks_sha256={"mmlu": source_hash(samples_dir / "mmlu", tmp_path)})
     (subject,) = evaluate(f"runs={run.path}")
-    assert subject.config["eval"]["benchmarks"]["mmlu"]["data_dir"] == f"{samples_dir}/mmlu"
+    assert subject.evaluation.benchmarks["mmlu"].data_dir == f"{samples_dir}/mmlu"
     assert subject.results["mmlu"]["n"] == 4
     assert not (tmp_path / "theirs").exists()
 
@@ -335,71 +335,12 @@ def without_times(run: Run) -> dict:
     return {key: value for key, value in metrics.items() if key not in ("timing", "sha256")}
 
 
-def test_shards_are_evaluated_apart_and_put_together_by_the_last(make_run, evaluate, starts):
-    expected, records, run = whole_and_copy(make_run("lora", LORA, "eval.limit=null"), evaluate)
-    del starts[:]
-    one, last = (
-        ["eval.batch_size=1", "shards=2", f"shard={shard}", f"runs={run.path}"] for shard in (0, 1)
-    )
-    evaluate(*one, "eval.limit=6")  # an earlier one, of which nothing is left
-    evaluate(*last)
-    assert run.results == {}
-    with pytest.raises(UserError, match="their options differ"):
-        evaluate(f"runs={run.path}", "merge_shards=true")
-    evaluate(*one)
-    assert without_times(run) == expected
-    assert (run.path / "eval" / "mmlu" / "records.jsonl").read_bytes() == records
-    assert "partial" not in run.results["metrics"]["mmlu"]
-    assert run.status == "evaluated"
-    assert len(starts) == 3
-    # A journal each, so that they need not wait for each other; all of them are read.
-    shutil.rmtree(run.path / "eval")
-    evaluate(f"runs={run.path}", "eval.batch_size=1")
-    assert len(starts) == 3
-    with pytest.raises(UserError, match=r"shard=2: expected a whole number from 0 to 1"):
-        evaluate(f"runs={run.path}", "shard=2", "shards=2")
-
-
-def test_shards_of_several_machines_are_merged_where_they_are_copied_to(make_run, evaluate):
-    run = make_run("lora", LORA, "eval.limit=null")
-    for shard in range(2):
-        evaluate(f"runs={run.path}", f"+eval.benchmarks.mmlu.shard=[{shard},2]")
-    assert run.results == {}
-    first, away = run.path / "eval" / "mmlu.shard-0-of-2", run.path / "eval" / "away"
-    first.rename(away)
-    with pytest.raises(UserError, match="is a shard missing"):
-        evaluate(f"runs={run.path}", "merge_shards=true")
-    away.rename(first)
-    evaluate(f"runs={run.path}", "merge_shards=true")
-    assert run.status == "evaluated"
-
-
-@pytest.mark.slow
-def test_engines_at_once_answer_what_one_answers(make_run, evaluate, starts):
-    expected, records, run = whole_and_copy(make_run("lora", LORA, "eval.limit=null"), evaluate)
-    broken = make_run("broken", LORA, "eval.limit=null")
-    (broken.adapter_dir / "adapter_config.json").write_text("{}")
-    del starts[:]
-    with pytest.raises(LeftOutError, match="1 of 2"):
-        evaluate(f"runs=[{run.path},{broken.path}]", "eval.batch_size=1", "eval.data_parallel=2")
-    assert not starts  # in this process
-    assert without_times(run) == expected
-    assert (run.path / "eval" / "mmlu" / "records.jsonl").read_bytes() == records
-    assert run.status == "evaluated"
-    assert sorted(f.name for f in (run.path / "eval").iterdir()) == [
-        "mmlu", "mmlu.shard-0-of-2", "mmlu.shard-1-of-2",
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("gpus", "overrides", "expected"),
     [
-        (0, ["eval.data_parallel=auto"], 1),
-        (8, ["eval.data_parallel=auto", "eval.tensor_parallel=2"], 4),
-        (8, ["eval.data_parallel=4", "eval.tensor_parallel=2"], 4),
-        (2, ["eval.data_parallel=3"], "that needs 3 GPUs, and 2 are there"),
-        (2, ["eval.tensor_parallel=4"], "that needs 4 GPUs, and 2 are there"),
-        (0, ["eval.data_parallel=999"], "that needs 999 CPU cores"),
+        (8, ["eval.tensor_parallel=2"], None),
+        (2, ["eval.tensor_parallel=4"], "needs so many GPUs; 2 are here"),
+        (0, ["eval.tensor_parallel=2"], "needs so many GPUs; 0 are here"),
         (0, ["device=cuda"], "device=cuda asks for a GPU"),
     ],
 )
@@ -410,11 +351,11 @@ def test_engines_are_held_against_the_machine(gpus, overrides, expected, monkeyp
     if not gpus:  # then nobody waits for torch
         monkeypatch.setitem(sys.modules, "torch", None)
     config = validate(compose_config(overrides))
-    if isinstance(expected, int):
-        assert choose_engines(config) == expected
+    if expected is None:
+        check_engine(config)
     else:
         with pytest.raises(UserError, match=expected):
-            choose_engines(config)
+            check_engine(config)
 
 
 def test_untrained_runs_are_passed_over(make_run, evaluate, capsys):

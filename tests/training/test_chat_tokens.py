@@ -11,7 +11,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from eval import build_benchmark
 from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.export import merge, to_lora
@@ -104,15 +103,6 @@ def test_the_merged_model_has_the_markers_and_equals_the_adapted_one(
         torch.testing.assert_close(
             plain(**batch).logits, adapted.eval()(**batch).logits, rtol=1e-4, atol=1e-5
         )
-
-
-def test_prompts_are_encoded_with_the_adapters_own_tokenizer(run, tokenizer):
-    records = (run.path / "eval" / "mmlu" / "records.jsonl").read_text().splitlines()
-    data_dir = run.config["eval"]["benchmarks"]["mmlu"]["data_dir"]
-    requests = build_benchmark("mmlu", data_dir, limit=4).requests
-    assert [json.loads(line)["prompt_tokens"] for line in records] == [
-        len(tokenizer(request.prompt)["input_ids"]) for request in requests
-    ]
 
 
 def test_it_is_no_plain_lora(run, tmp_path):
