@@ -135,7 +135,11 @@ def _routed(given: list[str]) -> list[str]:
 def best_rate(args: argparse.Namespace, corpus: str, row: str) -> float | None:
     """The rate with the lowest validation loss; None as long as one of the three is missing."""
     runs = {rate: finished(args, corpus, row, rate) for rate in grid(row)}
-    losses = {rate: run.results["train"]["eval_loss"] for rate, run in runs.items() if run}
+    losses = {
+        rate: run.results.train.eval_loss
+        for rate, run in runs.items()
+        if run and run.results and run.results.train
+    }
     return min(losses, key=losses.__getitem__) if len(losses) == len(runs) else None
 
 
@@ -190,7 +194,7 @@ def gain(args: argparse.Namespace, corpus: str, claim: Claim, for_all: bool) -> 
 
 
 def _loss(run: Run) -> float:
-    return run.results["metrics"]["heldout"]["loss"]
+    return run.results.metrics["heldout"].metrics["loss"]
 
 
 def _records(run: Run) -> Records:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eval.benchmark import Benchmark, Completion, Request
 from eval.cache import CompletionStore, unwritable
 from eval.engines import Engine, EngineError
-from eval.results import METRICS, RECORDS, read_result, write_result
+from eval.results import METRICS, SCHEMA, Metrics, read_records
 from mos.console import say
 from mos.errors import UserError
 from mos.files import hash_json
@@ -66,8 +65,8 @@ def run_benchmark(
     cache_dir: str | Path,
     options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
-    """Evaluate a benchmark and return the content of its `metrics.json`.
+) -> Metrics:
+    """Evaluate a benchmark and return its `metrics.json`.
 
     Writes `records.jsonl` and then `metrics.json`, which is there only once both are whole. What
     was computed before, by whatever run, is taken from the cache; the engine is asked for only if
@@ -93,8 +92,8 @@ def run_benchmark(
     result = _described(benchmark, weights, numerics, options or {})
     try:
         with result_lock(out_dir, cache_dir):
-            done = read_result(out_dir)
-            if done is not None and done["key"] == result["key"] and not overwrite:
+            done = Metrics.whole(out_dir)
+            if done is not None and done.key == result["key"] and not overwrite:
                 say(f"{benchmark.name}: evaluated already, {out_dir / METRICS}")
                 return done
             shard = result["options"].get("shard")
@@ -119,7 +118,7 @@ def merge_shards(
     shard_dirs: Sequence[str | Path],
     out_dir: str | Path,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Metrics:
     """Make one whole result from those of shards, which need neither engine nor cache.
 
     Args:
@@ -133,22 +132,22 @@ def merge_shards(
             examples that no shard has.
     """
     answers: dict[str, Completion] = {}
-    first: dict[str, Any] | None = None
+    first: Metrics | None = None
     for folder in map(Path, shard_dirs):
-        shard = read_result(folder)
+        shard = Metrics.whole(folder)
         if shard is None:
             raise UserError(f"{folder} is not a finished result: evaluate this shard again.")
         first = first or shard
-        shard["options"]["shard"] = None  # as the whole has it
+        shard.options["shard"] = None  # as the whole has it
         for aspect in ("benchmark", "weights", "engine", "options"):
-            if shard[aspect] != first[aspect]:
+            ours, theirs = getattr(shard, aspect), getattr(first, aspect)
+            if ours != theirs:
                 raise UserError(
                     f"{folder} cannot be merged with {shard_dirs[0]}: their {aspect} differ"
-                    f" ({shard[aspect]} and {first[aspect]})."
+                    f" ({ours} and {theirs})."
                 )
-        for line in (folder / RECORDS).read_text("utf-8").splitlines():
-            record = json.loads(line)
-            answers[f"{record['id']}\0{record['prompt_sha256']}"] = _from_record(record)
+        for record in read_records(folder):
+            answers[f"{record.id}\0{record.prompt_sha256}"] = _from_record(record.model_dump())
     if first is None:
         raise UserError(f"No shards of {benchmark.name} to merge into {out_dir}.")
     found = [answers.get(f"{r.id}\0{r.prompt_sha256}") for r in benchmark.requests]
@@ -158,10 +157,10 @@ def merge_shards(
             f"{len(missing)} of {len(found)} examples of {benchmark.name} are in none of the"
             f" {len(shard_dirs)} shards, the first {missing[0]}: is a shard missing?"
         )
-    weights = Weights(**first["weights"])
-    result = _described(benchmark, weights, first["engine"], first["options"])
-    done = read_result(out_dir)
-    if done is not None and done["key"] == result["key"] and not overwrite:
+    weights = Weights(**first.weights)
+    result = _described(benchmark, weights, first.engine, first.options)
+    done = Metrics.whole(out_dir)
+    if done is not None and done.key == result["key"] and not overwrite:
         return done
     timing = {"shards": len(shard_dirs)}
     return _write(benchmark, _check(benchmark.requests, found), Path(out_dir), result, timing)
@@ -240,7 +239,7 @@ def _write(
     out_dir: Path,
     result: dict[str, Any],
     timing: dict[str, Any],
-) -> dict[str, Any]:
+) -> Metrics:
     outputs = [
         list(c.texts) if request.decoding.n > 1 else c.texts[0]
         for request, c in zip(benchmark.requests, completions, strict=True)
@@ -248,22 +247,22 @@ def _write(
     started = time.perf_counter()
     score = benchmark.score(outputs)
     timing["scoring_seconds"] = round(time.perf_counter() - started, 3)
-    metrics = {
-        "schema": 1,
+    metrics = Metrics(
+        schema=SCHEMA,
         **result,
-        "n": score.n,
-        "metrics": score.metrics,
-        "stderr": score.stderr,
-        "breakdown": score.breakdown,
-        "scoring": score.scoring,
-        "truncated": sum(reason == "length" for c in completions for reason in c.finish_reasons),
-        "ties": sum(c.tied for c in completions),
-        "prompt_tokens": sum(c.prompt_tokens for c in completions),
-        "output_tokens": sum(sum(c.output_tokens) for c in completions),
-        "timing": timing,
-    }
+        n=score.n,
+        metrics=score.metrics,
+        stderr=dict(score.stderr),
+        breakdown=score.breakdown,
+        scoring=score.scoring,
+        truncated=sum(reason == "length" for c in completions for reason in c.finish_reasons),
+        ties=sum(c.tied for c in completions),
+        prompt_tokens=sum(c.prompt_tokens for c in completions),
+        output_tokens=sum(sum(c.output_tokens) for c in completions),
+        timing=timing,
+    )
     rows = zip(score.records, completions, strict=True)
-    return write_result(out_dir, metrics, [{**record, **_about(c)} for record, c in rows])
+    return metrics.write(out_dir, [{**record, **_about(c)} for record, c in rows])
 
 
 def _about(completion: Completion) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from mos.console import ScoreRow, say, score_rows
+from mos.console import say
+from mos.errors import UserError
 from mos.files import hash_json, write_atomically
+from mos.records import ScoreRow
 from mos.run import Run
 
 CARD = "README.md"
@@ -68,18 +70,20 @@ def _marked(text: str) -> str:
 
 
 def _card(run: Run) -> ModelCard:
-    config, manifest = run.config, run.manifest
-    method, base = manifest["method"], config.model.path
-    scores = list(score_rows(run.results.get("metrics", {})))
+    config, manifest, results = run.config, run.manifest, run.results
+    method, base = manifest.method, config.model.path
+    if method is None:
+        raise UserError(f"{run.path} is not trained yet.")
+    scores = results.rows() if results else []
     data = ModelCardData(
         base_model=base if is_hub_id(base) and not Path(base).exists() else None,
-        library_name="transformers" if method["name"] == "full" else "peft",
+        library_name="transformers" if method.name == "full" else "peft",
         pipeline_tag="text-generation",
-        tags=["mos-tuning", method["name"]],
-        model_name=f"{config.model.name} {method['label']} {run.id}",
+        tags=["mos-tuning", method.name],
+        model_name=f"{config.model.name} {method.label} {run.id}",
         eval_results=[_eval_result(score) for score in scores] or None,
     )
-    command = manifest.get("command", ())
+    command = manifest.command
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text("utf-8"),
@@ -87,7 +91,7 @@ def _card(run: Run) -> ModelCard:
         run=run,
         config=config,
         manifest=manifest,
-        adapter=yaml.safe_dump(method["config"], sort_keys=False),
+        adapter=yaml.safe_dump(method.config, sort_keys=False),
         command=shlex.join(command) if command[:2] == ["mos", "train"] else None,
         scores=scores,
     )

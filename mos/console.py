@@ -10,11 +10,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -163,61 +161,6 @@ def _grow(tree: Tree, config: Mapping[str, Any]) -> None:
         else:
             shown = "null" if value is None else printable(str(value))
             tree.add(Text.assemble((str(key), "cyan"), f": {shown}"))
-
-
-class ScoreRow(NamedTuple):
-    """A metric of results.json.
-
-    Attributes:
-        error: its standard error, where that is known.
-        n: number of examples.
-        note: why it is not of the whole benchmark, or "".
-        text: value and error as tables show them.
-    """
-
-    benchmark: str
-    metric: str
-    value: float
-    error: float | None
-    n: int
-    note: str
-    text: str
-
-
-def score_rows(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[ScoreRow]:
-    """The rows of the metrics of results.json."""
-    for benchmark, entry in metrics.items():
-        stderr = entry.get("stderr", {})
-        for name, value in entry.items():
-            if name in ("stderr", "n") or not isinstance(value, int | float):
-                continue
-            error = stderr.get(name) if isinstance(stderr, Mapping) else stderr
-            decimals = 4 if name in entry.get("lower_is_better", ()) else 2
-            text = " ± ".join(f"{x:.{decimals}f}" for x in (value, error) if x is not None)
-            note = entry.get("partial") or ""
-            yield ScoreRow(benchmark, name, value, error, entry.get("n", ""), note, text)
-
-
-def results_table(results: Mapping[str, Any]) -> Table:
-    """The metrics of one run, a line a benchmark."""
-    method, train = results["method"], results["train"]
-    rank = "" if method["rank"] is None else f" r={method['rank']}"
-    title = f"{method['label']}{rank} · {results['model']} · seed {results['seed']}"
-    table = Table(title=escape(printable(title)))
-    for column in ("benchmark", "metric", "score ± s.e.", "n", "note"):
-        table.add_column(column, justify="right" if column in ("score ± s.e.", "n") else "left")
-    for row in score_rows(results["metrics"]):
-        benchmark, metric = escape(printable(row.benchmark)), escape(printable(row.metric))
-        table.add_row(benchmark, metric, row.text, str(row.n), row.note)
-    if train:
-        caption = (
-            f"{method['trainable_parameters']:,} trainable parameters · train loss"
-            f" {train['train_loss']:.3f} · {train['steps']} steps in {train['seconds']:.0f} s"
-        )
-        if (before := train.get("eval_loss_before")) is not None:
-            caption += f"\nheld-out loss {before:.3f} before, {train['eval_loss']:.3f} after"
-        table.caption = caption
-    return table
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from eval import BENCHMARKS
-from eval.results import results_entry
 from mos.cli import command
 from mos.config import TrainConfig, compose_config, resolved, validate
 from mos.console import (
@@ -29,7 +28,6 @@ from mos.console import (
     printable,
     quiet_libraries,
     say,
-    score_rows,
 )
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, bare_subject, run_subject
@@ -175,8 +173,9 @@ def _table(subjects: Iterable[Subject]) -> Table:
     table = Table(model, "benchmark", "metric", "score ± s.e.", "n", "note")
     for subject in subjects:
         name = escape(printable("/".join(Path(subject.name).parts[-2:])))
-        for row in score_rows({k: results_entry(result) for k, result in subject.results.items()}):
-            table.add_row(name, row.benchmark, row.metric, row.text, str(row.n), row.note)
+        for benchmark, result in subject.results.items():
+            for row in result.scores.rows(benchmark):
+                table.add_row(name, row.benchmark, row.metric, row.text, str(row.n), row.note)
     return table
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Column, Table
 
 from mos.console import console, exit_on_user_error, printable
 from mos.errors import UserError
+from mos.records import Results
 from mos.run import Run
 from mos.runs import find_runs, read_losses
 
@@ -29,10 +28,11 @@ def show_runs(runs: list[Run]) -> None:
     for run in runs:
         name = "/".join(run.path.parts[-2:])
         try:
-            (state, reason), results, logs = run.state, run.results, run.manifest.get("logs", [])
+            (state, reason), results = (run.state.status, run.state.reason), run.results
+            logs = run.manifest.logs
             row = [state, _progress(run, results), _age(run), _scores(results)]
         except UserError as error:
-            (state, reason), logs, row = ("damaged", str(error)), [], ["damaged", "", "", ""]
+            state, reason, logs, row = "new", str(error), [], ["damaged", "", "", ""]
         if reason and state != "trained":
             reasons.append("; ".join([f"{name}: {reason}", *logs[-2:]]))
         table.add_row(*(escape(printable(text)) for text in [name, *row]))
@@ -41,23 +41,21 @@ def show_runs(runs: list[Run]) -> None:
         console.print(printable(reason), markup=False, highlight=False)
 
 
-def _progress(run: Run, results: Mapping[str, Any]) -> str:
+def _progress(run: Run, results: Results | None) -> str:
     """Steps done, of how many where they are not all done."""
-    if train := run.manifest.get("train") or results.get("train"):
-        return str(train["steps"])
+    if train := run.manifest.train or (results and results.train):
+        return str(train.steps)
     lines = read_losses(run.path / "loss.jsonl")
     done = lines[-1]["step"] if lines else 0
     total = run.config.trainer.max_steps if lines else 0
     return f"{done}/{total}" if total > 0 else str(done)
 
 
-def _scores(results: Mapping[str, Any]) -> str:
+def _scores(results: Results | None) -> str:
     """The first metric of each benchmark."""
-    parts = []
-    for benchmark, metrics in results.get("metrics", {}).items():
-        name, value = next(iter(metrics.items()))
-        parts.append(f"{benchmark} {name} {value:.2f}")
-    return ", ".join(parts)
+    first = {row.benchmark: row for row in reversed(results.rows())} if results else {}
+    rows = reversed(first.values())
+    return ", ".join(f"{row.benchmark} {row.metric} {row.value:.2f}" for row in rows)
 
 
 def _age(run: Run) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 
 from eval import BENCHMARKS, Benchmark, Request, build_benchmark
 from eval.harness import PREFIX, VERSION, document, generation_kwargs, task_settings
-from eval.results import RECORDS, read_result
+from eval.results import Metrics, read_records
 from mos.errors import UserError
-from mos.files import parse_json
 from mos.folders import replaced
 from mos.modeling import tokenizer_of
 from mos.run import Run
@@ -40,7 +39,7 @@ def write_lm_eval(
         raise UserError(
             f"as=lm_eval needs lm-eval's own writer ({error}): pip install 'mos-tuning[eval]'."
         ) from error
-    found = {name: read_result(run.path / "eval" / name) for name in BENCHMARKS}
+    found = {name: Metrics.whole(run.path / "eval" / name) for name in BENCHMARKS}
     results = {name: result for name, result in found.items() if result is not None}
     if not results:
         raise UserError(f"results={run.path} has no result of a benchmark: evaluate it first.")
@@ -51,13 +50,13 @@ def write_lm_eval(
         model_args["peft"] = run.name  # by which lm-eval names the folder
     content: dict[str, Any] = {
         "config": {"model": "mos", "model_args": model_args},
-        "git_hash": manifest["git"],
+        "git_hash": manifest.git,
         "date": (run.path / "results.json").stat().st_mtime,
-        "transformers_version": manifest["versions"]["transformers"],
+        "transformers_version": manifest.versions["transformers"],
     }
     samples = {}
     for name, result in results.items():
-        options = {**result["options"], "data_dir": Path(data_dir) / name, "limit": None}
+        options = {**result.options, "data_dir": Path(data_dir) / name, "limit": None}
         benchmark = build_benchmark(name, tokenizer=tokenizer, **options)
         samples[PREFIX + name] = _samples(run, benchmark)
         for key, value in _about_task(result, benchmark).items():
@@ -74,24 +73,24 @@ def write_lm_eval(
     return Path(out_dir)
 
 
-def _about_task(result: Mapping[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+def _about_task(result: Metrics, benchmark: Benchmark) -> dict[str, Any]:
     """What the results file says of one task, by section."""
     scores: dict[str, Any] = {}
-    for metric, value in result["metrics"].items():
-        error = result["stderr"].get(metric)
+    for metric, value in result.metrics.items():
+        error = result.stderr.get(metric)
         scores[f"{metric},none"] = value / 100
         scores[f"{metric}_stderr,none"] = "N/A" if error is None else error / 100
     name = PREFIX + benchmark.name
     kept = ("prompts_sha256", "partial", "options", "weights", "engine")
-    about = {"version": VERSION, **{key: result[key] for key in kept}}
+    about = {"version": VERSION, **{key: getattr(result, key) for key in kept}}
     return {
-        "results": {"name": name, "alias": name, "sample_len": result["n"], **scores},
+        "results": {"name": name, "alias": name, "sample_len": result.n, **scores},
         "group_subtasks": [],
         "configs": {"task": name, **task_settings(benchmark), "metadata": about},
         "versions": VERSION,
         "n-shot": 0,
-        "higher_is_better": dict.fromkeys(result["metrics"], True),
-        "n-samples": {"original": len(benchmark.requests), "effective": result["n"]},
+        "higher_is_better": dict.fromkeys(result.metrics, True),
+        "n-samples": {"original": len(benchmark.requests), "effective": result.n},
     }
 
 
@@ -101,8 +100,8 @@ def _samples(run: Run, benchmark: Benchmark) -> list[dict[str, Any]]:
 
     positions = {(r.id, r.prompt_sha256): i for i, r in enumerate(benchmark.requests)}
     samples = []
-    for line in (run.path / "eval" / benchmark.name / RECORDS).read_text("utf-8").splitlines():
-        record = parse_json(line)
+    for line in read_records(run.path / "eval" / benchmark.name):
+        record = line.model_dump()
         position = positions.get((record["id"], record["prompt_sha256"]))
         if position is None:
             raise UserError(

@@ -16,12 +16,12 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
@@ -29,22 +29,8 @@ from omegaconf import OmegaConf
 from mos.config import TrainConfig, load_config
 from mos.console import is_main_process, say
 from mos.errors import UserError
-from mos.files import read_json, write_atomically, write_json
-
-SCHEMA = 1
-STATUSES = ("new", "running", "interrupted", "trained", "evaluated", "failed")
-
-
-class State(NamedTuple):
-    """The progress of a run.
-
-    Attributes:
-        status: one of `STATUSES`.
-        reason: why the run failed or stopped, or what is left to do; may be empty.
-    """
-
-    status: str
-    reason: str = ""
+from mos.files import write_atomically
+from mos.records import SCHEMA, DamagedError, Manifest, Metrics, Results, Stage, Status
 
 
 class Run:
@@ -89,61 +75,40 @@ class Run:
             raise UserError(f"{self.path} is not a run: it has no config.yaml.") from None
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        return _read_json(self.path / "manifest.json")
+    def manifest(self) -> Manifest:
+        return Manifest.load(self.path) or Manifest()
 
     @property
-    def results(self) -> dict[str, Any]:
-        return _read_json(self.path / "results.json")
+    def results(self) -> Results | None:
+        return Results.load(self.path)
 
     @property
-    def state(self) -> State:
+    def state(self) -> Status:
         """What status.json says; "interrupted" if it says "running" and no process holds the lock.
 
         Raises:
-            UserError: status.json is damaged.
+            DamagedError: status.json is damaged.
         """
-        file = self.path / "status.json"
-        recorded = _read_json(file)
-        state = State(recorded.get("status", "new"), recorded.get("reason", ""))
-        if state.status not in STATUSES or not isinstance(state.reason, str):
-            raise UserError(f"{file} names no known status ({state.status!r}): was it edited?")
+        state = Status.load(self.path) or Status(status="new")
         if state.status == "running" and not self.busy:
-            return State("interrupted", state.reason or "its process was killed")
+            return Status(status="interrupted", reason=state.reason or "its process was killed")
         return state
 
     @property
-    def status(self) -> str:
+    def status(self) -> Stage:
         return self.state.status
 
     @property
     def trained(self) -> bool:
         """Whether training has ended and its adapter is on disk; says nothing of the evaluation."""
-        return "method" in self.manifest
+        return self.manifest.method is not None
 
     @property
     def complete(self) -> bool:
         """Whether there is nothing left to do and results.json is there."""
         status = self.status
         asks_for_no_more = status == "trained" and not self.config.eval.benchmarks
-        if status != "evaluated" and not asks_for_no_more:
-            return False
-        return bool(self.results) and self.results_fault is None
-
-    @property
-    def results_fault(self) -> str | None:
-        """Why results.json cannot be trusted: it, or what it was made of, was changed since."""
-        from eval.results import is_edited, read_result, results_entry
-
-        results = self.results
-        if is_edited(results):
-            return "was edited"
-        for name, entry in results.get("metrics", {}).items():
-            folder = self.path / "eval" / name
-            result = read_result(folder) if folder.is_dir() else None
-            if folder.is_dir() and (result is None or results_entry(result) != entry):
-                return f"does not say what {folder.relative_to(self.path)} says"
-        return None
+        return (status == "evaluated" or asks_for_no_more) and self.results is not None
 
     @property
     def busy(self) -> bool:
@@ -185,57 +150,56 @@ class Run:
         finally:
             self._lock.release()
 
-    def set_status(self, status: str, reason: str = "") -> None:
+    def set_status(self, status: Stage, reason: str = "") -> None:
         """Record running, trained, evaluated, interrupted, or failed with the reason."""
-        self._write_json(
-            "status.json",
-            {
-                "status": status,
-                "reason": reason,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
+        if is_main_process():
+            Status(
+                status=status,
+                reason=reason,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+            ).save(self.path)
 
     def update_manifest(self, **entries: Any) -> None:
         """Add or replace top-level entries of manifest.json."""
-        self._write_json("manifest.json", {**self.manifest, **entries})
+        if is_main_process():
+            Manifest.model_validate({**self.manifest.content(), **entries}).save(self.path)
 
     def write_config(self, config: TrainConfig) -> None:
         self.__dict__.pop("config", None)
         text = OmegaConf.to_yaml(OmegaConf.create(config.dump()))
         write_atomically(self.path / "config.yaml", text)
 
-    def write_results(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Write results.json (schema 1) from the manifest and the metrics of each benchmark.
+    def write_results(self) -> Results:
+        """Write results.json from the config, the manifest and the results in eval/.
 
-        Metrics of other benchmarks that it has already are kept, unless it was edited.
+        What it says of a benchmark without a folder there stays, unless it is damaged.
         """
-        from eval.results import is_edited, read_result, results_entry, sealed
-
-        config, manifest, earlier = self.config, self.manifest, self.results
-        if is_edited(earlier):
-            say(f"{self.path / 'results.json'} was edited; it is written again")
-            folders = [f for f in (self.path / "eval").glob("*") if "." not in f.name]
-            found = {folder.name: read_result(folder) for folder in folders}
-            earlier = {"metrics": {k: results_entry(r) for k, r in found.items() if r}}
-        results = {
-            "schema": SCHEMA,
-            "run_id": self.id,
-            "experiment": config.experiment,
-            "scale": config.scale.name,
-            "model": config.model.name,
-            "method": manifest["method"],
-            "seed": config.seed,
-            "train": manifest["train"],
-            "metrics": {
-                **earlier.get("metrics", {}),
-                **{k: dict(v) for k, v in metrics.items()},
-            },
-        }
-        results = sealed(results)
-        self._write_json("results.json", results)
+        try:
+            earlier = self.results
+        except DamagedError as error:
+            say(f"{error} It is made again.")
+            earlier = None
+        config, manifest = self.config, self.manifest
+        if manifest.method is None:
+            raise UserError(f"{self.path} is not trained yet: it has no results.")
+        folders = sorted(f for f in (self.path / "eval").glob("*") if "." not in f.name)
+        found = {folder.name: Metrics.whole(folder) for folder in folders}
+        scores = {name: result.scores for name, result in found.items() if result}
+        results = Results(
+            schema=SCHEMA,
+            run_id=self.id,
+            experiment=config.experiment,
+            scale=config.scale.name,
+            model=config.model.name,
+            method=manifest.method,
+            seed=config.seed,
+            train=manifest.train,
+            metrics={**(earlier.metrics if earlier else {}), **scores},
+        )
+        if is_main_process():
+            results.save(self.path)
         return results
 
     def set_aside(self) -> Path | None:
@@ -248,22 +212,3 @@ class Run:
             if item.name != ".lock":
                 shutil.move(item, kept / item.name)
         return kept
-
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        if is_main_process():
-            write_json(self.path / name, content)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a file of a run; {} where there is none."""
-    try:
-        content = read_json(file)
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}, not an object")
-    except FileNotFoundError:
-        return {}
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{file} is damaged ({error}): was it edited? Restore it, or set overwrite=true."
-        ) from error
-    return content

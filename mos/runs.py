@@ -9,8 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Column, Table
+from rich.text import Text
+
+from mos.console import printable
 from mos.errors import DataError, MissingFileError
 from mos.files import MAX_LINE, parse_json, read_text
+from mos.records import Results
 from mos.run import Run
 
 # A folder with one of these files, or with the name of a seed, is a run's.
@@ -68,6 +74,28 @@ def _walk(folder: Path) -> Iterator[Path]:
         if entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
             continue  # a circle
         yield from _walk(Path(entry.path))
+
+
+def results_table(results: Results) -> Table:
+    """The metrics of one run, a line each."""
+    method, train = results.method, results.train
+    rank = "" if method.rank is None else f" r={method.rank}"
+    title = f"{method.label}{rank} · {results.model} · seed {results.seed}"
+    score, n = Column("score ± s.e.", justify="right"), Column("n", justify="right")
+    table = Table("benchmark", "metric", score, n, "note", title=Text(printable(title)))
+    for row in results.rows():
+        names = (escape(printable(name)) for name in (row.benchmark, row.metric))
+        table.add_row(*names, row.text, str(row.n), row.note)
+    if train and train.train_loss is not None and train.seconds is not None:
+        caption = (
+            f"{method.trainable_parameters:,} trainable parameters · train loss"
+            f" {train.train_loss:.3f} · {train.steps} steps in {train.seconds:.0f} s"
+        )
+        if train.eval_loss_before is not None:
+            caption += f"\nheld-out loss {train.eval_loss_before:.3f} before"
+            caption += f", {train.eval_loss:.3f} after"
+        table.caption = caption
+    return table
 
 
 def read_losses(file: Path) -> list[dict[str, Any]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mos.console import console, exit_on_user_error, override, printable, say
 from mos.errors import MissingFileError, UserError, unknown
-from mos.files import parse_json
+from mos.records import Record, read_records
 from mos.run import Run
 
 USAGE = """usage: mos show RUN BENCHMARK [wrong] [n=5] [paths.data_dir=DIR]
@@ -20,7 +20,7 @@ Prints prompt, answer, what was parsed of it, and the target of n records of a r
 are built from the benchmark's files below DIR, by default the samples."""
 
 
-def records(run: Run, benchmark: str, wrong: bool = False) -> Iterator[dict[str, Any]]:
+def records(run: Run, benchmark: str, wrong: bool = False) -> Iterator[Record]:
     """The records of a run's evaluation.
 
     Args:
@@ -35,13 +35,8 @@ def records(run: Run, benchmark: str, wrong: bool = False) -> Iterator[dict[str,
         if found:
             raise unknown("benchmark of this run", benchmark, found)
         raise MissingFileError(f"{run.path} has no evaluation (a run is a folder such as seed0).")
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
-        try:
-            record = parse_json(line)
-            full = all(score == 1 for score in record["scores"].values())
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file}:{number}: no record ({error}): was it edited?") from error
-        if not (wrong and full):
+    for record in read_records(file.parent):
+        if not (wrong and all(score == 1 for score in record.scores.values())):
             yield record
 
 
@@ -75,15 +70,15 @@ def prompts(run: Run, benchmark: str, paths: Sequence[str] = ()) -> dict[str, st
     return {request.prompt_sha256: request.prompt for request in built[benchmark].requests}
 
 
-def show(record: Mapping[str, Any], prompt: str | None) -> None:
+def show(record: Record, prompt: str | None) -> None:
     """Print one record."""
-    console.rule(printable(str(record["id"])), align="left")
+    console.rule(printable(record.id), align="left")
     if prompt is not None:
         _part("prompt", prompt)
     for name in ("output", "parsed", "target"):
-        if name in record:
-            _part(name, record[name])
-    _part("scores", "  ".join(f"{name} {value:.4g}" for name, value in record["scores"].items()))
+        if name in record.model_fields_set:
+            _part(name, getattr(record, name))
+    _part("scores", "  ".join(f"{name} {value:.4g}" for name, value in record.scores.items()))
 
 
 def _part(title: str, value: Any) -> None:
@@ -115,13 +110,13 @@ def main() -> None:
         run = Run(Path(folder).expanduser())
         chosen = list(islice(records(run, benchmark, wrong), n))
         texts = prompts(run, benchmark, paths) if chosen else {}
-        if texts and not any(str(record.get("prompt_sha256")) in texts for record in chosen):
+        if texts and not any(record.prompt_sha256 in texts for record in chosen):
             say(
                 "prompts are not shown: the run had other files of this benchmark; give"
                 " paths.data_dir="
             )
         for record in chosen:
-            show(record, texts.get(str(record.get("prompt_sha256"))))
+            show(record, texts.get(record.prompt_sha256 or ""))
         if not chosen:
             say("no such record")
 

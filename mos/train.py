@@ -31,7 +31,6 @@ from mos.console import (
     logged_to,
     override,
     quiet_libraries,
-    results_table,
     say,
 )
 from mos.environment import log_files
@@ -39,6 +38,7 @@ from mos.errors import UserError, write_fault
 from mos.identity import finished_run, open_run
 from mos.preflight import check_shapes, choose_device, missing
 from mos.run import Run
+from mos.runs import results_table
 from mos.training.members import (
     end_member,
     fail_member,
@@ -99,6 +99,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
             with outcome_recorded(run):
                 if agreed(not run.trained, device):
                     train_adapter(config, run)
+                elif run.results is None:  # it was damaged, and is made again
+                    run.write_results()
                 evaluate_apart(config, run)
         else:
             agreed(False, device)
@@ -111,16 +113,15 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
 
 def report(run: Run) -> dict[str, Any] | None:
     """Show what a run has come to; returns its results if they are complete."""
-    status, reason = run.state
-    results, complete = run.results, run.complete
+    state, results, complete = run.state, run.results, run.complete
     if results and not in_sweep():  # whose table at the end has the scores of all members
         console.print(results_table(results))
     if complete:
         say(f"complete: {run.path / 'results.json'} (overwrite=true starts anew)")
     elif not in_sweep():
-        say(f"{status}: {run.path}" + (f" ({reason})" if reason else ""))
-    end_member(status, run, reason)
-    return results if complete else None
+        say(f"{state.status}: {run.path}" + (f" ({state.reason})" if state.reason else ""))
+    end_member(state.status, run, state.reason)
+    return results.content() if results and complete else None
 
 
 def train_adapter(config: TrainConfig, run: Run) -> None:
@@ -130,7 +131,7 @@ def train_adapter(config: TrainConfig, run: Run) -> None:
     quiet_libraries()
     run.set_status("running")
     run.write_config(config)
-    run.update_manifest(logs=[*dict.fromkeys([*run.manifest.get("logs", []), *log_files()])])
+    run.update_manifest(logs=[*dict.fromkeys([*run.manifest.logs, *log_files()])])
     say(f"run: {run.path} (its whole config is in config.yaml)")
     sweep = sweep_dir()
     with tracked(config, run, group=sweep.name if sweep else None):

@@ -9,6 +9,7 @@ from mos.card import USE, write_card
 from mos.config import compose_config, validate
 from mos.evaluation.subjects import adapter_hash
 from mos.export import merge, to_lora
+from mos.records import Metrics
 from mos.run import Run
 from tests.adapters.tiny import CASES, adapted, tiny_llama
 
@@ -40,14 +41,19 @@ def run(tmp_path):
     return run
 
 
-MMLU = {"mmlu": {"exact_match": 25.0, "stderr": 4.75, "n": 84, "partial": "limit=84"}}
+def evaluated(run, name="mmlu", **more):
+    scores = {"metrics": {"exact_match": 25.0}, "stderr": {"exact_match": 4.75}, "n": 84}
+    Metrics(**{**scores, "partial": "limit=84", **more}).write(run.path / "eval" / name, [])
+    run.write_results()
 
 
 def test_the_hub_reads_scores_and_people_the_rest(run):
     before = adapter_hash(run.adapter_dir, run.path / "cache")
     write_card(run)
     assert "Not evaluated yet" in (run.adapter_dir / "README.md").read_text()
-    run.write_results({**MMLU, "heldout": {"loss": 1.5, "lower_is_better": ["loss"], "n": 16}})
+    evaluated(run)
+    loss = {"metrics": {"loss": 1.5}, "stderr": {}, "lower_is_better": ["loss"]}
+    evaluated(run, "heldout", **loss, n=16, partial="")
     write_card(run)
     card = ModelCard.load(run.adapter_dir / "README.md")
     assert card.data.library_name == "peft"
@@ -72,16 +78,16 @@ def test_the_hub_reads_scores_and_people_the_rest(run):
 
 def test_a_base_on_the_hub_is_named_in_the_metadata(run):
     config = run.config
-    config["model"]["path"] = "meta-llama/Llama-2-7b-hf"
-    run.write_config(config)
+    path = "meta-llama/Llama-2-7b-hf"
+    run.write_config(config.but(model=config.model.but(path=path)))
     write_card(run)
-    assert ModelCard.load(run.adapter_dir / "README.md").data.base_model == config["model"]["path"]
+    assert ModelCard.load(run.adapter_dir / "README.md").data.base_model == path
 
 
 def test_what_a_user_wrote_or_edited_stays(run, capsys):
     file = run.adapter_dir / "README.md"
     write_card(run)
-    run.write_results(MMLU)
+    evaluated(run)
     for text in (b"mine", b"\xff\xfe\0", file.read_bytes().replace(b"# MoS on", b"# My MoS on")):
         file.write_bytes(text)
         write_card(run)
@@ -94,7 +100,7 @@ def test_what_a_user_wrote_or_edited_stays(run, capsys):
 
 @pytest.mark.parametrize("form", ["lora", "merged"])
 def test_an_export_has_the_card_of_its_adapter(run, form, tmp_path, capsys):
-    run.write_results(MMLU)
+    evaluated(run)
     write_card(run)
 
     def export(out):

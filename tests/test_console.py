@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from mos import console
+from mos.records import Results
+from mos.runs import results_table
 
 HOSTILE = "a\x1b[2J\x07[red]b[v1]\u202e"
 SHOWN = r"a\x1b[2J\x07[red]b[v1]\u202e"
@@ -29,14 +31,12 @@ def test_messages_write_out_control_characters_and_keep_their_lines(speak, capsy
 
 def test_configs_and_results_show_names_as_they_are():
     assert SHOWN in rendered(console.config_tree({"paths": {"data": HOSTILE}}, "config"))
-    results = {
-        "method": {"label": HOSTILE, "rank": 8},
-        "model": HOSTILE,
-        "seed": 0,
-        "train": None,
-        "metrics": {HOSTILE: {HOSTILE: 1.0, "n": 4}},
-    }
-    assert rendered(console.results_table(results)).count(SHOWN) == 4
+    results = Results(
+        schema=1, run_id="", experiment="", scale="", model=HOSTILE, seed=0,
+        method={"name": "mos", "label": HOSTILE, "rank": 8, "trainable_parameters": 1},
+        metrics={HOSTILE: {HOSTILE: 1.0, "n": 4}},
+    )  # fmt: skip
+    assert rendered(results_table(results)).count(SHOWN) == 4
 
 
 @pytest.mark.parametrize(

@@ -95,18 +95,21 @@ def test_a_preempted_member_is_requeued_and_goes_on_one_without_grace_says_so(tm
     output, _ = sweep.communicate()
 
     assert short.status == "trained"
-    assert short.manifest["train"]["steps"] == 100
+    assert short.manifest.train.steps == 100
     log = (short.path / "train.log").read_text()
     (kept,) = re.findall(r"interrupted: .*stopped by SIG\w+; step (\d+) of 100 is kept", log)
     assert f"continuing from checkpoint-{kept}" in log
-    printed, errors = short.manifest["logs"]
+    printed, errors = short.manifest.logs
     assert "Requeued job" in Path(printed).read_text()
     assert "this job is preempted" in Path(errors).read_text()
-    assert endless.state == ("interrupted", "got SIGTERM; the step at work has no checkpoint yet")
+    assert (endless.state.status, endless.state.reason) == (
+        "interrupted",
+        "got SIGTERM; the step at work has no checkpoint yet",
+    )
     assert sweep.returncode == 1
     assert "1 of 2 failed; the same command" in output
     assert f"its process ended without a word ({endless.state.reason})" in output
-    assert endless.manifest["logs"][1] in output
+    assert endless.manifest.logs[1] in output
 
 
 @pytest.mark.slow
@@ -123,7 +126,7 @@ def test_an_array_of_200_eight_at_once_trains_every_member_once(tmp_path, start)
     assert len(runs) == 200
     assert {run.status for run in runs} == {"trained"}
     assert {len((run.path / "trainings").read_text().split()) for run in runs} == {1}
-    logs = [Path(run.manifest["logs"][0]) for run in runs]
+    logs = [Path(run.manifest.logs[0]) for run in runs]
     for run, log in zip(runs, logs, strict=True):
         assert str(run.path) in log.read_text()
     assert len(set(logs)) == 200
@@ -161,9 +164,9 @@ def test_a_member_lost_to_the_cluster_goes_on_and_the_sweep_ends_in_a_table(
 
     assert sweep.returncode == 0, output
     runs = members()
-    assert [(run.status, run.manifest["train"]["steps"]) for run in runs] == [("trained", 60)] * 2
+    assert [(run.status, run.manifest.train.steps) for run in runs] == [("trained", 60)] * 2
     assert "continuing from checkpoint-" in (runs[0].path / "train.log").read_text()
-    assert Path(runs[0].manifest["logs"][0]).is_file()
+    assert Path(runs[0].manifest.logs[0]).is_file()
     lines = output.splitlines()
     assert any("[1] member 1 of 2: seed=0" in line for line in lines)
     table = [line for line in lines if line.startswith("│ seed=")]

@@ -138,13 +138,6 @@ def test_an_unwritable_output_folder_is_named(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("content", ['{"status": "eval', "[]", '{"status": 7}', "[" * 100_000])
-def test_a_damaged_status_is_named_not_guessed(tmp_path, content):
-    (tmp_path / "status.json").write_text(content)
-    with pytest.raises(UserError, match=r"status\.json"):
-        _ = Run(tmp_path).status
-
-
 @pytest.mark.parametrize(
     ("name", "read"),
     [

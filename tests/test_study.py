@@ -48,7 +48,8 @@ def test_other_seeds_are_trained_at_the_best_rates(study, args, monkeypatch):
     }  # fmt: skip
 
     known = {
-        key: SimpleNamespace(results={"train": {"eval_loss": loss}}) for key, loss in losses.items()
+        key: SimpleNamespace(results=SimpleNamespace(train=SimpleNamespace(eval_loss=loss)))
+        for key, loss in losses.items()
     }
     monkeypatch.setattr(study, "finished", lambda _, corpus, row, rate: known.get((row, rate)))
     sweeps = [(given[-1], rates, seeds) for given, rates, seeds in study.plan(args)]
@@ -76,10 +77,10 @@ def test_verdicts_pair_seeds_and_examples(study, args, monkeypatch, tmp_path):
         ]
         (folder / "eval" / "heldout" / "records.jsonl").write_text("\n".join(lines))
         best = {"lora_r2": 0.002, "mos_r8": 0.008}[row]
-        results = {
-            "train": {"eval_loss": abs(rate - best)},
-            "metrics": {"heldout": {"loss": sum(loss) / 3}},
-        }
+        results = SimpleNamespace(
+            train=SimpleNamespace(eval_loss=abs(rate - best)),
+            metrics={"heldout": SimpleNamespace(metrics={"loss": sum(loss) / 3})},
+        )
         return SimpleNamespace(path=folder, results=results)
 
     monkeypatch.setattr(

@@ -161,7 +161,7 @@ def test_optuna_searches_for_the_lowest_held_out_loss(tmp_path, paths):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "member 3 of 3" in done.stdout
     losses = [
-        run.results["metrics"]["heldout"]["loss"]
+        run.results.metrics["heldout"].metrics["loss"]
         for run in find_runs(str(tmp_path / "outputs" / "superni_mmlu"))
     ]
     assert len(losses) == 3
@@ -183,7 +183,7 @@ def test_every_preset_of_table_2_trains_and_fills_its_row(tmp_path, paths):
     assert evaluated.stdout.count("engine: starting") == 1
     runs = find_runs(str(outputs / "superni_mmlu"))
     assert [run.status for run in runs] == ["evaluated"] * len(presets)
-    labels = {run.results["method"]["label"] for run in runs}
+    labels = {run.results.method.label for run in runs}
     assert {"LoRA", "VeRA", "Tied LoRA", "PRoLoRA", "MoS", "MoS -pd", "Vanilla (chat)"} < labels
 
 
@@ -203,19 +203,19 @@ def test_every_method_trains_in_one_sweep(tiny_model_dir, tmp_path, paths):
     assert trained.returncode == 0, trained.stdout + trained.stderr
     runs = find_runs(str(tmp_path / "outputs" / "superni_mmlu"))
     assert len(runs) == len(methods)
-    assert {run.manifest["method"]["label"] for run in runs} == {
+    assert {run.manifest.method.label for run in runs} == {
         "MoS", "LoRA", "rsLoRA", "DoRA", "PRoLoRA", "Tied LoRA", "VeRA", "MiSS", "RaSA", "VB-LoRA",
         "Uni-LoRA", "Lily", "RandLoRA", "LoKr", "HiRA", "Vanilla (chat)", "Full fine-tuning",
     }  # fmt: skip
     for run in runs:
-        mos, command, *alone = run.manifest["command"]
+        mos, command, *alone = run.manifest.command
         assert [mos, command] == ["mos", "train"]
         assert open_run(validate(compose_config(alone))).path == run.path
-        if run.manifest["method"]["trainable_parameters"]:
-            train = run.manifest["train"]
+        if run.manifest.method.trainable_parameters:
+            train = run.manifest.train
             assert run.complete, run.path
-            assert train["steps"] == 2, run.path
-            assert train["eval_loss"] != train["eval_loss_before"], run.path
+            assert train.steps == 2, run.path
+            assert train.eval_loss != train.eval_loss_before, run.path
 
 
 @pytest.mark.slow
@@ -232,7 +232,7 @@ def test_a_sweep_that_is_killed_twice_ends_in_a_table(tmp_path, paths):
     assert done.returncode == 0, done.stdout + done.stderr
     runs = find_runs(f"{outputs}/*/*/*")
     assert [run.status for run in runs] == ["trained"] * 8
-    assert {run.manifest["train"]["steps"] for run in runs} == {6}
+    assert {run.manifest.train.steps for run in runs} == {6}
     evaluated = run_cli(f"runs='{outputs}/*/*/*'", paths[1], module="mos.evaluate")
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     summary = tmp_path / "summary"

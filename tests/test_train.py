@@ -45,7 +45,7 @@ def results(paths):
 def test_a_run_ends_in_results_of_schema_1(results, paths):
     (run,) = find_runs(paths[0].partition("=")[2])
     assert run.status == "evaluated"
-    assert run.results == results
+    assert run.results.content() == results
     assert results["schema"] == 1
     assert (results["experiment"], results["scale"]) == ("superni_mmlu", "local")
     assert results["method"]["label"] == "MoS"
@@ -105,11 +105,11 @@ def test_lm_eval_reads_the_results_of_a_run(run, results, tmp_path):
         assert len(rows) == len(records) == 4
         for row, record in zip(rows, records, strict=True):
             prompt = row["arguments"]["gen_args_0"]["arg_0"]
-            assert utils.hash_string(prompt) == row["prompt_hash"] == record["prompt_sha256"]
-            assert {metric: row[metric] for metric in row["metrics"]} == record["scores"]
-            assert row["target"] == str(record["target"])
+            assert utils.hash_string(prompt) == row["prompt_hash"] == record.prompt_sha256
+            assert {metric: row[metric] for metric in row["metrics"]} == record.scores
+            assert row["target"] == str(record.target)
             if task == "mos_tydiqa":
-                assert row["resps"] == [[record["output"]]]
+                assert row["resps"] == [[record.output]]
 
 
 def command(module, monkeypatch, *arguments) -> None:
@@ -196,8 +196,8 @@ def test_epochs_are_steps_once_the_data_is_known(tmp_path, paths):
     train(compose_config([*job, "trainer.max_steps=-1", "trainer.num_train_epochs=2"]))
     (run,) = find_runs(str(tmp_path))
     # 10 examples beside the 14 that are held out: 3 batches of 4 an epoch.
-    assert run.manifest["train"]["steps"] == 6
-    assert run.manifest["train"]["examples"] == 20
+    assert run.manifest.train.steps == 6
+    assert run.manifest.train.examples == 20
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from eval import BENCHMARKS, Benchmark, build_benchmark
 from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
-from eval.results import read_result, results_entry
+from eval.results import Metrics
 from eval.runner import Weights, run_benchmark
 from mos.card import write_card
 from mos.config import Evaluation
-from mos.console import logged_to, say, score_rows
+from mos.console import logged_to, say
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
 from mos.evaluation.serving import FULL, LORA, MERGED, Server
@@ -31,6 +31,7 @@ from mos.evaluation.subjects import Subject, adapter_hash, read_origin
 from mos.files import fingerprint, hash_json, source_hash
 from mos.model_sources import resolve_model
 from mos.modeling import load_tokenizer
+from mos.records import Evaluated
 
 # What the caller says of programs that are run.
 _CONSENT = ("allow_code_execution", "sandbox")
@@ -117,7 +118,7 @@ def recorded_options(evaluation: Evaluation, name: str, cache_dir: str | Path) -
     return {**options, "data_dir": source_hash(options["data_dir"], cache_dir)}
 
 
-def has_all(evaluated: Mapping[str, Any], wanted: Evaluation) -> bool:
+def has_all(evaluated: Mapping[str, Evaluated], wanted: Evaluation) -> bool:
     """Whether a run has the results that its config asks for, and not just parts of them."""
 
     def options(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def has_all(evaluated: Mapping[str, Any], wanted: Evaluation) -> bool:
 
     return all(
         name in evaluated
-        and options(evaluated[name]["options"]) == options(build_options(wanted, name))
+        and options(evaluated[name].options) == options(build_options(wanted, name))
         for name in wanted.benchmarks
     )
 
@@ -264,9 +265,8 @@ def _check_adapter_is_its_own(subject: Subject, weights: Weights) -> None:
     if subject.run is None or weights.adapter_sha256 is None:
         return
     manifest = subject.run.manifest
-    evaluated = manifest.get("evaluation", {}).values()
-    known = {entry["weights"]["adapter_sha256"] for entry in evaluated}
-    known.add(manifest.get("adapter_sha256"))
+    known = {entry.weights.get("adapter_sha256") for entry in manifest.evaluation.values()}
+    known.add(manifest.adapter_sha256)
     if known - {None, weights.adapter_sha256}:
         raise UserError(
             f"{subject.adapter_dir} is not the adapter that this run trained: its content is"
@@ -305,37 +305,37 @@ def _evaluate(job: Job, server: Server, cache_dir: str | Path, overwrite: bool) 
             options=recorded_options(subject.evaluation, name, cache_dir),
             overwrite=overwrite,
         )
-        _record(job, name, {**result, "settings": job.settings.describe()}, cache_dir)
+        _record(job, name, result, cache_dir)
 
 
 def _result_dir(subject: Subject, benchmark: Benchmark) -> Path:
     """`eval/<benchmark>`; a part never takes the whole's place."""
     folder = subject.out_dir / "eval" / benchmark.name
-    earlier = read_result(folder)
-    if benchmark.partial and earlier is not None and not earlier["partial"]:
+    earlier = Metrics.whole(folder)
+    if benchmark.partial and earlier is not None and not earlier.partial:
         return folder.with_name(f"{benchmark.name}.partial")
     return folder
 
 
-def _record(job: Job, name: str, result: dict[str, Any], cache_dir: str | Path) -> None:
+def _record(job: Job, name: str, result: Metrics, cache_dir: str | Path) -> None:
     """Tell of a result, and put it into the run's results.json unless a whole one is there."""
     subject = job.subject
     subject.results[name] = result
     folder = _result_dir(subject, job.benchmarks[name])
     say(f"{name}: {_summary(result)}; {folder}")
     run = subject.run
-    beside = read_result(subject.out_dir / "eval" / name)
-    if run is None or beside is None or beside["key"] != result["key"]:
+    beside = Metrics.whole(subject.out_dir / "eval" / name)
+    if run is None or beside is None or beside.key != result.key:
         return
     locks = Path(cache_dir) / "locks"
     with FileLock(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
-        kept = ("prompts_sha256", "options", "weights", "engine", "settings", "scoring", "timing")
-        evaluation = run.manifest.get("evaluation", {})
-        evaluation[name] = {key: result[key] for key in kept if key in result}
+        kept = {"prompts_sha256", "options", "weights", "engine", "scoring", "timing"}
+        how = {**result.model_dump(include=kept), "settings": job.settings.describe()}
+        evaluation = {**run.manifest.content().get("evaluation", {}), name: how}
         run.update_manifest(evaluation=evaluation)
-        run.write_results({name: results_entry(result)})
+        run.write_results()
         write_card(run)
-        if has_all(evaluation, run.config.eval):
+        if has_all(run.manifest.evaluation, run.config.eval):
             run.set_status("evaluated")
 
 
@@ -348,16 +348,16 @@ def _described(job: Job) -> str:
     return f"{job.subject.model.name}, {' '.join(weights)}; {', '.join(job.benchmarks)}"
 
 
-def _summary(result: Mapping[str, Any]) -> str:
-    parts = [f"{row.metric} {row.text}" for row in score_rows({"": results_entry(result)})]
-    seconds = sum(result["timing"].get(key, 0) for key in ("seconds", "scoring_seconds"))
-    notes = [f"n={result['n']}", f"{seconds:.0f} s"]
-    if cached := result["timing"].get("cached"):
-        notes.append("all outputs from the cache" if cached == result["n"] else f"{cached} cached")
-    if result["truncated"]:
-        notes.append(f"{result['truncated']} outputs cut at the length limit")
-    if result["ties"]:
-        notes.append(f"{result['ties']} ties")
-    if result["partial"]:
-        notes.append(f"partial: {result['partial']}")
+def _summary(result: Metrics) -> str:
+    parts = [f"{row.metric} {row.text}" for row in result.scores.rows("")]
+    seconds = sum(result.timing.get(key, 0) for key in ("seconds", "scoring_seconds"))
+    notes = [f"n={result.n}", f"{seconds:.0f} s"]
+    if cached := result.timing.get("cached"):
+        notes.append("all outputs from the cache" if cached == result.n else f"{cached} cached")
+    if result.truncated:
+        notes.append(f"{result.truncated} outputs cut at the length limit")
+    if result.ties:
+        notes.append(f"{result.ties} ties")
+    if result.partial:
+        notes.append(f"partial: {result.partial}")
     return f"{', '.join(parts)} ({'; '.join(notes)})"

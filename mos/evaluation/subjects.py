@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import read_json
+from eval.results import Metrics
 from mos.config import Evaluation, Model, Quantization, TrainConfig, benchmark_model
 from mos.console import say
 from mos.errors import MissingFileError, UserError
@@ -36,7 +37,7 @@ class Subject:
         adapter_dir: the adapter as PEFT saved it, a whole model after full fine-tuning, or None for
             a bare model.
         run: gets results.json; None for an adapter that belongs to no run.
-        results: benchmark -> content of its metrics.json.
+        results: by benchmark.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Subject:
     out_dir: Path
     adapter_dir: Path | None = None
     run: Run | None = None
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, Metrics] = field(default_factory=dict)
 
     @cached_property
     def adapter_config(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def run_subject(
 
 def _check_files(run: Run, name: str, data_dir: str, cache_dir: str) -> None:
     """Refuse benchmark files whose content is not that of the files that a run was set up with."""
-    set_up_with = run.manifest.get("benchmarks_sha256", {}).get(name)
+    set_up_with = run.manifest.benchmarks_sha256.get(name)
     here = source_hash(data_dir, cache_dir)
     if set_up_with is not None and here is not None and here != set_up_with:
         raise UserError(

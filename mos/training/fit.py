@@ -95,11 +95,12 @@ def fit(config: TrainConfig, run: Run) -> None:
     base_sha256 = fingerprint(model_dir, config.paths.cache_dir)
     if is_main_process():
         write_origin(run.adapter_dir, config, base_sha256)
-    record(config, run, trainable, train, n_blocks=model.config.num_hidden_layers)
     if losses is not None and is_main_process():
-        heldout = write_heldout(run.path, rows, losses, config.data.dump())
-        run.write_results({"heldout": heldout})
+        write_heldout(run.path, rows, losses, config.data.dump())
+    record(config, run, trainable, train, n_blocks=model.config.num_hidden_layers)
     if is_main_process():
+        if losses is not None:
+            run.write_results()
         write_card(run)
 
 

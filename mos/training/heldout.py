@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from eval.results import results_entry, write_result
+from eval.results import SCHEMA, Metrics
 from eval.scoring import micro
 from mos.data.chat import IGNORE_INDEX
 from mos.files import hash_json
@@ -83,8 +83,8 @@ def example_scores(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
 
 def write_heldout(
     run_dir: Path, rows: Dataset, losses: HeldOut, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write `eval/heldout/` of a run, and return its entry in results.json.
+) -> Metrics:
+    """Write `eval/heldout/` of a run.
 
     Args:
         rows: the held-out examples as they were encoded.
@@ -97,20 +97,20 @@ def write_heldout(
         {"id": name, "scores": {"nll": nll, "tokens": tokens, EXACT: score}}
         for name, nll, tokens, score in each
     ]
-    result = {
-        "schema": 1,
-        "benchmark": NAME,
-        "prompts_sha256": hash_json(ids),
-        "partial": "",
-        "options": dict(options),
-        "n": len(ids),
-        "metrics": {"loss": losses.loss, **exact.metrics},
-        "stderr": {"loss": losses.stderr, **exact.stderr},
-        "lower_is_better": ["loss"],
-        "step": losses.step,
-        "tokens": sum(losses.tokens),
-    }
-    return results_entry(write_result(run_dir / "eval" / NAME, result, records))
+    result = Metrics(
+        schema=SCHEMA,
+        benchmark=NAME,
+        prompts_sha256=hash_json(ids),
+        partial="",
+        options=dict(options),
+        n=len(ids),
+        metrics={"loss": losses.loss, **exact.metrics},
+        stderr={"loss": losses.stderr, **exact.stderr},
+        lower_is_better=["loss"],
+        step=losses.step,
+        tokens=sum(losses.tokens),
+    )
+    return result.write(run_dir / "eval" / NAME, records)
 
 
 def _row_ids(rows: Dataset) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from mos.console import fail, label_lines, say, score_rows, show_traceback
+from mos.console import fail, label_lines, say, show_traceback
 from mos.errors import UserError
 from mos.files import read_json, write_json
 from mos.run import Run
@@ -85,7 +85,7 @@ def end_member(outcome: str, run: Run | None = None, reason: str = "") -> None:
     entry = read_json(_member_file(folder, number))
     entry |= {"outcome": outcome, "reason": reason, "seconds": time.time() - entry["started"]}
     if run is not None:
-        rows = score_rows(run.results.get("metrics", {}))
+        rows = results.rows() if (results := run.results) else []
         scores = {f"{row.benchmark} {row.metric}": row.value for row in rows}
         entry |= {"run": str(run.path), "scores": scores}
     _write_member(folder, number, entry)

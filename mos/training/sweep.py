@@ -128,7 +128,7 @@ def close(folder: Path, paths: Mapping[str, str]) -> None:
         say(f"evaluate them all: python -m mos.evaluate {shlex.join(command)}")
     failed = [m for m in members if m["outcome"] in ("failed", "interrupted")]
     for member in failed:
-        logs = Run(member["run"]).manifest.get("logs", []) if member["run"] else []
+        logs = Run(member["run"]).manifest.logs if member["run"] else []
         said = "; ".join([member["reason"], *logs[-2:]])
         say(f"{member['outcome']}: {' '.join(member['overrides'])}: {said}")
     total = read_json(folder / SWEEP)["members"]

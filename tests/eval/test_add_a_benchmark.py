@@ -48,9 +48,9 @@ def test_the_page_makes_a_benchmark(followed, tiny_model_dir):
         f"paths.cache_dir={followed}/cache",
     ]
     [vanilla] = mos.evaluate.evaluate(mos.config.compose_config(overrides, "evaluate"))
-    result = vanilla.run.results["metrics"]["riddles"]
-    assert result["n"] == 4
-    assert 0 <= result["exact_match"] <= 100
+    result = vanilla.run.results.metrics["riddles"]
+    assert result.n == 4
+    assert 0 <= result.metrics["exact_match"] <= 100
 
     report = [f"runs={followed}/outputs", f"out={followed}/summary", "rows=method.label"]
     summarize(mos.config.compose_config([*report, "plots=false"], "summarize"))

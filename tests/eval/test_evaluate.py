@@ -145,9 +145,9 @@ def test_one_engine_serves_all_runs_of_a_base(
     assert len(starts) == 1
     for name, run in runs.items():
         assert run.status == "evaluated"
-        result = run.results["metrics"]["mmlu"]
-        assert (result["n"], result["partial"]) == (4, "limit=4")
-        weights = run.manifest["evaluation"]["mmlu"]["weights"]
+        result = run.results.metrics["mmlu"]
+        assert (result.n, result.partial) == (4, "limit=4")
+        weights = run.manifest.evaluation["mmlu"].weights
         assert weights["adapter"] == (None if name == "none" else "merged")
         model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
         if name != "none":
@@ -166,7 +166,7 @@ def test_adapters_as_lora_answer_like_merged_ones(make_run, evaluate, starts):
     evaluate(f"runs={run.path}", "eval.weights=merged")
     merged = letters(run)
     evaluate(f"runs={run.path}", "eval.weights=adapter")
-    assert run.manifest["evaluation"]["mmlu"]["weights"]["adapter"] == "lora"
+    assert run.manifest.evaluation["mmlu"].weights["adapter"] == "lora"
     assert close(letters(run), merged)
     assert len(starts) == 2
 
@@ -187,26 +187,26 @@ def test_full_fine_tuning_is_its_own_weights(make_run, evaluate, tiny_model_dir,
 def test_quantised_runs_use_the_weights_that_training_saw(make_run, evaluate):
     run = make_run("lora", LORA, "quantization=nf4")
     evaluate(f"runs={run.path}")
-    assert run.manifest["evaluation"]["mmlu"]["weights"]["quantization"]["quant_type"] == "nf4"
+    assert run.manifest.evaluation["mmlu"].weights["quantization"]["quant_type"] == "nf4"
     dequantised = letters(run)
     evaluate(f"runs={run.path}", "eval.weights=original")
-    assert run.manifest["evaluation"]["mmlu"]["weights"]["quantization"] is None
+    assert run.manifest.evaluation["mmlu"].weights["quantization"] is None
     assert not close(letters(run), dequantised)
 
 
 def test_what_is_given_on_purpose_beats_the_run(make_run, evaluate):
     run = make_run("lora", LORA, "eval.benchmarks.mmlu.answer_cue=open_instruct")
     evaluate(f"runs={run.path}", "eval.limit=3", "eval.batch_size=2")
-    mmlu = run.manifest["evaluation"]["mmlu"]
-    assert mmlu["options"]["limit"] == 3
-    assert mmlu["options"]["answer_cue"] == "open_instruct"
-    assert mmlu["engine"]["batch_size"] == 2
+    mmlu = run.manifest.evaluation["mmlu"]
+    assert mmlu.options["limit"] == 3
+    assert mmlu.options["answer_cue"] == "open_instruct"
+    assert mmlu.engine["batch_size"] == 2
     assert run.status == "trained"  # its config asks for four examples
 
     evaluate(f"runs={run.path}", "benchmarks=[tydiqa]", "eval.limit=1")
-    assert set(run.results["metrics"]) == {"mmlu", "tydiqa"}
-    assert run.results["metrics"]["tydiqa"]["n"] == 1
-    assert run.results["metrics"]["mmlu"]["n"] == 3
+    assert set(run.results.metrics) == {"mmlu", "tydiqa"}
+    assert run.results.metrics["tydiqa"].n == 1
+    assert run.results.metrics["mmlu"].n == 3
 
 
 def test_a_run_does_not_consent_for_the_caller(make_run, evaluate):
@@ -221,7 +221,7 @@ def test_paths_and_device_come_from_the_caller(make_run, evaluate, samples_dir, 
     run.update_manifest(benchmarks_sha256={"mmlu": source_hash(samples_dir / "mmlu", tmp_path)})
     (subject,) = evaluate(f"runs={run.path}")
     assert subject.evaluation.benchmarks["mmlu"].data_dir == f"{samples_dir}/mmlu"
-    assert subject.results["mmlu"]["n"] == 4
+    assert subject.results["mmlu"].n == 4
     assert not (tmp_path / "theirs").exists()
 
     run.update_manifest(benchmarks_sha256={"mmlu": "other"})
@@ -233,8 +233,8 @@ def test_paths_and_device_come_from_the_caller(make_run, evaluate, samples_dir, 
 def test_a_bare_model_becomes_a_run(evaluate, starts):
     (chat,) = evaluate("eval=[base,mmlu]", "eval.limit=4")
     (plain,) = evaluate("eval=[base,mmlu]", "eval.limit=4", "eval.chat=false")
-    assert chat.run.results["method"]["label"] == "Vanilla (chat)"
-    assert plain.run.results["method"]["label"] == "Vanilla (no-chat)"
+    assert chat.run.results.method.label == "Vanilla (chat)"
+    assert plain.run.results.method.label == "Vanilla (no-chat)"
     assert chat.run.path != plain.run.path
     assert letters(chat.run) != letters(plain.run)
     evaluate("eval=[base,mmlu]", "eval.limit=4")
@@ -245,7 +245,7 @@ def test_an_adapter_that_belongs_to_no_run(make_run, evaluate, tmp_path):
     run = make_run("lora", LORA)
     evaluate(f"runs={run.path}")
     (alone,) = evaluate(f"adapters=[{run.adapter_dir}]", "benchmarks=[mmlu]", "eval.limit=4")
-    assert alone.results["mmlu"]["timing"]["computed"] == 0
+    assert alone.results["mmlu"].timing["computed"] == 0
     assert alone.out_dir.parent == tmp_path / "outputs" / "adapters"
     assert (alone.out_dir / "eval" / "mmlu" / "records.jsonl").is_file()
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
@@ -281,21 +281,25 @@ def test_broken_members_are_named_and_left_out(make_run, evaluate, tmp_path):
     assert runs["misfit"].status == "trained"
 
 
-def test_an_edited_results_file_is_not_complete_and_is_written_again(make_run, evaluate, capsys):
+@pytest.mark.parametrize("change", [lambda text: text.replace("4", "5"), lambda text: text[:99]])
+def test_damaged_results_are_named_and_made_again_from_the_evaluation(
+    change, make_run, evaluate, capsys
+):
     run = make_run("lora", LORA)
     evaluate(f"runs={run.path}")
-    right = run.results
+    right, file = run.results, run.path / "results.json"
     assert run.complete
-    edited = json.loads(json.dumps(right))
-    edited["metrics"]["mmlu"]["exact_match"] += 50
-    (run.path / "results.json").write_text(json.dumps(edited))
-    assert not run.complete
-    del edited["sha256"]  # as earlier versions wrote it
-    (run.path / "results.json").write_text(json.dumps(edited))
+    file.write_text(change(file.read_text()))
+    with pytest.raises(UserError, match=r"results\.json .*Remove it"):
+        _ = run.complete
+    evaluate(f"runs={run.path}")
+    assert "It is made again" in capsys.readouterr().out
+    assert run.results == right
+    assert run.complete
+    file.unlink()
     assert not run.complete
     evaluate(f"runs={run.path}")
     assert run.results == right
-    assert run.complete
 
 
 def test_an_adapter_of_another_base_is_refused_unless_allowed(make_run, evaluate, tiny_model_dir):
@@ -306,19 +310,19 @@ def test_an_adapter_of_another_base_is_refused_unless_allowed(make_run, evaluate
     with pytest.raises(UserError, match=r"trained on another base model \(tiny, content c0ffee\)"):
         evaluate(f"runs={run.path}")
     evaluate(f"runs={run.path}", "eval.base_mismatch=allow", "eval.limit=3")
-    weights = run.manifest["evaluation"]["mmlu"]["weights"]
+    weights = run.manifest.evaluation["mmlu"].weights
     assert weights["trained_on_sha256"] == "c0ffee"
 
 
 def test_a_part_does_not_take_the_place_of_the_whole(make_run, evaluate):
     run = make_run("lora", LORA, "eval.limit=null")
     evaluate(f"runs={run.path}")
-    whole = run.results["metrics"]["mmlu"]
-    assert "partial" not in whole
+    whole = run.results.metrics["mmlu"]
+    assert whole.partial is None
     (part,) = evaluate(f"runs={run.path}", "eval.limit=2")
-    assert part.results["mmlu"]["partial"] == "limit=2"
+    assert part.results["mmlu"].partial == "limit=2"
     assert (run.path / "eval" / "mmlu.partial" / "metrics.json").is_file()
-    assert run.results["metrics"]["mmlu"] == whole
+    assert run.results.metrics["mmlu"] == whole
 
 
 def whole_and_copy(run: Run, evaluate) -> tuple[dict, bytes, Run]:

@@ -13,6 +13,7 @@ import types
 if "submitit.core._submit" in sys.orig_argv:
     import mos.train
     from mos.environment import log_files
+    from mos.records import Metrics
 
     def train_adapter(config, run) -> None:
         run.set_status("running")
@@ -24,8 +25,10 @@ if "submitit.core._submit" in sys.orig_argv:
         (run.path / "at-work").unlink()
         with (run.path / "trainings").open("a") as trainings:
             trainings.write(f"{os.getpid()}\n")
-        run.update_manifest(method={"name": "lora"}, train=None)
-        run.write_results({"heldout": {"loss": 1.0, "n": 1}})
+        method = {"name": "lora", "label": "LoRA", "trainable_parameters": 1}
+        run.update_manifest(method=method, train=None)
+        Metrics(metrics={"loss": 1.0}, n=1).write(run.path / "eval" / "heldout", [])
+        run.write_results()
         run.set_status("trained")
 
     mos.train.train_adapter = train_adapter

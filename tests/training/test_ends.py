@@ -114,7 +114,7 @@ def test_without_held_out_rows_nothing_is_measured(tmp_path, job):
     train(compose_config([*job, "data.eval_size=0"]))
     (run,) = find_runs(tmp_path)
     assert run.status == "trained"
-    assert run.manifest["train"]["eval_loss"] is None
+    assert run.manifest.train.eval_loss is None
     assert not (run.path / "eval").exists()
 
 

@@ -100,7 +100,7 @@ def check(where: str, step: int, tmp_path: Path, cache: Path, whole: Run, *overr
     continued_weights, continued_losses = what_was_learnt(continued)
     assert continued_losses == losses
     assert continued_weights == weights
-    assert continued.manifest["train"]["examples"] == whole.manifest["train"]["examples"] == 48
+    assert continued.manifest.train.examples == whole.manifest.train.examples == 48
     return continued
 
 
@@ -139,7 +139,10 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_at_work(
         assert requeued == [144]
     else:
         run = stop_at(monkeypatch, 5, overrides)
-    assert run.state == ("interrupted", "stopped by SIGTERM; step 5 of 12 is kept")
+    assert (run.state.status, run.state.reason) == (
+        "interrupted",
+        "stopped by SIGTERM; step 5 of 12 is kept",
+    )
     assert newest_valid(run.checkpoint_dir).name == "checkpoint-5"
     assert what_was_learnt(finish(overrides)) == what_was_learnt(whole)
 
@@ -151,7 +154,7 @@ def test_early_stopping_keeps_the_best_weights_also_over_a_restart(tmp_path, cac
         "+trainer.greater_is_better=true", "trainer.eval_steps=2", "trainer.save_steps=2",
     ]  # fmt: skip
     whole = finish(job(tmp_path / "whole", cache, *early))
-    assert whole.manifest["train"]["steps"] == 6
+    assert whole.manifest.train.steps == 6
     best = whole.checkpoint_dir / "checkpoint-2" / "adapter_model.safetensors"
     assert what_was_learnt(whole)[0] == best.read_bytes()
     measured = json.loads((whole.path / "eval" / "heldout" / "metrics.json").read_text())
