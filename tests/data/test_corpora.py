@@ -44,10 +44,10 @@ def turn(content="a", **extra):
 
 
 @pytest.mark.parametrize("corpus", ["super_ni", "cot"])
-def test_golden_conversion(corpus, golden, shared_dir, tmp_path):
+def test_golden_conversion(corpus, golden, golden_dir, tmp_path):
     expected = golden("train_prep")["runs"]["synthetic_each_alone_seed42"][corpus]
     output = tmp_path / "rows.jsonl"
-    report = convert(corpus, shared_dir / "golden" / "prep_synthetic" / corpus, output, seed=42)
+    report = convert(corpus, golden_dir / "prep_synthetic" / corpus, output, seed=42)
     text = output.read_text("utf-8")
     rows = read_jsonl(output)
     assert report["rows"] == len(rows) == expected["num_rows"]
@@ -56,8 +56,8 @@ def test_golden_conversion(corpus, golden, shared_dir, tmp_path):
     assert [sha256(line) for line in text.splitlines()[:20]] == expected["row_sha256_first20"]
 
 
-def test_templates_are_the_protocols(shared_dir):
-    strings = json.loads((shared_dir / "protocol_strings.json").read_text("utf-8"))
+def test_templates_are_the_protocols(golden):
+    strings = golden("templates")
     for templates, name in ((WITH_INPUT, "with_input"), (WITHOUT_INPUT, "without_input")):
         published = strings[f"instruction_templates_{name}"]
         assert list(templates.items()) == [(prompt, weight) for prompt, _, weight in published]

@@ -1,10 +1,9 @@
-import hashlib
 import math
 
 import pytest
 
 from eval import build_benchmark
-from eval.bbh import parse_answer, read_demonstrations
+from eval.bbh import parse_answer
 from eval.scoring import exact_match
 from mos.errors import DataError, MissingFileError
 
@@ -20,10 +19,6 @@ Q: Sort: d c
 
 A: Let's think step by step.
 So the answer is c d."""
-
-
-def sha(text):
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.fixture
@@ -44,39 +39,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_prompts_are_the_reference_s(golden, shared_dir):
-    config = golden("bbh_prompts")["configs"]["direct_chat"]
-    benchmark = build_benchmark("bbh", shared_dir / "data/bbh")
-    prompts = [request.prompt for request in benchmark.requests]
-    assert len(prompts) == config["num_prompts"]
-    assert sum(map(len, prompts)) == config["total_chars"]
-    first = config["sha256_first20"]
-    assert [sha(prompt) for prompt in prompts[: len(first)]] == first
-    for task, vector in config["per_task"].items():
-        own = [r.prompt for r in benchmark.requests if r.id.startswith(f"{task}/")]
-        assert [sha(prompt) for prompt in own[:20]] == vector["sha256_first20"]
-        assert sha("\0".join(own)) == vector["sha256_all_joined_nul"]
-
-
 def test_scores_are_the_reference_s(golden):
     for case in golden("bbh_scoring")["cases"]:
         assert parse_answer(case["raw_output"]) == case["prediction"]
         assert exact_match(case["prediction"], case["target"]) == case["score"]
-
-
-def test_empty_outputs_match_81_dyck_targets(shared_dir):
-    benchmark = build_benchmark("bbh", shared_dir / "data/bbh", tasks=["dyck_languages"])
-    assert benchmark.score([""] * 250).metrics["exact_match"] == pytest.approx(32.4)
-
-
-def test_lm_eval_has_the_same_demonstrations(shared_dir, tmp_path):
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-    folder = shared_dir / "data/bbh"
-    tasks = [path.stem for path in (folder / "cot-prompts").glob("*.txt")]
-    assert len(tasks) == 27
-    for task in tasks:
-        own, shipped = read_demonstrations(folder, task), read_demonstrations(tmp_path, task)
-        assert own.strip() == shipped.strip(), task
 
 
 def test_chain_of_thought_and_plain_prompts(folder):

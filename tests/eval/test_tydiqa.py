@@ -2,6 +2,7 @@ import hashlib
 import json
 import math
 import random
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,11 +86,11 @@ def smollm2_tokenizer():
     return AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
 
 
-def test_prompts_are_the_reference_s(golden, shared_dir, smollm2_tokenizer):
+def test_prompts_are_the_reference_s(golden, golden_dir, smollm2_tokenizer):
     vectors = golden("tydiqa_prompts")
     config = vectors["configs"]["goldp_1shot_chat_smollm2"]
     requests = build_benchmark(
-        "tydiqa", shared_dir / "golden/tydiqa_synthetic", smollm2_tokenizer
+        "tydiqa", golden_dir / "tydiqa_synthetic", smollm2_tokenizer
     ).requests
     assert len(requests) == config["num_prompts"]
     assert sum(len(request.prompt) for request in requests) == config["total_chars"]
@@ -99,8 +100,8 @@ def test_prompts_are_the_reference_s(golden, shared_dir, smollm2_tokenizer):
     assert (decoding.max_tokens, decoding.temperature, decoding.stop) == (50, 0.0, ())
 
 
-def test_templates_are_the_reference_s(shared_dir):
-    strings = json.loads((shared_dir / "protocol_strings.json").read_text("utf-8"))
+def test_templates_are_the_reference_s(golden):
+    strings = golden("templates")
     for language, template in TEMPLATES.items():
         assert [
             template.with_passage,
@@ -123,8 +124,13 @@ def test_scores_are_the_reference_s(golden):
         assert 100 * equal == case["exact_match"]
 
 
-def test_subset_of_train_is_whole_for_its_languages_only(shared_dir, smollm2_tokenizer):
-    benchmark = build_benchmark("tydiqa", shared_dir / "data/tydiqa", smollm2_tokenizer, limit=9)
+def test_subset_of_train_is_whole_for_its_languages_only(golden_dir, smollm2_tokenizer, tmp_path):
+    shutil.copy(golden_dir / "tydiqa_synthetic" / DEV, tmp_path)
+    train = json.loads((golden_dir / "tydiqa_synthetic" / TRAIN).read_text("utf-8"))
+    kept = ("english", "korean", "swahili")
+    train["data"] = [entry for entry in train["data"] if entry["title"].startswith(kept)]
+    (tmp_path / TRAIN.replace(".json", ".en_ko_sw.json")).write_text(json.dumps(train))
+    benchmark = build_benchmark("tydiqa", tmp_path, smollm2_tokenizer, limit=9)
     assert [question.language for question in benchmark.examples] == sorted(TEMPLATES)
     assert benchmark.partial == (
         "limit=9; no shots for arabic, bengali, finnish, indonesian, russian, telugu:"
