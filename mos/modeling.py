@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import string
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -48,7 +54,11 @@ def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrained
             belong to the model.
     """
     try:
+        if (file := Path(path) / "tokenizer.json").is_file():
+            _try_out(file, file.stat().st_mtime_ns)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if not isinstance(longest := tokenizer.model_max_length, int | float):
+            raise TypeError(f"model_max_length is {longest!r} and should be a number")
     except Exception as error:  # whatever a damaged file makes the tokenizer classes raise
         raise UserError(
             f"The tokenizer in {path} cannot be loaded without running code that comes with it, or"
@@ -73,6 +83,33 @@ def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrained
                 f" embedding ({token!r} is id {last}): do they belong together?"
             )
     return tokenizer
+
+
+@cache
+def _try_out(file: Path, changed: int) -> None:
+    """Load and use a tokenizer in a process of its own, which may have 4 GiB and a minute.
+
+    The library ends its process, or takes all memory, over files that are made for it.
+
+    Raises:
+        ValueError: saying how the process ended.
+    """
+    script = (
+        "import resource, sys, tokenizers\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (60, 90))\n"
+        "tokenizers.Tokenizer.from_file(sys.argv[1]).encode_batch(sys.argv[2:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, file, string.printable, "é€中😀"],
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode < 0:
+        raise ValueError(f"{file.name} ends its process by {Signals(-done.returncode).name}")
+    if done.returncode:
+        raise ValueError(f"{file.name}: {done.stderr.strip().rpartition(chr(10))[2]}")
 
 
 def tokenizer_of(model: Mapping[str, Any], cache_dir: str | Path) -> PreTrainedTokenizerBase:

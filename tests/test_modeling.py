@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import bitsandbytes
 import pytest
 import torch
@@ -9,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from mos import modeling
 from mos.config import compose_config, validate
+from mos.errors import UserError
 from mos.modeling import dequantize_weight, dequantized_base, load_base, load_tokenizer
 from mos.processor import products_in
 from mos.training.fit import load_model
@@ -62,3 +66,32 @@ def test_norms_say_the_type_of_the_sums_between_the_blocks(norms, tiny_model_dir
     in_bfloat16 = products_in("bfloat16", "cpu") == norms == "bfloat16"
     assert sums == [torch.bfloat16 if in_bfloat16 else torch.float32]
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+EVERYWHERE = {"type": "Replace", "pattern": {"String": ""}, "content": "a"}
+ODD = {"type": "Precompiled", "precompiled_charsmap": "gICAgA=="}
+FAR = {
+    **{"strategy": {"Fixed": 10**13}, "direction": "Right", "pad_to_multiple_of": None},
+    **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "reason"),
+    [
+        ("tokenizer_config.json", "model_max_length", "512", "model_max_length is '512'"),
+        # what the library makes of these: a panic, an abort, as much memory as there is
+        ("tokenizer.json", "normalizer", EVERYWHERE, "PanicException"),
+        ("tokenizer.json", "normalizer", ODD, "ends its process by SIGABRT"),
+        ("tokenizer.json", "padding", FAR, "ends its process by SIGABRT"),
+    ],
+)
+def test_a_tokenizer_made_to_break_the_library_is_one_error(
+    file, key, value, reason, tiny_model_dir, tmp_path
+):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    changed = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**changed, key: value}))
+    with pytest.raises(UserError, match=reason) as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
