@@ -86,6 +86,8 @@ def engine_settings(
             _say_once(f"evaluating with transformers, which is slower than vLLM: {missing}")
     device = "cuda" if cuda and not (name == "vllm" and _is_cpu_build()) else "cpu"
     on_gpu = name == "vllm" and device == "cuda"
+    # On an A100 (8.0) vLLM has products of its own too, but not for a float32 head on bfloat16
+    # (aten::mm.dtype), which stays with cuBLASLt, whose order of sums depends on the batch there.
     wanted = on_gpu and os.environ.get("VLLM_BATCH_INVARIANT") != "0"
     config = json.loads((Path(model_dir) / "config.json").read_text("utf-8"))
     if dtype == "auto":

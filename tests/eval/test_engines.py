@@ -408,6 +408,16 @@ def test_vllm_agrees_with_transformers_and_exchanges_weights(tiny_model_dir, tmp
     assert_agree(exchanged, other)
 
 
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_vllm_for_gpus_takes_what_is_asked_of_it(tiny_model_dir, tmp_path):
+    found = probe(tmp_path, 0, tiny_model_dir, "gpu")
+    assert found["lacking"] == []
+    assert found["options"]["gpu_memory_utilization"] == pytest.approx(0.9 * 36 / 40)
+    assert found["options"]["tensor_parallel_size"] == 2
+    assert found["options"]["max_lora_rank"] == 8
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(600)

@@ -4,27 +4,66 @@ Usage: vllm_probe.py LOG RANK MODEL STEP ...: one engine on MODEL, with room for
 RANK. A step is `weights=DIR` (exchange the weights), `adapter=DIR` (a LoRA adapter), `none` (the
 loaded weights), `sampled` (more prompts than one step takes, with seeds), or `broken=DIR` and
 `stopped=DIR` (an adapter that does not fit; one whose answers are not waited for). The last line of
-its output is JSON: what each step gave.
+its output is JSON: what each step gave. With the one step `gpu`, no engine starts: see there.
 """
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from test_engines import answer, probe_requests, sampled_requests  # noqa: E402
 
-from eval.engines import open_engine  # noqa: E402
+from eval.engines import EngineSettings, open_engine  # noqa: E402
 from mos.errors import UserError  # noqa: E402
 
 
 def main(log: str, rank: str, model: str, *steps: str) -> None:
+    if steps == ("gpu",):
+        print(json.dumps(of_gpu_build(model)))
+        return
     options = {"dtype": "float32", "max_model_len": 512, "kv_cache_gib": 1, "log": log}
     with open_engine("vllm", model, max_lora_rank=int(rank), **options) as engine:
         found = [take(step.partition("="), engine) for step in steps]
     print(json.dumps(found))
+
+
+def of_gpu_build(model: str) -> dict:
+    """What an engine on a GPU is started with, and what vLLM has no place for.
+
+    vLLM's build for CPUs has the classes of that for GPUs, with the second model runner, which a
+    CPU never takes.
+    """
+    import vllm
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
+    from vllm.v1.worker import gpu_model_runner
+    from vllm.v1.worker.gpu import model_runner
+    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+
+    from eval.engines import vllm as engines
+    from mos.serving.plugin import register
+
+    known = {*signature(vllm.LLM).parameters, *signature(EngineArgs).parameters}
+    options: dict = {}
+    vllm.LLM, engines.free_memory = options.update, lambda gpus: (36 << 30, 40 << 30)
+    settings = EngineSettings("vllm", "cuda", "bfloat16", 512, enforce_eager=False)
+    engines.VllmEngine(model, replace(settings, tensor_parallel=2, max_lora_rank=5))
+    lacking = sorted(options.keys() - known)
+    register()
+    load = LRUCacheWorkerLoRAManager._load_adapter
+    if load is not WorkerLoRAManager._load_adapter or not hasattr(load, "of_mos"):
+        lacking.append("MoS adapters")
+    for runner in (gpu_model_runner.GPUModelRunner, model_runner.GPUModelRunner):
+        for name in ("load_lora_model", "add_lora", "reset_lora_state"):
+            if getattr(runner, name) is not getattr(LoRAModelRunnerMixin, name):
+                lacking.append(f"{runner.__module__}.{name}, of the two runners' common class")
+        if "weights_path" not in signature(runner.reload_weights).parameters:
+            lacking.append(f"{runner.__module__}.reload_weights, from a path")
+    return {"options": options, "lacking": lacking}
 
 
 def take(step: tuple[str, str, str], engine) -> list[dict] | str:
