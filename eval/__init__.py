@@ -52,7 +52,6 @@ def build_benchmark(
     *,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
-    shard: Sequence[int] | None = None,
     **options: Any,
 ) -> Benchmark:
     """Read a benchmark and build its prompts.
@@ -61,7 +60,7 @@ def build_benchmark(
         name: one of `BENCHMARKS`.
         data_dir: the benchmark's own folder, with the files of its publishers.
         tokenizer: the model's; needed where a length in tokens shapes the prompts.
-        tasks, limit, shard: see `eval.selection.Selection`; the benchmark's `partial` then says so.
+        tasks, limit: see `eval.selection.Selection`; the benchmark's `partial` then says so.
         options: of the benchmark's class, by default the paper's values.
 
     Raises:
@@ -71,11 +70,7 @@ def build_benchmark(
     check(options, options_model(name), f"{name}.")
     if isinstance(tasks, str):
         raise UserError(f"tasks={tasks!r}: expected a list of names, [{tasks}].")
-    selection = Selection(
-        tasks=None if tasks is None else tuple(tasks),
-        limit=limit,
-        shard=None if shard is None else tuple(shard),
-    )
+    selection = Selection(None if tasks is None else tuple(tasks), limit)
     folder = require(Path(data_dir), f"the folder of {name}")
     benchmark_class: Any = BENCHMARKS[name]  # each has its own options
     benchmark = benchmark_class(folder, tokenizer, selection, **options)

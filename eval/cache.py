@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 
 from eval.benchmark import Completion, Request
 from eval.results import SEAL, is_edited, sealed
-from eval.selection import shard_name
 from mos.console import say
 from mos.errors import UserError
 from mos.files import hash_json, parse_json
@@ -34,29 +33,20 @@ def request_key(request: Request) -> str:
 class CompletionStore:
     """A journal of the completions of one identity (weights, adapter, engine) for one benchmark.
 
-    Requests have keys of their own, so a limit, a choice of tasks or a shard shares its answers
-    with the whole. Use as a context manager: it holds a lock, so that a second evaluator waits and
-    then finds the answers; evaluators of different shards write journals of their own, and read the
-    others. Every line holds a batch and its hash. From the first line on that is damaged, or that a
-    kill or a full disk cut short, the file is cut off when it is opened.
+    Requests have keys of their own, so a limit or a choice of tasks shares its answers with the
+    whole. Use as a context manager: it holds a lock, so that a second evaluator waits and then
+    finds the answers. Every line holds a batch and its hash. From the first line on that is
+    damaged, or that a kill or a full disk cut short, the file is cut off when it is opened.
 
     Args:
         cache_dir: holds `completions/<identity>/<benchmark>.jsonl`.
         identity: everything but the requests that an answer depends on; the file's first line.
         benchmark: name of the file.
-        shard: (k, n) where only the k-th of n parts is evaluated.
     """
 
-    def __init__(
-        self,
-        cache_dir: str | Path,
-        identity: Mapping[str, Any],
-        benchmark: str,
-        shard: Sequence[int] | None = None,
-    ) -> None:
+    def __init__(self, cache_dir: str | Path, identity: Mapping[str, Any], benchmark: str) -> None:
         folder = Path(cache_dir) / "completions" / hash_json(identity)[:16]
-        self.path = folder / f"{shard_name(benchmark, shard)}.jsonl"
-        self._family = (f"{benchmark}.jsonl", f"{shard_name(benchmark, ('*', '*'))}.jsonl")
+        self.path = folder / f"{benchmark}.jsonl"
         self._header = json.dumps({"identity": identity}, sort_keys=True).encode() + b"\n"
         self._lock = FileLock(f"{self.path}.lock")
         self._found: dict[str, Completion] = {}
@@ -103,9 +93,6 @@ class CompletionStore:
 
     def _open(self) -> None:
         file = self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        for pattern in self._family:
-            for other in set(self.path.parent.glob(pattern)) - {self.path}:
-                self._take(other.read_bytes())
         content = self.path.read_bytes()
         good = self._take(content)
         if good < len(content):

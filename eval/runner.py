@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eval.benchmark import Benchmark, Completion, Request
 from eval.cache import CompletionStore, unwritable
 from eval.engines import Engine, EngineError
-from eval.results import METRICS, SCHEMA, Metrics, read_records
+from eval.results import METRICS, SCHEMA, Metrics
 from mos.console import say
 from mos.errors import UserError
 from mos.files import hash_json
@@ -96,8 +96,7 @@ def run_benchmark(
             if done is not None and done.key == result["key"] and not overwrite:
                 say(f"{benchmark.name}: evaluated already, {out_dir / METRICS}")
                 return done
-            shard = result["options"].get("shard")
-            with CompletionStore(cache_dir, identity, benchmark.name, shard) as store:
+            with CompletionStore(cache_dir, identity, benchmark.name) as store:
                 started = time.perf_counter()
                 cached = sum(store.get(request) is not None for request in benchmark.requests)
                 _compute(benchmark, store, engine)
@@ -111,59 +110,6 @@ def run_benchmark(
         if isinstance(error, UserError):
             raise
         raise unwritable(Path(error.filename or out_dir), error) from error
-
-
-def merge_shards(
-    benchmark: Benchmark,
-    shard_dirs: Sequence[str | Path],
-    out_dir: str | Path,
-    overwrite: bool = False,
-) -> Metrics:
-    """Make one whole result from those of shards, which need neither engine nor cache.
-
-    Args:
-        benchmark: the whole one.
-        shard_dirs: results of its shards, copied together.
-        out_dir: receives the merged result.
-        overwrite: write it again even if it is there.
-
-    Raises:
-        UserError: a shard that is not whole, shards that differ in weights, engine or options, or
-            examples that no shard has.
-    """
-    answers: dict[str, Completion] = {}
-    first: Metrics | None = None
-    for folder in map(Path, shard_dirs):
-        shard = Metrics.whole(folder)
-        if shard is None:
-            raise UserError(f"{folder} is not a finished result: evaluate this shard again.")
-        first = first or shard
-        shard.options["shard"] = None  # as the whole has it
-        for aspect in ("benchmark", "weights", "engine", "options"):
-            ours, theirs = getattr(shard, aspect), getattr(first, aspect)
-            if ours != theirs:
-                raise UserError(
-                    f"{folder} cannot be merged with {shard_dirs[0]}: their {aspect} differ"
-                    f" ({ours} and {theirs})."
-                )
-        for record in read_records(folder):
-            answers[f"{record.id}\0{record.prompt_sha256}"] = _from_record(record.model_dump())
-    if first is None:
-        raise UserError(f"No shards of {benchmark.name} to merge into {out_dir}.")
-    found = [answers.get(f"{r.id}\0{r.prompt_sha256}") for r in benchmark.requests]
-    missing = [r.id for r, a in zip(benchmark.requests, found, strict=True) if a is None]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(found)} examples of {benchmark.name} are in none of the"
-            f" {len(shard_dirs)} shards, the first {missing[0]}: is a shard missing?"
-        )
-    weights = Weights(**first.weights)
-    result = _described(benchmark, weights, first.engine, first.options)
-    done = Metrics.whole(out_dir)
-    if done is not None and done.key == result["key"] and not overwrite:
-        return done
-    timing = {"shards": len(shard_dirs)}
-    return _write(benchmark, _check(benchmark.requests, found), Path(out_dir), result, timing)
 
 
 def _described(
@@ -277,19 +223,6 @@ def _about(completion: Completion) -> dict[str, Any]:
     if completion.logprobs:
         about |= {"logprobs": completion.logprobs, "tied": completion.tied}
     return about
-
-
-def _from_record(record: Mapping[str, Any]) -> Completion:
-    """The inverse of `_about`, for a record with its output."""
-    single = "finish_reason" in record
-    return Completion(
-        texts=(record["output"],) if single else tuple(record["output"]),
-        finish_reasons=(record["finish_reason"],) if single else tuple(record["finish_reasons"]),
-        prompt_tokens=record["prompt_tokens"],
-        output_tokens=(record["output_tokens"],) if single else tuple(record["output_tokens"]),
-        logprobs=tuple(record.get("logprobs", ())),
-        tied=record.get("tied", False),
-    )
 
 
 def result_lock(out_dir: Path, cache_dir: str | Path) -> FileLock:

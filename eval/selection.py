@@ -1,4 +1,4 @@
-"""Evaluating less than a whole benchmark: some tasks, a limit, one shard of several."""
+"""Evaluating less than a whole benchmark: some tasks, a limit."""
 
 from __future__ import annotations
 
@@ -21,29 +21,22 @@ class Selection:
     Attributes:
         tasks: groups to keep (MMLU subjects, BBH tasks, TyDiQA languages, HumanEval problems).
         limit: most examples in all, spread evenly over the groups, the first of each.
-        shard: (k, n) keeps every n-th example from the k-th on, k in 0..n-1.
     """
 
     tasks: tuple[str, ...] | None = None
     limit: int | None = None
-    shard: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and not (isinstance(self.limit, int) and self.limit > 0):
             raise UserError(
                 f"limit={self.limit!r}: expected a whole number from 1 on, or null for all."
             )
-        if self.shard is not None and not (
-            [type(number) for number in self.shard] == [int, int]
-            and 0 <= self.shard[0] < self.shard[1]
-        ):
-            raise UserError(f"shard={self.shard}: expected [k, n] with 0 <= k < n.")
 
     def apply(self, examples: Sequence[T], group: Callable[[T], str]) -> tuple[list[T], str]:
         """Return the selected examples in their order, and why they are partial ("" if whole).
 
         Raises:
-            UserError: an unknown task, or a shard that holds no example.
+            UserError: an unknown task, or no task at all.
         """
         kept, reasons = list(examples), []
         if self.tasks is not None:
@@ -57,21 +50,12 @@ class Selection:
         if self.limit is not None and self.limit < len(kept):
             kept = _spread(kept, group, self.limit)
             reasons.append(f"limit={self.limit}")
-        if self.shard is not None and self.shard[1] > 1:
-            k, n = self.shard
-            kept = kept[k::n]
-            reasons.append(f"shard={k}/{n}")
         if not kept:
-            raise UserError(f"tasks={self.tasks}, shard={self.shard}: no example is left.")
+            raise UserError(f"tasks={self.tasks}: no example is left.")
         return kept, "; ".join(reasons)
 
 
 ALL = Selection()
-
-
-def shard_name(benchmark: str, shard: Sequence[object] | None) -> str:
-    """What the journal and the result of a shard (k, n) are called; without one, the benchmark."""
-    return benchmark if shard is None else "{}.shard-{}-of-{}".format(benchmark, *shard)
 
 
 def _spread(examples: Sequence[T], group: Callable[[T], str], limit: int) -> list[T]:

@@ -55,9 +55,6 @@ def test_options_have_the_paper_s_values(name, options):
         ("mmlu", {"tasks": "anatomy"}, r"expected a list of names, \[anatomy\]"),
         ("mmlu", {"limit": 0}, "limit=0"),
         ("mmlu", {"limit": "5"}, "limit='5'"),
-        ("mmlu", {"shard": [1]}, r"shard=\(1,\)"),
-        ("mmlu", {"shard": ["0", "2"]}, r"shard=\('0', '2'\)"),
-        ("mmlu", {"shard": (2, 2)}, r"shard=\(2, 2\)"),
     ],
 )
 def test_wrong_requests_are_named(samples_dir, name, options, message):
@@ -71,19 +68,12 @@ def test_limit_is_spread_over_the_groups():
     assert select(limit=9) == (TASKS, "")
 
 
-def test_tasks_and_shards():
+def test_tasks_are_kept_in_their_order():
     assert select(tasks=("c", "b")) == (["b0", "c0", "c1", "c2"], "tasks=c,b")
     assert select(tasks=("a", "b", "c")) == (TASKS, "")
-    shards = [select(shard=(k, 4)) for k in range(4)]
-    assert sorted(example for kept, _ in shards for example in kept) == sorted(TASKS)
-    assert [reason for _, reason in shards] == ["shard=0/4", "shard=1/4", "shard=2/4", "shard=3/4"]
-    assert select(shard=(0, 1)) == (TASKS, "")
-    assert select(tasks=("a",), limit=4, shard=(1, 2)) == (
-        ["a1", "a3"],
-        "tasks=a; limit=4; shard=1/2",
-    )
+    assert select(tasks=("a",), limit=2) == (["a0", "a1"], "tasks=a; limit=2")
     with pytest.raises(UserError, match="no example is left"):
-        select(tasks=("b",), shard=(1, 2))
+        select(tasks=())
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -94,9 +84,6 @@ def test_what_is_selected_has_the_prompts_of_the_whole(samples_dir, name):
     whole = build()
     assert whole.partial == ""
     assert len({request.id for request in whole.requests}) == len(whole.requests)
-    shards = [build(shard=(k, 3)) for k in range(3)]
-    together = [request for shard in shards for request in shard.requests]
-    assert sorted(together, key=lambda r: r.id) == sorted(whole.requests, key=lambda r: r.id)
     limited = build(limit=7)
     assert set(limited.requests) < set(whole.requests)
     assert len(limited.requests) == 7

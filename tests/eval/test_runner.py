@@ -19,7 +19,7 @@ import eval.results
 from eval.benchmark import Benchmark, Completion, Decoding, Request, Score
 from eval.engines import EngineError, Prompt
 from eval.results import Metrics
-from eval.runner import Weights, merge_shards, run_benchmark
+from eval.runner import Weights, run_benchmark
 from mos.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
@@ -286,37 +286,6 @@ def test_a_part_serves_the_whole_and_says_that_it_is_a_part(tmp_path, whole):
     evaluate(tmp_path, engine)
     assert sorted(engine.asked) == sorted(f"q{i}" for i in range(5, 12))
     assert content(tmp_path / "eval") == whole
-
-
-def shards(folder: Path, counts: Sequence[int] = (0, 1, 2)) -> list[Path]:
-    for k in counts:
-        shard = Spelling(range(k, 12, 3), partial=f"shard={k}/3")
-        options = {"shots": 0, "shard": [k, 3]}
-        evaluate(folder / f"machine{k}", FakeEngine(), shard, name="out", options=options)
-    return [folder / f"machine{k}" / "out" for k in counts]
-
-
-def test_shards_make_the_whole(tmp_path):
-    merged = merge_shards(Spelling(), shards(tmp_path), tmp_path / "merged")
-    whole = {"shots": 0, "shard": None}
-    evaluate(tmp_path, FakeEngine(), options=whole)
-    assert content(tmp_path / "merged") == content(tmp_path / "eval")
-    assert merged.partial is None
-    evaluate(tmp_path, NoEngine(), name="merged", options=whole)
-
-
-def test_shards_that_do_not_make_the_whole_are_refused(tmp_path):
-    folders = shards(tmp_path)
-    with pytest.raises(UserError, match=r"4 of 12 examples .* the first q1"):
-        merge_shards(Spelling(), [folders[0], folders[2]], tmp_path / "merged")
-    other = Metrics.load(folders[1])
-    other.model_copy(update={"weights": {"model": "other"}}).save(folders[1])
-    with pytest.raises(UserError, match="their weights differ"):
-        merge_shards(Spelling(), folders, tmp_path / "merged")
-    (folders[1] / "metrics.json").unlink()
-    with pytest.raises(UserError, match="not a finished result"):
-        merge_shards(Spelling(), folders, tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
 
 
 def test_an_engine_that_dies_says_what_is_kept(tmp_path, whole):
