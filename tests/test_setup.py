@@ -10,9 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from eval.engines.base import vllm_package
 
 REPO = Path(__file__).resolve().parent.parent
 LOCKS = sorted((REPO / "requirements").glob("*.lock"))
@@ -40,19 +45,34 @@ def test_locks_pin_every_package_with_hashes_and_name_no_index(lock):
     assert entries
 
 
+def pinned(kind):
+    text = (REPO / f"requirements/{kind}.lock").read_text()
+    return dict(re.findall(r"^(\S+?)==(\S+)", text, re.M))
+
+
 def test_locks_agree_with_the_project_and_with_each_other():
     lock = script("lock")
-    pins = {
-        kind: dict(
-            re.findall(r"^(\S+?)==(\S+)", (REPO / f"requirements/{kind}.lock").read_text(), re.M)
-        )
-        for kind in lock.EXTRAS
-    }
+    pins = {kind: pinned(kind) for kind in lock.EXTRAS}
     for kind, left_out in lock.LEFT_OUT.items():
         assert not set(pins[kind]) & set(left_out)
     assert [kind for kind in pins if "torch" in pins[kind]] == ["cuda"]
     assert f"torch=={pins['cuda']['torch']}" == lock.torch_pin()
     assert set(pins["cuda12"].items()) <= set(pins["cpu"].items())
+    # without torchvision, and the one for this torch, no vLLM starts on a GPU
+    minor = int(pins["cuda"]["torch"].split(".")[1])
+    assert pins["cuda"]["torchvision"].startswith(f"0.{minor + 15}.")
+
+
+def test_a_lock_has_all_that_vllm_names_or_a_reason_why_not():
+    if (package := vllm_package()) is None:
+        pytest.skip("vLLM is not installed")
+    kind = "cuda" if package == "vllm" else "cpu"
+    pins, left_out = pinned(kind), script("lock").LEFT_OUT[kind]
+    for need in map(Requirement, requires(package)):
+        name = canonicalize_name(need.name)
+        wanted = need.marker is None or need.marker.evaluate({"extra": ""})
+        if wanted and name not in {*left_out, "torch"}:
+            assert need.specifier.contains(pins[name]), f"{need}, and {pins[name]} is locked"
 
 
 @pytest.mark.parametrize(
