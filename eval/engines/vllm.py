@@ -65,7 +65,7 @@ class VllmEngine(Engine):
         on_cpu = settings.device == "cpu"
         options: dict[str, Any] = {
             "hf_overrides": {"head_dtype": "float32"},
-            "generation_config": "vllm",  # the tokenizer's EOS is the only stop
+            "generation_config": "vllm",
             "dtype": settings.dtype,
             "max_model_len": settings.window,
             "enforce_eager": settings.enforce_eager,
@@ -90,7 +90,7 @@ class VllmEngine(Engine):
             try:
                 from vllm import LLM
 
-                return LLM(model=str(self.model_dir), **options)
+                llm = LLM(model=str(self.model_dir), **options)
             except ImportError as error:
                 raise EngineError(
                     f"vLLM is installed but cannot be imported ({error}): repair it, or use"
@@ -98,6 +98,9 @@ class VllmEngine(Engine):
                 ) from error
             except Exception as error:
                 raise self._failed("did not start", error) from error
+        # The tokenizer's EOS is the only stop; vLLM adds those of generation_config.json
+        llm.llm_engine.input_processor.generation_config_fields.clear()
+        return llm
 
     def _share_of_memory(self) -> float:
         """What vLLM may take of a GPU: `gpu_memory_utilization` of what is free now.

@@ -394,11 +394,14 @@ def assert_agree(found: list[dict], model: Path, adapter: Path | None = None) ->
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_vllm_agrees_with_transformers_and_exchanges_weights(tiny_model_dir, tmp_path):
+    stops = {"eos_token_id": [2, *range(30, 200)]}  # of the model's maker, not of a benchmark
+    chatty = shutil.copytree(tiny_model_dir, tmp_path / "chatty")
+    (chatty / "generation_config.json").write_text(json.dumps(stops))
     other = shifted(tiny_model_dir, tmp_path / "other", seed=1)
     infinite = diverged(tiny_model_dir, tmp_path / "infinite")
     steps = ["none", "sampled", f"weights={other}", f"weights={tiny_model_dir}", "sampled"]
     steps.append(f"weights={infinite}")
-    found = probe(tmp_path, 0, tiny_model_dir, *steps)
+    found = probe(tmp_path, 0, chatty, *steps)
     base, drawn, exchanged, again, drawn_again, failed = found
     assert "not finite" in failed
     assert drawn == drawn_again

@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
+from unittest.mock import MagicMock
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
@@ -48,10 +49,10 @@ def of_gpu_build(model: str) -> dict:
     from mos.serving.plugin import register
 
     known = {*signature(vllm.LLM).parameters, *signature(EngineArgs).parameters}
-    options: dict = {}
-    vllm.LLM, engines.free_memory = options.update, lambda gpus: (36 << 30, 40 << 30)
+    vllm.LLM, engines.free_memory = MagicMock(), lambda gpus: (36 << 30, 40 << 30)
     settings = EngineSettings("vllm", "cuda", "bfloat16", 512, enforce_eager=False)
     engines.VllmEngine(model, replace(settings, tensor_parallel=2, max_lora_rank=5))
+    options = vllm.LLM.call_args.kwargs
     lacking = sorted(options.keys() - known)
     register()
     load = LRUCacheWorkerLoRAManager._load_adapter
