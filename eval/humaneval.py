@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import read_jsonl, require
 from eval.prompts import chat_prompt
-from eval.sandbox import Isolation, Limits, Program, Sandbox, Verdict
+from eval.sandbox import Isolation, Limits, Program, Sandbox, Verdict, check_isolation
 from eval.scoring import check_outputs, micro, record
 from mos.errors import DataError, UserError
 
@@ -76,6 +76,7 @@ class HumanEval(Benchmark):
                 " the machine is yours: allow it with eval.allow_code_execution=true"
                 " (build_benchmark(..., allow_code_execution=True))."
             )
+        check_isolation(self.sandbox)
 
     def score(self, outputs: Sequence[Sequence[str]]) -> Score:
         """Run every completion, as it was generated: neither stripped nor cleaned.

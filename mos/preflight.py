@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 
 from eval import BENCHMARKS
+from eval.sandbox import check_isolation
 from mos.config import Evaluation, Model, TrainConfig
 from mos.errors import UserError
 from mos.files import weight_files
@@ -73,18 +74,22 @@ def check_shapes(config: TrainConfig) -> None:
 
 
 def check_consent(evaluation: Evaluation) -> None:
-    """Programs that a model wrote are only run when the caller says so.
+    """Programs that a model wrote are only run when the caller says so, and behind walls.
 
     Raises:
-        UserError: a benchmark runs code and `allow_code_execution` is off.
+        UserError: a benchmark runs code and `allow_code_execution` is off, or nothing isolates it.
     """
     for name in evaluation.benchmarks:
-        if BENCHMARKS[name].runs_code and not evaluation.allow_code_execution:
+        if not BENCHMARKS[name].runs_code:
+            continue
+        if not evaluation.allow_code_execution:
             raise UserError(
                 f"{name} runs programs that the model wrote. They run in a sandbox, but it is your"
                 " machine: allow it with eval.allow_code_execution=true, or leave the benchmark"
                 " out."
             )
+        if not evaluation.defer:
+            check_isolation(evaluation.sandbox)
 
 
 def missing(config: TrainConfig) -> list[str]:

@@ -24,6 +24,6 @@ are refused, and a program can find out which paths exist.
 """
 
 from .inside.limits import Limits
-from .launch import Isolation, Program, Sandbox, Verdict
+from .launch import Isolation, Program, Sandbox, Verdict, check_isolation
 
-__all__ = ["Isolation", "Limits", "Program", "Sandbox", "Verdict"]
+__all__ = ["Isolation", "Limits", "Program", "Sandbox", "Verdict", "check_isolation"]

