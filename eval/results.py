@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mos.console import say
 from mos.errors import DataError, UserError
-from mos.files import hash_json, read_json, write_atomically, write_json
+from mos.files import hash_json, read_json, set_aside, write_atomically, write_json
 
 M = TypeVar("M", bound=BaseModel)
 Number = int | float  # a whole number is written as one
@@ -234,6 +234,9 @@ class Metrics(Saved):
         folder = Path(folder)
         lines = "".join(f"{json.dumps(record, allow_nan=False)}\n" for record in records)
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / METRICS).exists() and type(self).whole(folder) is None:
+            for file in filter(Path.exists, (folder / METRICS, folder / RECORDS)):
+                set_aside(file)  # somebody's work, perhaps
         (folder / METRICS).unlink(missing_ok=True)
         write_atomically(folder / RECORDS, lines)
         sha256 = hashlib.sha256(lines.encode()).hexdigest()

@@ -14,7 +14,7 @@ from mos.cli import command
 from mos.config import compose_config, resolved
 from mos.console import say
 from mos.errors import UserError
-from mos.folders import MARK, check_own
+from mos.files import MANIFEST, check_output
 from mos.run import Run
 from mos.schema import Strict, check
 
@@ -93,7 +93,7 @@ def export(cfg: DictConfig) -> Path:
         out = write_lm_eval(run, config["out"], *places)
     else:
         check_adapter_folder(Path(config["adapter"]))
-        check_own(config["out"])
+        check_output(config["out"], "export")
         if config["push"]:
             push(config["push"])
         say(f"exporting {config['adapter']}")
@@ -142,7 +142,7 @@ def push(hub_id: str, folder: Path | None = None) -> str:
     try:
         url = api.create_repo(hub_id, private=True, exist_ok=True)
         if folder:
-            api.upload_folder(repo_id=url.repo_id, folder_path=folder, ignore_patterns=[MARK])
+            api.upload_folder(repo_id=url.repo_id, folder_path=folder, ignore_patterns=[MANIFEST])
     except (HTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         kept = f" {folder} is kept; `hf upload {hub_id} {folder}` uploads it." if folder else ""

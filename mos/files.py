@@ -1,21 +1,35 @@
-"""Files: their content as a hash, writing them whole, and reading those that others made."""
+"""Files: their content as a hash, reading those that others made, and writing and replacing ours.
+
+Nothing here removes a file that this program did not write, or that was edited since.
+"""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from gzip import GzipFile
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from filelock import FileLock
 
+from mos.console import say
 from mos.errors import DataError, MissingFileError, UserError
+
+SEAL = ".seal"  # without .json, so that it is not taken for a part of a model
+MANIFEST = ".written-by-mos.json"  # command -> file -> sha256 of each content that it may have
+SET_ASIDE = re.compile(r"\.old-\d{8}-\d{6}(-\d+)?$")
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 MAX_LINE = 16 * 2**20  # bytes
@@ -215,3 +229,229 @@ def read_json(file: Path, limit: int = 4_000_000) -> Any:
     except (ValueError, RecursionError) as error:
         raise DataError(file, None, f"not whole JSON (half-written?): {error}") from None
     return value
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to `<name>.old-<time>`, say so, and return the new path."""
+    kept = name_aside(path)
+    path.rename(kept)
+    say(f"{path.name} is kept as {kept}")
+    return kept
+
+
+def name_aside(path: Path) -> Path:
+    """A free name beside `path`, which `SET_ASIDE` knows."""
+    name = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(p for p in map(path.with_name, names) if not os.path.lexists(p))
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target`, which is gone after the block: rename it to keep it."""
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix=f".{target.name}.", suffix=".partial"
+    ) as scratch:
+        folder = Path(scratch, target.name)  # of usual permissions
+        folder.mkdir()
+        yield folder
+
+
+def build_once(target: Path, build: Callable[[Path], object]) -> Path:
+    """Return the folder `target`; the first process that asks for it calls `build` to fill it.
+
+    `build` gets an empty folder, which is sealed and renamed to `target` at the end, so that nobody
+    sees a part of it. If a file is not as it was sealed, the folder is built again, and a line says
+    so; what others put or edited there is set aside.
+    """
+    if target.is_dir() and not damage(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if os.path.lexists(target):
+            if not (fault := damage(target)):
+                return target
+            say(f"{target}: {fault}; it is made again")
+            discard(target)
+        # Under the lock nobody else builds: these were left by processes that were killed.
+        for left in target.parent.glob(f".{glob.escape(target.name)}.????????.partial"):
+            shutil.rmtree(left)
+        with beside(target) as folder:
+            build(folder)
+            seal(folder)
+            folder.rename(target)
+    return target
+
+
+def seal(folder: Path) -> None:
+    """Flush every file below `folder` to disk; then list size, time and sha256 of each in `.seal`.
+
+    Whenever a process is killed, a folder with a seal is whole.
+    """
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL):
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+        about = path.stat()
+        name = str(path.relative_to(folder))
+        files[name] = [about.st_size, about.st_mtime_ns, hash_file(path)]
+    write_json(folder / SEAL, files)
+
+
+def damage(folder: Path, trust_times: bool = True) -> str:
+    """Why a folder is not as it was sealed, or "" if it is. More files in it do not count.
+
+    Args:
+        trust_times: read only files whose modification time has changed; False: all.
+    """
+    try:
+        files = read_json(folder / SEAL)
+        for name, entry in files.items():
+            if not _as_sealed(folder / name, entry, trust_times):
+                return f"{name} has changed since it was written"
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        return "it was not finished" if name == SEAL else f"{name} is missing"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    except (ValueError, TypeError, AttributeError):
+        return f"its {SEAL} is damaged"
+    return "" if files else f"its {SEAL} names no file"
+
+
+def _as_sealed(file: Path, entry: list[Any], trust_times: bool = True) -> bool:
+    about = file.stat()
+    size, changed, sha256 = entry
+    if trust_times and (about.st_size, about.st_mtime_ns) == (size, changed):
+        return True
+    return about.st_size == size and hash_file(file) == sha256
+
+
+def discard(folder: Path) -> None:
+    """Remove the files of a sealed folder that are as they were; what is left is set aside."""
+    with suppress(OSError, ValueError):
+        files = read_json(folder / SEAL)
+        for path in sorted(folder.rglob("*"), reverse=True):  # files come before their folder
+            with suppress(OSError, ValueError, TypeError, LookupError):
+                if path.is_dir() and not path.is_symlink():
+                    path.rmdir()
+                elif _as_sealed(path, files[str(path.relative_to(folder))]):
+                    path.unlink()
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == [SEAL]:
+        (folder / SEAL).unlink()
+        folder.rmdir()
+    else:
+        set_aside(folder)
+
+
+@contextmanager
+def output(
+    folder: str | Path, command: str, names: Iterable[str] = ("*",), key: str = "out"
+) -> Iterator[Path]:
+    """Yield an empty folder to write into, whose files go into `folder` when the block ends.
+
+    They replace those that `command` wrote there before, and its others are removed. What each
+    command wrote is named in `MANIFEST`. If the block raises, nothing is changed.
+
+    Args:
+        command: who writes: "export" or "summarize".
+        names: see `check_output`.
+        key: the option that named the folder, for messages.
+
+    Raises:
+        UserError: as `check_output`, also for files whose names are known only now.
+    """
+    target = check_output(folder, command, names, key)
+    is_new = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with beside(target / "output") as scratch:
+            yield scratch
+            _take_over(scratch, target, command, f"{key}={folder}")
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise _unwritable(key, folder, error) from error
+    finally:
+        if is_new:
+            with suppress(OSError):
+                target.rmdir()  # nothing was written
+
+
+def _take_over(scratch: Path, target: Path, command: str, option: str) -> None:
+    files = (path for path in scratch.rglob("*") if path.is_file())
+    new = {str(path.relative_to(scratch)): [hash_file(path)] for path in files}
+    written = _written(target)
+    own = written.get(command, {})
+    _refuse_others(target, {*own, *new}, own, option)
+    for name in new:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+    # A kill from here on leaves files of both outputs, all of them named.
+    both = {name: own.get(name, []) + new.get(name, []) for name in {*own, *new}}
+    write_json(target / MANIFEST, {**written, command: both})
+    for name in new:
+        (scratch / name).replace(target / name)
+    for name in own.keys() - new.keys():
+        (target / name).unlink(missing_ok=True)
+        with suppress(OSError):  # the folder holds more
+            os.removedirs((target / name).parent)
+    write_json(target / MANIFEST, {**written, command: new})
+
+
+def check_output(
+    folder: str | Path, command: str, names: Iterable[str] = ("*",), key: str = "out"
+) -> Path:
+    """The absolute path of a folder that `command` may write to.
+
+    Args:
+        names: globs of files which there may be none of but those that `command` wrote.
+
+    Raises:
+        UserError: there is another, or one that was edited since; the folder cannot be written.
+    """
+    target = Path(folder).expanduser().resolve()
+    check_writable(folder, key)
+    own = _written(target).get(command, {})
+    there = (path for name in names for path in target.glob(name) if not path.is_dir())
+    found = {str(path.relative_to(target)) for path in there} - {MANIFEST}
+    _refuse_others(target, {*own, *found}, own, f"{key}={folder}")
+    return target
+
+
+def _refuse_others(
+    target: Path, names: Iterable[str], own: Mapping[str, list[str]], option: str
+) -> None:
+    for name in sorted(names):
+        file = target / name
+        if file.resolve().is_relative_to(target):  # a manifest may have come with the folder
+            if not os.path.lexists(file):
+                continue
+            if file.is_file() and hash_file(file) in own.get(name, ()):
+                continue
+        why = "was edited since mos wrote it" if name in own else "mos did not write there"
+        raise UserError(
+            f"{option} holds {name}, which {why}: give another folder, or move that file away."
+        )
+
+
+def _written(target: Path) -> dict[str, dict[str, list[str]]]:
+    return read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
+
+
+def check_writable(folder: str | Path, key: str) -> None:
+    """Check that a folder can be made, or written to, before something is computed for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    target = Path(folder).expanduser().absolute()
+    place = next(path for path in (target, *target.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _unwritable(key, folder, error) from error
+
+
+def _unwritable(key: str, folder: str | Path, error: OSError) -> UserError:
+    return UserError(f"{key}={folder} cannot be written ({error.strerror}): give another folder.")

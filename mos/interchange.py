@@ -23,7 +23,7 @@ from mos.adapters.saved import all_finite
 from mos.card import carry_card
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
-from mos.folders import check_own, replaced
+from mos.files import check_output, output
 from mos.model_check import check_model_folder
 from mos.modeling import copy_tokenizer, grow_vocabulary
 
@@ -52,8 +52,8 @@ def to_lora(
 
     Args:
         source: a PEFT model, whose active adapter is taken, or an adapter directory.
-        out_dir: directory to write: a new or empty one, or one that was exported before and is
-            replaced.
+        out_dir: directory to write: a new or empty one, or that of an earlier export, whose files
+            are replaced.
         dtype: of the factors; default as the adapter has them.
         pad_to_vllm_rank: raise the rank to the next one that vLLM reserves room for.
 
@@ -110,7 +110,7 @@ def to_lora(
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
     )
-    with replaced(out_dir) as folder:
+    with output(out_dir, "export") as folder:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         lora.save_pretrained(str(folder))
         if not isinstance(source, PeftModel):
@@ -134,8 +134,8 @@ def merge(
             quantised base (`mos.modeling.dequantized_base`) for the function that was trained.
         adapter_dir: an adapter of any method of PEFT's or ours that merges. One that learned new
             tokens brings its tokenizer.
-        out_dir: directory to write: a new or empty one, or one that was exported before and is
-            replaced.
+        out_dir: directory to write: a new or empty one, or that of an earlier export, whose files
+            are replaced.
         dtype: of the weights; default as the base has them. The sum is rounded to it once.
 
     Returns:
@@ -160,7 +160,7 @@ def merge(
         merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"{adapter_dir} cannot be merged into {base_dir}: {error}") from error
-    with replaced(out_dir) as folder:
+    with output(out_dir, "export") as folder:
         merged.save_pretrained(folder)
         copy_tokenizer(Path(adapter_dir) if learned else base_dir, folder)
         for template in Path(adapter_dir).glob(CHAT_TEMPLATE_FILE):  # the format of its training
@@ -223,6 +223,6 @@ def _vllm_rank(r: int) -> int:
 
 
 def _check_target(out_dir: str | Path, source: PeftModel | str | Path) -> None:
-    target = check_own(out_dir)
+    target = check_output(out_dir, "export")
     if not isinstance(source, PeftModel) and Path(source).expanduser().resolve() == target:
         raise UserError(f"out={out_dir} is the adapter itself: give another folder.")

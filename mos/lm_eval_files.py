@@ -11,7 +11,7 @@ from eval import BENCHMARKS, Benchmark, Request, build_benchmark
 from eval.harness import PREFIX, VERSION, document, generation_kwargs, task_settings
 from eval.results import Metrics, read_records
 from mos.errors import UserError
-from mos.folders import replaced
+from mos.files import output
 from mos.modeling import tokenizer_of
 from mos.run import Run
 
@@ -61,7 +61,7 @@ def write_lm_eval(
         samples[PREFIX + name] = _samples(run, benchmark)
         for key, value in _about_task(result, benchmark).items():
             content.setdefault(key, {})[PREFIX + name] = value
-    with replaced(out_dir) as target:
+    with output(out_dir, "export") as target:
         tracker = EvaluationTracker(output_path=str(target))
         tracker.general_config_tracker.log_experiment_args("mos", model_args, None, None, False)
         tracker.save_results_aggregated(content, samples)

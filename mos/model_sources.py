@@ -24,8 +24,7 @@ from transformers import (
 )
 
 from mos.errors import UserError
-from mos.files import hash_json
-from mos.folders import build_once
+from mos.files import build_once, hash_json
 from mos.model_check import check_model_folder
 from mos.places import CONFIG_DIR, SMOLLM2, TINY, smollm2_package
 

@@ -31,8 +31,7 @@ from transformers import (
 
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
-from mos.files import fingerprint, hash_json
-from mos.folders import build_once
+from mos.files import build_once, fingerprint, hash_json
 from mos.model_check import load_config
 from mos.model_sources import resolve_model
 from mos.processor import products_in

@@ -13,8 +13,7 @@ from eval import BENCHMARKS
 from eval.sandbox import check_isolation
 from mos.config import Evaluation, Model, TrainConfig
 from mos.errors import UserError
-from mos.files import weight_files
-from mos.folders import check_writable
+from mos.files import check_writable, weight_files
 from mos.places import SMOLLM2, TINY, smollm2_package
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -29,7 +27,7 @@ from omegaconf import OmegaConf
 from mos.config import TrainConfig, load_config
 from mos.console import is_main_process, say
 from mos.errors import UserError
-from mos.files import write_atomically
+from mos.files import name_aside, set_aside, write_atomically
 from mos.records import SCHEMA, DamagedError, Manifest, Metrics, Results, Stage, Status
 
 
@@ -180,6 +178,7 @@ class Run:
             earlier = self.results
         except DamagedError as error:
             say(f"{error} It is made again.")
+            set_aside(self.path / "results.json")
             earlier = None
         config, manifest = self.config, self.manifest
         if manifest.method is None:
@@ -206,9 +205,10 @@ class Run:
         """Move what an existing run wrote to a folder beside it, and return that folder."""
         if not (self.path / "status.json").is_file():
             return None
-        kept = self.path.with_name(f"{self.path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+        kept = name_aside(self.path)
         kept.mkdir()
-        for item in self.path.iterdir():
+        # The status last: until then the run is not new, and the next call moves the rest.
+        for item in sorted(self.path.iterdir(), key=lambda item: item.name == "status.json"):
             if item.name != ".lock":
-                shutil.move(item, kept / item.name)
+                item.rename(kept / item.name)
         return kept

@@ -15,14 +15,13 @@ from rich.text import Text
 
 from mos.console import printable
 from mos.errors import DataError, MissingFileError
-from mos.files import MAX_LINE, parse_json, read_text
+from mos.files import MAX_LINE, SET_ASIDE, parse_json, read_text
 from mos.records import Results
 from mos.run import Run
 
 # A folder with one of these files, or with the name of a seed, is a run's.
 MARKERS = frozenset({"results.json", "status.json", "manifest.json", "config.yaml"})
 SEED_FOLDER = re.compile(r"seed-?\d+$")
-SET_ASIDE = re.compile(r"\.old-\d{8}-\d{6}$")
 
 
 def find_runs(where: str | Path | Iterable[str | Path]) -> list[Run]:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from mos.cli import command
 from mos.config import resolved
 from mos.console import say
+from mos.files import check_output
 from mos.runs import find_runs
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def summarize(cfg: DictConfig) -> Report:
     del config["select"]  # other names
     out, plots = config.pop("out"), config.pop("plots")
     sources = _names(config.pop("runs"))
+    always = ("table?.*", "claims.md", "problems.csv", "runs.csv", "report.html")
+    check_output(out, "summarize", always)
     say(f"run folders found: {len(find_runs(sources))}")
 
     # pandas takes a second to import.

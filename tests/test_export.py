@@ -20,7 +20,10 @@ from mos import MosConfig, ProloraConfig, TiedLoraConfig
 from mos.config import compose_config
 from mos.errors import MissingFileError, UserError
 from mos.export import export, main, merge, to_lora
+from mos.files import MANIFEST
+from mos.summarize import summarize
 from tests.adapters.tiny import CASES, adapted, logits, randomise, tiny_llama
+from tests.report.synthetic import write_run
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj"]
 PEFTS_OWN = {
@@ -122,8 +125,40 @@ def test_what_others_wrote_is_never_replaced(tmp_path):
     lora = to_lora(model, tmp_path / "lora")
     with pytest.raises(UserError, match="is the adapter itself"):
         to_lora(lora, lora)
+    (lora / "notes").mkdir()
+    (lora / "notes" / "mine.txt").write_text("mine")
+    (lora / "README.md").unlink(missing_ok=True)
     assert to_lora(model, lora) == lora
-    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
+    for notes in (tmp_path / "notes", lora / "notes"):
+        assert (notes / "mine.txt").read_text() == "mine"
+    (lora / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter_config\.json, which was edited"):
+        to_lora(model, lora)
+    assert (lora / "adapter_config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("beside", ["notes", "runs", "an export"])
+def test_a_report_and_an_export_in_one_folder_leave_each_others_files(beside, base_dir, tmp_path):
+    """`mos summarize` used to leave a mark by which `mos export` took the folder for its own."""
+    out = tmp_path / "out"
+    runs = out if beside == "runs" else tmp_path / "runs"
+    write_run(runs)
+    adapted(CASES["mos"](), base(base_dir)).save_pretrained(tmp_path / "adapter")
+    if beside == "an export":
+        to_lora(tmp_path / "adapter", out)
+    else:
+        (out / "below").mkdir(parents=True, exist_ok=True)
+        (out / "mine.txt").write_text("mine")
+        (out / "below" / "mine.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    given = [f"runs={runs}", f"out={out}", "plots=false"]
+    summarize(compose_config(given, "summarize"))
+    assert (out / "report.html").is_file()
+    with pytest.raises(UserError, match=r"holds .*, which mos did not write there"):
+        merge(base_dir, tmp_path / "adapter", out)
+    summarize(compose_config(given, "summarize"))
+    before.pop(out / MANIFEST, None)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_tied_lora_becomes_separate_factors(tmp_path):

@@ -123,10 +123,41 @@ def test_overwriting_keeps_what_was_there(tmp_path):
     run = Run(tmp_path / "run")
     with run.claimed():
         run.set_status("evaluated")
-        kept = run.set_aside()
-        assert json.loads((kept / "status.json").read_text())["status"] == "evaluated"
+        kept = [run.set_aside()]
+        assert json.loads((kept[0] / "status.json").read_text())["status"] == "evaluated"
         assert run.status == "new"
         assert run.set_aside() is None
+        run.set_status("failed")
+        (run.path / "mine.txt").write_text("mine")
+        kept.append(run.set_aside())  # in the same second
+        assert (kept[1] / "mine.txt").read_text() == "mine"
+        assert [path.name for path in run.path.iterdir()] == [".lock"]
+    with pytest.raises(UserError):
+        find_runs(tmp_path)
+
+
+def test_a_run_that_was_set_aside_in_part_is_not_taken_for_a_new_one(tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    for name in ("config.yaml", "checkpoint", "train.log"):
+        (run.path / name).write_text(name)
+    run.set_status("evaluated")
+    rename, moved = Path.rename, []
+
+    def killed(path, target):
+        moved.append(path)
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.set_aside()
+    assert run.set_aside() is not None
+    assert list(run.path.iterdir()) == []
+    aside = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(aside) == ["checkpoint", "config.yaml", "status.json", "train.log"]
 
 
 def test_an_unwritable_output_folder_is_named(tmp_path):

@@ -13,6 +13,7 @@ from mos.data import code_alpaca, cot, flan_v2, messages, super_ni
 from mos.data.corpus import Corpus
 from mos.data.rows import Example, OnBadRow, Report, require_content
 from mos.errors import DataError, MissingFileError, unknown
+from mos.files import hash_file, set_aside
 
 CORPORA: dict[str, Corpus] = {
     "super_ni": super_ni.CORPUS,
@@ -100,6 +101,8 @@ def convert(
                 count += 1
         if count == 0:
             raise no_rows(corpus, source, report)
+        if output.exists() and hash_file(output) != hash_file(partial):
+            set_aside(output)
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)

@@ -28,8 +28,7 @@ from mos.data.encoder import ChatEncoder
 from mos.data.rows import Example, OnBadRow, Report
 from mos.data.statistics import Statistics
 from mos.errors import DataError, UserError
-from mos.files import hash_file, hash_json, write_json
-from mos.folders import build_once
+from mos.files import build_once, hash_file, hash_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from eval.files import read_json
 from eval.runner import Weights
 from mos.console import say
 from mos.evaluation.subjects import adapter_hash, read_adapter_config
-from mos.folders import build_once
+from mos.files import build_once
 from mos.modeling import dequantized_base
 
 # How an adapter is applied.

@@ -9,9 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from mos.adapters import METHODS
-from mos.errors import UserError, unknown
-from mos.files import write_atomically
-from mos.folders import claim
+from mos.errors import unknown
+from mos.files import output
 from mos.report import figures, formats, paper
 from mos.report.cells import HELDOUT, Column
 from mos.report.claims import Verdict, judge
@@ -174,17 +173,14 @@ def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path
     if with_plots:
         _draw(report)
     files["report.html"] = render(report)
-    out = claim(out, [*files, "plots"])
-    try:
-        (out / "plots").mkdir(exist_ok=True)
+    with output(out, "summarize", files) as folder:
+        (folder / "plots").mkdir()
         for name, text in files.items():
-            write_atomically(out / name, text)
+            (folder / name).write_text(text, "utf-8")
         for plot in report.plots:
-            write_atomically(out / "plots" / f"{plot.name}.svg", plot.svg)
-            (out / "plots" / f"{plot.name}.pdf").write_bytes(plot.pdf)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written ({error.strerror}).") from error
-    return [out / name for name in files]
+            (folder / "plots" / f"{plot.name}.svg").write_text(plot.svg, "utf-8")
+            (folder / "plots" / f"{plot.name}.pdf").write_bytes(plot.pdf)
+    return [Path(out) / name for name in files]
 
 
 def _draw(report: Report) -> None:

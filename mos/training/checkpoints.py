@@ -1,14 +1,8 @@
-"""Checkpoints that are whole or not taken: hashes of every file, written last.
-
-A checkpoint is sealed once all its files are on disk. A kill at any moment leaves either a sealed
-checkpoint or one that is recognised as unfinished; bytes that change later no longer match.
-"""
+"""Checkpoints that are whole, by their seal, or not taken."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,58 +11,23 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mos.console import say
-from mos.errors import DataError, UserError
-from mos.files import hash_file, read_json, write_json
+from mos.errors import UserError
+from mos.files import damage, discard
 
-SEAL = "complete.json"
 NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 
 
-def seal(checkpoint: Path) -> None:
-    """Mark a checkpoint folder as complete: flush every file, then write their hashes."""
-    hashes = {}
-    for file in sorted(f for f in checkpoint.rglob("*") if f.is_file() and f.name != SEAL):
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
-            hashes[str(file.relative_to(checkpoint))] = hash_file(file)
-    write_json(checkpoint / SEAL, {"sha256": hashes})
-
-
-def damage(checkpoint: Path) -> str:
-    """Why a checkpoint cannot be trusted, or "" if it is as it was sealed."""
-    try:
-        sealed = read_json(checkpoint / SEAL)["sha256"]
-        if not sealed:
-            return f"its {SEAL} names no file"
-        for name, expected in sealed.items():
-            if hash_file(checkpoint / name) != expected:
-                return f"{name} has changed since it was written"
-    except FileNotFoundError as error:
-        name = Path(error.filename).name
-        return "it was not finished" if name == SEAL else f"{name} is missing"
-    except OSError as error:
-        return f"{error.filename} cannot be read ({error.strerror})"
-    except DataError as error:
-        return f"{error.path.name} is damaged ({error.reason})"
-    except (TypeError, KeyError, AttributeError):
-        return f"its {SEAL} is damaged"
-    return ""
-
-
 def newest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; those past it are named, and removed.
+    """The newest checkpoint that is whole; those past it are named, and make room.
 
-    They are removed because the run will write checkpoints of the same names again.
+    The run will write checkpoints of the same names again.
     """
     for checkpoint in reversed(_by_step(folder)):
-        reason = damage(checkpoint)
+        reason = damage(checkpoint, trust_times=False)
         if not reason:
             return checkpoint
         say(f"{checkpoint.name} is not used: {reason}")
-        if checkpoint.is_dir() and not checkpoint.is_symlink():
-            shutil.rmtree(checkpoint)
-        else:
-            checkpoint.unlink()
+        discard(checkpoint)
     return None
 
 
@@ -81,7 +40,7 @@ def rotate(folder: Path, limit: int | None, best: int | None = None) -> None:
     checkpoints = _by_step(folder)
     old = [path for path in checkpoints[:-1] if step_of(path) != best]
     for checkpoint in old[: max(0, len(checkpoints) - (limit or len(checkpoints)))]:
-        shutil.rmtree(checkpoint)
+        discard(checkpoint)
 
 
 def _by_step(folder: Path) -> list[Path]:

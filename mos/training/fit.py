@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from functools import partial
 from itertools import pairwise
@@ -25,7 +24,7 @@ from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
 from mos.evaluation.jobs import build_benchmarks
 from mos.evaluation.subjects import adapter_hash, write_origin
-from mos.files import fingerprint, source_hash
+from mos.files import beside, fingerprint, set_aside, source_hash
 from mos.identity import model_identity
 from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer
@@ -171,15 +170,15 @@ def run_trainer(
 
 def save_adapter(trainer: CrashSafeTrainer, folder: Path) -> None:
     """Write the adapter (or the fully fine-tuned model) whole, under its final name."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    trainer.save_model(str(partial))
-    if trainer.args.should_save:
-        tokenizer: Any = trainer.processing_class
-        (partial / CARD).unlink(missing_ok=True)  # PEFT's form to fill in
-        (partial / CHAT_TEMPLATE_FILE).write_text(chat_template(tokenizer), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+    with beside(folder) as new:  # of each process; only the main one's gets files
+        trainer.save_model(str(new))
+        if trainer.args.should_save:
+            tokenizer: Any = trainer.processing_class
+            (new / CARD).unlink(missing_ok=True)  # PEFT's form to fill in
+            (new / CHAT_TEMPLATE_FILE).write_text(chat_template(tokenizer), "utf-8")
+            if folder.exists():
+                set_aside(folder)
+            new.rename(folder)
     trainer.accelerator.wait_for_everyone()
 
 

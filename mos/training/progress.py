@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerState
 
 from mos.console import console
+from mos.files import write_atomically
 from mos.runs import read_losses
 
 
@@ -40,7 +41,7 @@ class LossLog(TrainerCallback):
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0
         self.started = time.monotonic()
         if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         known = {

@@ -31,9 +31,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from mos.config import TrainConfig
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
+from mos.files import seal
 from mos.processor import products_in
 from mos.run import Run
-from mos.training.checkpoints import check_same_state, rotate, seal
+from mos.training.checkpoints import check_same_state, rotate
 from mos.training.heldout import HeldOut, example_scores
 from mos.training.progress import LossLog, ProgressLine
 from mos.training.stopping import StopOnSignal, check_finite

@@ -172,6 +172,15 @@ def test_own_rows_in_both_forms(tmp_path):
     assert (second["dataset"], second["id"]) == ("d", "x")
 
 
+def test_another_file_in_the_place_of_the_output_is_kept(tmp_path):
+    write_jsonl(tmp_path / "own.jsonl", [turn()])
+    (tmp_path / "out.jsonl").write_text("mine")
+    for _ in range(2):
+        convert("messages", tmp_path / "own.jsonl", tmp_path / "out.jsonl")
+    (kept,) = tmp_path.glob("out.jsonl.old-*")
+    assert kept.read_text() == "mine"
+
+
 def test_tulu_mixture_in_parquet_gives_the_rows_of_one_corpus(tmp_path):
     rows = [turn(dataset=name, id=f"{name}_{i}") for i in range(3) for name in ("cot", "flan_v2")]
     source = tmp_path / "source"

@@ -262,6 +262,8 @@ def test_an_edited_result_does_not_count(name, change, tmp_path, whole, capsys):
     evaluate(tmp_path, NoEngine())
     assert "This result does not count" in capsys.readouterr().out
     assert content(tmp_path / "eval") == whole
+    (aside,) = (tmp_path / "eval").glob(f"{name}.old-*")  # it may be somebody's work
+    assert aside.read_text() == change(text)
 
 
 def test_equal_weights_share_answers_and_other_weights_do_not(tmp_path):

@@ -175,6 +175,20 @@ def test_early_stopping_keeps_the_best_weights_also_over_a_restart(tmp_path, cac
     assert what_was_learnt(finish(overrides)) == what_was_learnt(whole)
 
 
+def test_an_adapter_that_is_written_again_keeps_what_a_user_put_there(tmp_path, cache, monkeypatch):
+    overrides = job(tmp_path, cache, "trainer.max_steps=3", "trainer.eval_steps=3")
+    monkeypatch.setattr(fit, "record", lambda *args, **kwargs: 1 / 0)  # the adapter is written
+    with pytest.raises(ZeroDivisionError):
+        train(compose_config(overrides))
+    monkeypatch.undo()
+    (run,) = find_runs(tmp_path)
+    (run.adapter_dir / "mine.txt").write_text("mine")
+    finish(overrides)
+    assert not (run.adapter_dir / "mine.txt").exists()
+    (kept,) = run.path.glob("adapter.old-*/mine.txt")
+    assert kept.read_text() == "mine"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "step"),
