@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,18 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
+def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in dicts and lists within one another, with the keys that lead to it."""
+    if isinstance(tree, Mapping | list | tuple):
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        for key, value in items:
+            yield from leaves(value, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, tree
+
+
 def check_same_state(saved: Mapping[str, Any], loaded: Mapping[str, Any], optim: str) -> None:
-    """Compare the optimizer's state after loading with what was saved, tensor by tensor.
+    """Compare an optimizer's `state_dict` after loading with the one that was saved.
 
     bitsandbytes' paged and 8-bit optimizers have lost state on resume in several versions; a run
     that goes on with another state is worse than one that stops.
@@ -62,21 +72,20 @@ def check_same_state(saved: Mapping[str, Any], loaded: Mapping[str, Any], optim:
     Raises:
         UserError: the state did not survive, and what to set instead.
     """
-    for index, state in saved["state"].items():
-        for name, value in state.items():
-            other = loaded["state"].get(index, {}).get(name)
-            if isinstance(value, torch.Tensor):
-                same = (
-                    isinstance(other, torch.Tensor)
-                    and other.dtype == value.dtype
-                    and torch.equal(other.cpu(), value)
-                )
-            else:
-                same = not isinstance(value, int | float) or other == value
-            if not same:
-                raise UserError(
-                    f"trainer.optim={optim} did not get its state back from the checkpoint"
-                    f" ({name} of parameter {index}): this run cannot be continued exactly. Start"
-                    " it anew with overwrite=true, and use trainer.optim=adamw_torch where runs"
-                    " get interrupted."
-                )
+    found = dict(leaves(loaded))
+    for place, value in leaves(saved):
+        other = found.get(place)
+        if isinstance(value, torch.Tensor):
+            same = (
+                isinstance(other, torch.Tensor)
+                and other.dtype == value.dtype
+                and torch.equal(other.cpu(), value)
+            )
+        else:
+            same = other == value
+        if not same:
+            raise UserError(
+                f"trainer.optim={optim} did not get its state back from the checkpoint ({place}):"
+                " this run cannot be continued exactly. Start it anew with overwrite=true, and use"
+                " trainer.optim=adamw_torch where runs get interrupted."
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,10 @@ from mos.errors import UserError
 from mos.files import seal
 from mos.processor import products_in
 from mos.run import Run
-from mos.training.checkpoints import check_same_state, rotate
+from mos.training.checkpoints import check_same_state, leaves, rotate
 from mos.training.heldout import HeldOut, example_scores
 from mos.training.progress import LossLog, ProgressLine
 from mos.training.stopping import StopOnSignal, check_finite
-
-OPTIMIZER_FILE = "optimizer.pt"
 
 
 class EpochSeededSampler(LengthGroupedSampler):
@@ -186,20 +185,23 @@ class CrashSafeTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        if checkpoint is not None and not self.is_fsdp_enabled:
-            sharded = Path(checkpoint) / f"{OPTIMIZER_NAME}.bin"
-            if sharded.is_file():  # FSDP wrote it: states under the names of parameters
-                state = torch.load(sharded, map_location="cpu", weights_only=True)
-                set_optimizer_state_dict(self.model, self.optimizer.optimizer, state)
-                schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
-                self.lr_scheduler.load_state_dict(schedule)
-                return
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or self.optimizer is None:
+        if checkpoint is None or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
             return
-        if (file := Path(checkpoint) / OPTIMIZER_FILE).is_file():
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            check_same_state(saved, self.optimizer.state_dict(), self.args.optim)
+        read = partial(torch.load, map_location="cpu", weights_only=True)
+        whole, sharded = (Path(checkpoint) / f"{OPTIMIZER_NAME}.{end}" for end in ("pt", "bin"))
+        if sharded.is_file():  # FSDP wrote it: states under the names of parameters
+            set_optimizer_state_dict(self.model, self.optimizer.optimizer, read(sharded))
+        else:
+            # transformers reads it onto the GPU under DDP. What was paged memory is not any more,
+            # but keeps its mark there, and bitsandbytes crashes on it.
+            state = read(whole)
+            for _, value in leaves(state):
+                if isinstance(value, torch.Tensor):
+                    vars(value).pop("is_paged", None)
+            self.optimizer.load_state_dict(state)
+            check_same_state(read(whole), self.optimizer.state_dict(), self.args.optim)
+        self.lr_scheduler.load_state_dict(read(Path(checkpoint) / SCHEDULER_NAME))
 
 
 def training_arguments(config: TrainConfig, run: Run, device: str) -> TrainingArguments:

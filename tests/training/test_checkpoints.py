@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import Trainer, TrainingArguments
 
+from mos.errors import UserError
 from mos.files import SEAL, SET_ASIDE, damage, seal
-from mos.training.checkpoints import newest_valid, rotate
-from mos.training.trainer import examples_seen
+from mos.training.checkpoints import check_same_state, leaves, newest_valid, rotate
+from mos.training.trainer import CrashSafeTrainer, examples_seen
 
 
 @pytest.fixture
@@ -102,3 +108,71 @@ def test_none_is_left(tmp_path):
 )
 def test_examples_seen_counts_the_short_last_batch(step, expected):
     assert examples_seen(step, examples=10, batch=4) == expected
+
+
+# All of transformers' that need no more than torch and bitsandbytes; "sgd" has no state.
+OPTIMIZERS = (
+    "adamw_torch adamw_torch_fused adafactor adagrad rmsprop adamw_8bit adamw_bnb_8bit ademamix"
+    " ademamix_8bit lion_32bit lion_8bit rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit"
+    " paged_adamw_32bit paged_adamw_8bit paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit"
+    " paged_lion_8bit"
+)
+
+
+def optimizer(name: str, folder: Path) -> torch.optim.Optimizer:
+    arguments = TrainingArguments(output_dir=str(folder), optim=name, use_cpu=True)
+    cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    # Large enough for a state in 8 bits.
+    return cls([torch.nn.Parameter(torch.ones(96, 96))], **options)
+
+
+def stepped(optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    (parameter,) = optim.param_groups[0]["params"]
+    for _ in range(2):
+        parameter.grad = torch.randn_like(parameter)
+        optim.step()
+    return optim
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.split())
+def test_a_state_that_is_lost_is_noticed(name, tmp_path):
+    file = io.BytesIO()
+    torch.save(stepped(optimizer(name, tmp_path)).state_dict(), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = optimizer(name, tmp_path)
+    resumed.load_state_dict(deepcopy(saved))
+    check_same_state(saved, resumed.state_dict(), name)
+    kinds = dict(leaves(saved["state"]))
+    assert any(value.numel() > 1 for value in kinds.values() if isinstance(value, torch.Tensor))
+    for place, value in kinds.items():
+        lost = deepcopy(resumed.state_dict())
+        if isinstance(value, torch.Tensor):
+            dict(leaves(lost["state"]))[place].zero_()
+        else:
+            lost["state"][0]["step"] = 0
+        with pytest.raises(UserError, match=rf"{name} did not get its state back .*{place}"):
+            check_same_state(saved, lost, name)
+
+
+def test_a_state_that_was_paged_is_not_taken_for_paged_after_a_resume(tmp_path):
+    name = "paged_adamw_32bit"
+    saved = stepped(optimizer(name, tmp_path))
+    for _, value in leaves(saved.state_dict()):
+        if isinstance(value, torch.Tensor):
+            value.is_paged = True  # as on a GPU, where it is
+    torch.save(saved.state_dict(), tmp_path / "optimizer.pt")
+    resumed = optimizer(name, tmp_path)
+    schedule = torch.optim.lr_scheduler.ConstantLR(resumed)
+    torch.save(schedule.state_dict(), tmp_path / "scheduler.pt")
+    one_of_two = SimpleNamespace(
+        is_fsdp_enabled=False,
+        optimizer=resumed,
+        lr_scheduler=schedule,
+        args=SimpleNamespace(optim=name, world_size=2, device=torch.device("meta")),
+    )
+    CrashSafeTrainer._load_optimizer_and_scheduler(one_of_two, tmp_path)
+    states = [value for _, value in leaves(resumed.state_dict()) if isinstance(value, torch.Tensor)]
+    assert len(states) == 2
+    assert not any(getattr(state, "is_paged", False) for state in states)
+    stepped(resumed)
