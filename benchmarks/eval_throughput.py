@@ -206,7 +206,7 @@ def make_runs(arguments: argparse.Namespace, scratch: Path) -> list[Path]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from mos.adapters import attach
+    from mos.methods import attach
     from mos.run import Run
 
     folders = []

@@ -423,7 +423,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
     """Memory over the number of adapters, and the milliseconds of loading."""
     from matplotlib.figure import Figure
 
-    from mos.adapters import METHODS
+    from mos.methods import METHODS
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)

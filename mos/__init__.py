@@ -1,21 +1,16 @@
 """MoS, Mixture of Shards (arXiv 2410.00938), as PEFT methods and an instruction-tuning harness.
 
-Importing this package registers its methods with PEFT, so that `get_peft_model`,
-`PeftModel.from_pretrained` and `AutoPeftModel` know them, whatever else was imported before.
-
-Registering imports torch and PEFT, which takes seconds. The commands of this package
-(`mos summarize`, `python -m mos.train`, ...) and the members of their sweeps are the exception:
-they start without it, because some of them need neither; there the modules that need a method
-register it.
+Importing this package makes its methods known to PEFT, so that `get_peft_model`,
+`PeftModel.from_pretrained` and `AutoPeftModel` serve them. PEFT itself, whose import takes seconds,
+is left to those who need it, before or after.
 """
 
-import importlib
 import logging
-import os
-import pkgutil
 import sys
-import sysconfig
-from pathlib import Path
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,27 +27,37 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addHandler(logging.NullHandle
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        methods = importlib.import_module("mos.adapters").METHODS.values()
-        paths = (method.config or "" for method in methods)
-        return pkgutil.resolve_name(next(path for path in paths if path.endswith(f":{name}")))
+        methods = import_module("mos.methods").METHODS.values()
+        return next(m.config_cls for m in methods if (m.config or "").endswith(f":{name}"))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _command_is_starting() -> bool:
-    """Whether Python is about to run `python -m mos[.module]` or the console script `mos`.
+class _RegisterAfterPeft(MetaPathFinder):
+    """Has PEFT know the methods as soon as it is imported. PEFT's mappings have no entry points."""
 
-    What was asked for stands in `sys.orig_argv` where `sys.argv` begins. While Python looks up the
-    module of `python -m`, `sys.argv[0]` is "-m". A process that a command has started (by
-    multiprocessing) may have that command's `sys.argv`, but never its `sys.orig_argv`.
-    """
-    program = sys.argv[0] if sys.argv else ""
-    asked_for = "".join(sys.orig_argv[-len(sys.argv) :][:1])
-    if program == "-m":
-        return asked_for.removeprefix("-m").split(".")[0] == __name__
-    script = Path(sysconfig.get_path("scripts"), __name__)
-    return program == asked_for and script.resolve() == Path(program).resolve()
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "peft":
+            return None
+        # Others only look PEFT up, any number of times: each finds it with the wrapped loader.
+        finders = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(name, path, target) for finder in finders)
+        spec = next((spec for spec in found if spec), None)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
 
 
-# Set by a command for the processes of a sweep's launcher, which go on with that command.
-if not (os.environ.pop("MOS_SWEEP_MEMBER", "") or _command_is_starting()):
-    importlib.import_module("mos.adapters").register_all()
+def _register() -> None:
+    import_module("mos.methods").register_all()
+
+
+if "peft" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _RegisterAfterPeft())

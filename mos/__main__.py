@@ -76,9 +76,6 @@ def run_tool(arguments: Sequence[str]) -> None:
             f"run: there is no Python program '{name}' here. Expected, after `mos run --`, a"
             " command that a package installed in this environment, a .py file or a module."
         )
-    from mos.adapters import register_all
-
-    register_all()
     sys.argv = [name, *rest]
     if scripts:
         sys.exit(next(iter(scripts)).load()())

@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from mos.adapters import METHODS, row_label
-from mos.adapters.sizes import Layers
 from mos.config import Adapter, TrainConfig, compose_config, resolved
 from mos.console import console, note, say
 from mos.errors import UserError
+from mos.methods import METHODS, row_label
+from mos.sizes import Layers
 
 # Of a method whose settings are in several rows, the first that comes as near as this is taken.
 NEAR = 0.01

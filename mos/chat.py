@@ -49,7 +49,6 @@ def load(folder: Path) -> tuple[Any, Any]:
     # Torch and its companions take seconds to import.
     import torch
 
-    from mos.adapters import register_all
     from mos.adapters.folder import adapter_config
     from mos.adapters.folder import load as load_adapter
     from mos.model_sources import resolve_model
@@ -64,7 +63,6 @@ def load(folder: Path) -> tuple[Any, Any]:
     if on_base:
         model: Any = load_base(base_dir, quantization, device)
         if adapter.is_dir():
-            register_all()
             model = load_adapter(model, adapter, adapter_config(adapter))
     else:  # all weights were trained
         model = load_base(adapter, {**quantization, "bits": None}, device)

@@ -19,13 +19,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from mos.adapters import attach, peft_config, rank
 from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
 from mos.adapters.linear import features
 from mos.config import TrainConfig
 from mos.data.chat import MARKERS
 from mos.errors import UserError
+from mos.methods import attach, peft_config, rank
 from mos.modeling import learn_tokens, skeleton
 
 GIB = 2**30

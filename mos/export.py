@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from omegaconf import DictConfig
 from pydantic import AfterValidator, Field, model_validator
 
-from mos.adapters import check_adapter_folder
 from mos.cli import command
 from mos.config import compose_config, resolved
 from mos.console import say
 from mos.errors import UserError
 from mos.files import MANIFEST, check_output
+from mos.methods import check_adapter_folder
 from mos.run import Run
 from mos.schema import Strict, check
 

@@ -31,7 +31,7 @@ def open_run(config: TrainConfig) -> Run:
     Args:
         config: from `mos.config.validate`.
     """
-    from mos.adapters import rank, row_label
+    from mos.methods import rank, row_label
 
     adapter = config.adapter.dump()
     label = row_label(adapter, config.eval.chat)

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eval.engines.vllm import LORA_RANKS
-from mos.adapters import WEIGHTS, register_all
 from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
 from mos.adapters.folder import adapter_config, load, skeleton
@@ -24,6 +23,7 @@ from mos.card import carry_card
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
 from mos.files import check_output, output
+from mos.methods import WEIGHTS
 from mos.model_check import check_model_folder
 from mos.modeling import copy_tokenizer, grow_vocabulary
 
@@ -34,8 +34,6 @@ MORE_THAN_FACTORS = (
     ("bias", "none"),
     ("use_dora", False),
 )
-# Adapters are read from folders here, which may be of any method.
-register_all()
 
 
 def to_lora(

@@ -13,12 +13,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, PositiveInt
 
-from mos.adapters import row_label
 from mos.budget import parameters, show, sized
 from mos.cli import command
 from mos.config import TrainConfig, resolved, validate
 from mos.console import console, note, say
 from mos.errors import UserError
+from mos.methods import row_label
 from mos.plan_tables import GIB, plan_table, total_line
 from mos.schema import Strict, check
 

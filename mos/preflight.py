@@ -55,7 +55,7 @@ def check_shapes(config: TrainConfig) -> None:
         UserError: widths that do not divide, too few shards, target modules that are not there;
             examples longer than the model's context.
     """
-    from mos.adapters import attach
+    from mos.methods import attach
     from mos.modeling import skeleton
 
     model, method = skeleton(config.model.dump()), config.adapter.method

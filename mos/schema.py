@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-import builtins
-import importlib.util
 import json
 import re
-import sys
-import typing
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields
+from enum import Enum
 from functools import cache
-from importlib.machinery import ModuleSpec
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -87,112 +81,21 @@ def _message(key: str, problems: list[Any], model: type[BaseModel]) -> str:
 
 
 @cache
-def dataclass_model(path: str, base: type[BaseModel]) -> type[BaseModel]:
-    """A pydantic model of the fields of a dataclass, read from its source.
-
-    The config classes of PEFT and transformers say which keys exist and of which types, but
-    importing them takes many seconds, and a mistyped key should be named at once.
+def dataclass_model(cls: type, base: type[BaseModel]) -> type[BaseModel]:
+    """A pydantic model of the fields of a dataclass, such as a config class of PEFT's.
 
     Args:
-        path: "module:Class"; the module may import the class from elsewhere.
         base: has the model's settings, and fields that replace those of the same name.
     """
-    fields: Any = {
-        name: field
-        for name, field in declared_fields(path).items()
-        if name not in base.model_fields
-    }
-    return create_model(path.partition(":")[2], __base__=base, **fields)
+    hints = get_type_hints(cls)
+    names = (field.name for field in fields(cls) if field.name not in base.model_fields)
+    options: Any = {name: (_of_values(hints[name]), None) for name in names}
+    return create_model(cls.__name__, __base__=base, **options)
 
 
-def declared_fields(path: str) -> dict[str, tuple[Any, Any]]:
-    """The fields of the dataclass "module:Class", those of its bases first: (type, default).
-
-    A type that is not built in or from `typing` counts as `Any`, an enum as its values, and a
-    default that is not written out as None.
-    """
-    module, _, name = path.partition(":")
-    found = _find_class(module, name)
-    if found is None:  # made in a notebook, or nothing that has fields
-        cls = getattr(sys.modules.get(module), name, object)
-        hints = get_type_hints(cls) if is_dataclass(cls) else {}
-        return {name: (hint, getattr(cls, name, None)) for name, hint in hints.items()}
-    module, node = found
-    fields: dict[str, tuple[Any, Any]] = {}
-    for base in node.bases:
-        fields |= declared_fields(f"{module}:{ast.unparse(base)}")
-    for line in node.body:
-        if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation):
-            hint = _evaluate(line.annotation, module)
-            fields[ast.unparse(line.target)] = hint, _default(line.value)
-    return fields
-
-
-def _default(value: ast.expr | None) -> Any:
-    if isinstance(value, ast.Call):  # field(default=...)
-        value = next((word.value for word in value.keywords if word.arg == "default"), None)
-    return value.value if isinstance(value, ast.Constant) else None
-
-
-def _evaluate(annotation: ast.expr, module: str) -> Any:
-    hint = eval(ast.unparse(annotation), {}, _Names(module))
-    # "SchedulerType | str" means the values of the enum.
-    literals = [kind for kind in get_args(hint) if get_origin(kind) is Literal]
-    if any(isinstance(get_args(kind)[0], str) for kind in literals):
-        return Union[tuple(kind for kind in get_args(hint) if kind is not str)]  # noqa: UP007
+def _of_values(hint: Any) -> Any:
+    """An enum's values for "Enum | str", which would take any text."""
+    kinds = get_args(hint)
+    if any(isinstance(kind, type) and issubclass(kind, Enum) for kind in kinds):
+        return Union[tuple(kind for kind in kinds if kind is not str)]  # noqa: UP007
     return hint
-
-
-class _Names(dict):
-    """What the names in an annotation mean."""
-
-    def __init__(self, module: str) -> None:
-        self.module = module
-
-    def __missing__(self, name: str) -> Any:
-        for scope in (builtins, typing):
-            if hasattr(scope, name):
-                return getattr(scope, name)
-        found = _find_class(self.module, name)
-        if found and any("Enum" in ast.unparse(base) for base in found[1].bases):
-            values = [
-                line.value.value
-                for line in found[1].body
-                if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant)
-            ]
-            return Literal[tuple(values)]
-        return Any
-
-
-def _find_class(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
-    """The module that defines a class, and its definition, following imports by name."""
-    spec = _spec(module)
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return None
-    package = module if spec.submodule_search_locations else module.rpartition(".")[0]
-    for node in ast.walk(_parse(spec.origin)):
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return module, node
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    source = "." * node.level + (node.module or "")
-                    return _find_class(importlib.util.resolve_name(source, package), alias.name)
-    return None
-
-
-@cache
-def _spec(module: str) -> ModuleSpec | None:
-    """Where a module is, without importing the packages above it."""
-    parent = module.rpartition(".")[0]
-    above = _spec(parent) if parent else None
-    if parent and above is None:
-        return None
-    path = above.submodule_search_locations if above else None
-    found = (finder.find_spec(module, path) for finder in sys.meta_path)
-    return next((spec for spec in found if spec), None)
-
-
-@cache
-def _parse(file: str) -> ast.Module:
-    return ast.parse(Path(file).read_text("utf-8"))

@@ -47,7 +47,7 @@ OVERRULED = {
 
 
 class Trainer(Strict):
-    """Ranges of the fields of TrainingArguments; the others are added from their source."""
+    """Ranges of the fields of TrainingArguments; the others have the types that it says."""
 
     max_steps: Annotated[int, Field(ge=-1)]
     num_train_epochs: Annotated[Number, Field(gt=0)] | None = None
@@ -105,7 +105,9 @@ class Trainer(Strict):
 
 def trainer_model() -> type[BaseModel]:
     """The fields of transformers.TrainingArguments that a config may set."""
-    return dataclass_model("transformers:TrainingArguments", Trainer)
+    from transformers import TrainingArguments  # which takes seconds
+
+    return dataclass_model(TrainingArguments, Trainer)
 
 
 def check_trainer(trainer: dict[str, Any]) -> None:

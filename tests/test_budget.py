@@ -10,11 +10,11 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from mos import plan as entry
-from mos.adapters import METHODS
 from mos.budget import nearest, parameters, sized
 from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.estimate import count
+from mos.methods import METHODS
 
 TWO_BLOCKS = [
     "model=tiny_random", "model.architecture.num_hidden_layers=2", "quantization=none", "eval=base",

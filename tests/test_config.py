@@ -103,7 +103,6 @@ def test_models_are_pinned_and_of_llama_s_shape(model):
 
 
 def test_the_trainer_s_keys_are_those_of_transformers():
-    """They are read from its source; a release that is written otherwise shows here."""
     names = {f.name for f in fields(TrainingArguments) if f.init}
     assert set(trainer_model().model_fields) - {"early_stopping_patience"} == names
     assert set(OVERRULED) < names
@@ -130,9 +129,9 @@ def test_evaluate_knows_the_keys_of_eval():
         (["+adapter.shard_per_vector=2"], "shards_per_vector"),
         (["adapter.r=0"], "adapter.r: the rank must be at least 1"),
         (["adapter.private_rank=9"], "private_rank=9 must not exceed equivalent_rank=8"),
-        (["adapter=prolora", "adapter.unshared_rank=99"], "`unshared_rank` must be between 0"),
-        (["adapter=tied_lora", "adapter.tied_lora_dropout=1.0"], "must be in [0, 1)"),
-        (["adapter=rasa", "adapter.shared_rank=99"], "`shared_rank` must be in 0"),
+        (["adapter=prolora", "adapter.unshared_rank=99"], "unshared_rank=99 must be"),
+        (["adapter=tied_lora", "adapter.tied_lora_dropout=1.0"], "tied_lora_dropout=1.0 must be"),
+        (["adapter=rasa", "adapter.shared_rank=99"], "shared_rank=99 must be"),
         (["adapter.r=four"], "adapter.r=\"four\": expected a valid integer or 'all'"),
         (["+trainer.max_step=3"], "Did you mean 'max_steps'"),
         (["+trainer.output_dir=x"], "set by the program: set paths.output_dir"),
@@ -165,15 +164,13 @@ def test_wrong_values_are_named(overrides, expected):
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("train adapter.private_rank=9", "private_rank=9 must not exceed equivalent_rank=8"),
-        ("evaluate eval=[base,mmlu] paths.data_dir=/nowhere", "no folder /nowhere/mmlu"),
+        ("train eval.engine=vlllm", "Did you mean 'vllm'"),
         ("export adapter={0} out={0}", "holds files that mos did not write"),
-        ("inspect data.source=/nowhere", "no /nowhere"),
         ("chat {0}", "names no base model"),
         ("summarize runs=/nowhere", "runs=/nowhere: no such folder"),
     ],
 )
-def test_a_wrong_value_waits_for_neither_torch_nor_peft(command, expected, tmp_path):
+def test_a_wrong_value_of_ours_waits_for_neither_torch_nor_peft(command, expected, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (tmp_path / "adapter_model.safetensors").touch()
     name, *arguments = command.format(tmp_path).split()

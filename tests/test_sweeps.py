@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mos.adapters import METHODS
 from mos.config import CONFIG_DIR, compose_config, validate
 from mos.console import Labelled
 from mos.errors import UserError
 from mos.identity import open_run
 from mos.list_runs import show_runs
+from mos.methods import METHODS
 from mos.run import Run
 from mos.runs import find_runs
 from mos.train import main

@@ -10,7 +10,9 @@ from typing import Any
 from peft import PeftConfig
 from safetensors import safe_open
 
-from mos.adapters import WEIGHTS, bounds
+from mos.methods import WEIGHTS
+
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -39,14 +41,43 @@ class FactoredConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None)
     trainable_token_indices: dict[str, list[int]] | None = field(default=None)
     init_weights: bool = field(default=True)
-    format_version: int = field(default=2)  # bounds.FORMAT_VERSION
+    format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounds.factored(self)
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"The adapter has format_version={self.format_version!r}, but this version of mos "
+                f"reads version {FORMAT_VERSION}. Upgrade mos, or save the adapter with this one."
+            )
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError("`layers_to_transform` needs `target_modules` to be a list of names.")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("`layers_pattern` needs `layers_to_transform`.")
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
+
+    def check_whole(self, name: str, least: int, most: int | None = None) -> None:
+        """Refuse a value that is not a whole number between `least` and `most`.
+
+        Raises:
+            ValueError: naming it.
+        """
+        value = getattr(self, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least or (most is not None and value > most):
+            upper = "" if most is None else f" and at most {most}"
+            raise ValueError(f"{name}={value!r} must be an integer of at least {least}{upper}.")
+
+    def check_dropout(self, name: str) -> None:
+        """Refuse a probability of dropout outside of [0, 1).
+
+        Raises:
+            ValueError: naming it.
+        """
+        if not 0 <= getattr(self, name) < 1:
+            raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1).")
 
     @classmethod
     def from_pretrained(

@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mos.adapters import WEIGHTS, check_adapter_folder, saved
+from mos.adapters import saved
 from mos.adapters.config import FactoredConfig
 from mos.adapters.targets import check_patterns
 from mos.adapters.tuner import FactoredTuner
 from mos.errors import UserError
+from mos.methods import WEIGHTS, check_adapter_folder
 
 
 def adapter_config(adapter_dir: Path) -> PeftConfig:

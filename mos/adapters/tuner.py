@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from mos.adapters import saved
-from mos.adapters.bounds import FORMAT_VERSION
+from mos.adapters.config import FORMAT_VERSION
 from mos.adapters.linear import BASE_ROWS, FactoredLinear
 from mos.adapters.quantized import keep_4bit_weights_unpacked
 from mos.adapters.targets import default_targets, is_target, targeted_linears

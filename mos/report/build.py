@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from mos.adapters import METHODS
 from mos.errors import unknown
 from mos.files import output
+from mos.methods import METHODS
 from mos.report import figures, formats, paper
 from mos.report.cells import HELDOUT, Column
 from mos.report.claims import Verdict, judge

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from mos.adapters import METHODS
+from mos.methods import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ class Group:
     """All results of one method configuration on one model, over experiments and seeds.
 
     Attributes:
-        method: its name in `mos.adapters.METHODS`.
+        method: its name in `mos.methods.METHODS`.
         config: the adapter's settings.
         scores: a row a seed, a column a metric (`Column.key`), NaN where there is none.
         folders: the run that each value of `scores` comes from.

@@ -14,7 +14,6 @@ from peft import prepare_model_for_kbit_training
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from mos.adapters import attach, rank, row_label
 from mos.card import CARD, write_card
 from mos.config import TrainConfig
 from mos.console import is_main_process, say
@@ -26,6 +25,7 @@ from mos.evaluation.jobs import build_benchmarks
 from mos.evaluation.subjects import adapter_hash, write_origin
 from mos.files import beside, fingerprint, set_aside, source_hash
 from mos.identity import model_identity
+from mos.methods import attach, rank, row_label
 from mos.model_sources import resolve_model
 from mos.modeling import learn_tokens, load_base, load_tokenizer
 from mos.preflight import choose_device

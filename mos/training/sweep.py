@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import shlex
 import shutil
 import time
@@ -38,8 +37,6 @@ PLUGINS = {
 def check_plugins(arguments: Sequence[str]) -> None:
     """Look at the launcher and the sweeper that a command line names, before Hydra does.
 
-    The processes that a launcher starts then know that they are this command's (mos/__init__.py).
-
     Raises:
         UserError: there is no sweep, a package is not installed, no Slurm is here.
     """
@@ -61,8 +58,6 @@ def check_plugins(arguments: Sequence[str]) -> None:
                 f"{given}: no Slurm here (no command srun). Give the command on a login node of"
                 " the cluster; slurm_local runs the same path with processes of this machine."
             )
-        if given.startswith("hydra/launcher"):
-            os.environ["MOS_SWEEP_MEMBER"] = "1"
 
 
 class SweepSummary(Callback):

@@ -11,13 +11,13 @@ from peft import prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from mos.adapters import attach
 from mos.adapters.factors import lora_factors
 from mos.adapters.folder import adapter_config, load
 from mos.adapters.quantized import keep_4bit_weights_unpacked
 from mos.config import compose_config, resolved, validate
 from mos.errors import UserError
 from mos.interchange import merge
+from mos.methods import attach
 from tests.adapters.tiny import BLOCKS, gradients, logits, randomise, tiny_llama
 
 WIDTHS = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)]  # (in, out)

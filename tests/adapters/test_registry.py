@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 from omegaconf import OmegaConf
 
-from mos.adapters import METHODS, attach, peft_config, rank, row_label
 from mos.errors import UserError
+from mos.methods import METHODS, attach, peft_config, rank, row_label
 from tests.adapters.tiny import logits, tiny_llama
 
 TARGETS = ["q_proj", "k_proj", "v_proj"]
@@ -81,12 +79,6 @@ def test_attached_model_trains_what_the_method_says(method):
 def test_mistakes_are_named_before_a_model_is_needed(options, message):
     with pytest.raises(UserError, match=message):
         peft_config(options)
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.config])
-def test_options_are_the_fields_of_the_peft_config(method):
-    """They are read from its source; a release that is written otherwise shows here."""
-    assert set(method.options.model_fields) == {f.name for f in fields(method.config_cls)}
 
 
 def test_an_adapter_that_does_not_fit_the_model_is_named():

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 import mos.adapters
 import mos.config
-from mos.adapters import METHODS, Method, rank, row_label
 from mos.budget import sized
 from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.export import merge, to_lora
+from mos.methods import METHODS, Method, rank, row_label
 from mos.plan import plan
 from mos.runs import find_runs
 from mos.train import train
@@ -36,7 +36,7 @@ def method(tmp_path_factory):
     text = (REPO / "docs" / "add_a_method.md").read_text("utf-8")
     files = dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE))
     assert len(files) == text.count("```") // 2  # every block says its file
-    line = files.pop("mos/adapters/__init__.py")
+    line = files.pop("mos/methods.py")
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(REPO / "configs", root / "configs")
     for name, content in files.items():

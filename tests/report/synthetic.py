@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mos.adapters import METHODS, row_label
+from mos.methods import METHODS, row_label
 from mos.report import paper
 from mos.report.build import Report, build
 from mos.report.tables import Line

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from peft.utils import PeftType
 
-from mos.adapters import bounds
 from mos.adapters.config import FactoredConfig
+
+SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -67,9 +68,50 @@ class MosConfig(FactoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("MOS")
-        bounds.mos(self)
+        for name, least in (("equivalent_rank", 1), ("shards_per_vector", 1), ("private_rank", 0)):
+            self.check_whole(name, least)
+        self._check_rank()
+        self.check_dropout("mos_dropout")
+        if not self.mos_alpha > 0:
+            raise ValueError(f"mos_alpha={self.mos_alpha} must be positive.")
+        if self.save_dtype is not None and self.save_dtype not in SAVE_DTYPES:
+            raise ValueError(
+                f"save_dtype={self.save_dtype!r} must be None or one of {', '.join(SAVE_DTYPES)}."
+            )
         if self.random_scaling is not None:
-            self.random_scaling = {key: float(self.random_scaling[key]) for key in ("mean", "std")}
+            scaling = self.random_scaling
+            if set(scaling) != {"mean", "std"} or not scaling["std"] >= 0:
+                raise ValueError(
+                    "random_scaling must be None or {'mean': number, 'std': number >= 0}, got "
+                    f"{scaling!r}."
+                )
+            self.random_scaling = {key: float(scaling[key]) for key in ("mean", "std")}
+
+    def _check_rank(self) -> None:
+        r, e, p = self.r, self.equivalent_rank, self.private_rank
+        if p > e:
+            raise ValueError(f"private_rank={p} must not exceed equivalent_rank={e}.")
+        if r == "all":
+            of_pure_sharing = {
+                "pair_dissociation": False,
+                "shards_per_vector": 1,
+                "private_rank": 0,
+            }
+            given = {name: getattr(self, name) for name in of_pure_sharing}
+            if wrong := [f"{k}={v!r}" for k, v in given.items() if v != of_pure_sharing[k]]:
+                raise ValueError(
+                    "r='all' (pure sharing) needs pair_dissociation=False, shards_per_vector=1 and "
+                    f"private_rank=0, got {', '.join(wrong)}."
+                )
+            return
+        self.check_whole("r", 1)
+        if p > r:
+            raise ValueError(f"private_rank={p} must not exceed r={r}.")
+        if p == e and r != e:
+            raise ValueError(
+                f"private_rank={p} equals equivalent_rank, which leaves no shards to share: r must "
+                f"be {e} then (LoRA of rank {e}), got r={r}."
+            )
 
     def file_sizes(self) -> dict[str, tuple[int, int]]:
         return {} if self.r == "all" else {"mos_index_": (0, self.r * self.shards_per_vector)}

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from mos.adapters import bounds
 from mos.adapters.config import FactoredConfig
 
 
@@ -37,4 +36,7 @@ class ProloraConfig(FactoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("PROLORA")
-        bounds.prolora(self)
+        for name in ("r", "reduction_a", "reduction_b"):
+            self.check_whole(name, 1)
+        self.check_whole("unshared_rank", 0, self.r)
+        self.check_dropout("prolora_dropout")

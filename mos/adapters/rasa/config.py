@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from mos.adapters import bounds
 from mos.adapters.config import FactoredConfig
 
 
@@ -33,4 +32,6 @@ class RasaConfig(FactoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("RASA")
-        bounds.rasa(self)
+        self.check_whole("r", 1)
+        self.check_whole("shared_rank", 0, self.r)
+        self.check_dropout("rasa_dropout")

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from mos.adapters import bounds
 from mos.adapters.config import FactoredConfig
 
 
@@ -30,4 +29,5 @@ class TiedLoraConfig(FactoredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("TIED_LORA")
-        bounds.tied_lora(self)
+        self.check_whole("r", 1)
+        self.check_dropout("tied_lora_dropout")

@@ -29,7 +29,7 @@ from tests.adapters.mos.models import MOS, PURE_SHARING, TYPES, llama, mos_llama
         ({"random_scaling": {"mean": 1, "std": -1}}, "random_scaling must be None or"),
         ({"save_dtype": "int8"}, "save_dtype='int8' must be None or one of"),
         ({"layers_pattern": "layers"}, "`layers_pattern` needs `layers_to_transform`"),
-        ({"format_version": 3}, "reads versions 1 to 2. Upgrade mos"),
+        ({"format_version": 3}, "reads version 2. Upgrade mos"),
     ],
 )
 def test_bad_values_are_named(settings, message):
