@@ -33,7 +33,7 @@ sys.path.insert(0, str(REPO))
 from machine import machine  # noqa: E402
 
 from eval import build_benchmark  # noqa: E402
-from eval.engines import engine_settings, open_engine  # noqa: E402
+from eval.engines import engine_settings, start  # noqa: E402
 from eval.runner import Weights, run_benchmark  # noqa: E402
 from mos.config import Adapter, TrainConfig, compose_config, validate  # noqa: E402
 from mos.model_sources import resolve_model  # noqa: E402
@@ -84,9 +84,7 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = engine_settings("vllm", folder, max_model_len=4096)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        open_engine(
-            "vllm", folder, tokenizer=tokenizer, max_model_len=4096, log=f"{scratch}/log"
-        ) as engine,
+        start(settings, folder, tokenizer, f"{scratch}/log") as engine,
     ):
         for name in arguments.benchmarks:
             benchmark = build_benchmark(
@@ -169,9 +167,8 @@ def one_engine(arguments: argparse.Namespace) -> None:
     (name,) = arguments.benchmarks
     benchmark = build_benchmark(name, arguments.data_dir / name, tokenizer, limit=arguments.limit)
     log = f"{tempfile.gettempdir()}/eval_throughput.log"
-    with open_engine(
-        "vllm", arguments.model, tokenizer=tokenizer, max_model_len=4096, log=log
-    ) as e:
+    settings = engine_settings("vllm", arguments.model, max_model_len=4096)
+    with start(settings, arguments.model, tokenizer, log) as e:
         prompts = e.encode(benchmark.requests)
         outputs = e._llm.generate(
             [{"prompt_token_ids": p.ids} for p in prompts],

@@ -34,7 +34,7 @@ __all__ = [
     "Prompt",
     "PromptTooLongError",
     "engine_settings",
-    "open_engine",
+    "start",
 ]
 
 ENGINES = ("auto", "vllm", "transformers")
@@ -112,36 +112,21 @@ def engine_settings(
     )
 
 
-def open_engine(
-    name: str,
-    model_dir: str | Path,
-    *,
-    tokenizer: Any = None,
-    log: str | Path | None = None,
-    **options: Any,
-) -> Engine:
-    """Start an engine on a model folder.
-
-    Args:
-        name: see `engine_settings`.
-        model_dir: weights, config and tokenizer.
-        tokenizer: of the prompts; by default the folder's.
-        log: file that takes what vLLM prints.
-        options: see `engine_settings`.
-
-    Raises:
-        EngineError: it does not start, for example for want of memory.
-    """
-    return start(engine_settings(name, model_dir, **options), model_dir, tokenizer, log)
-
-
 def start(
     settings: EngineSettings,
     model_dir: str | Path,
     tokenizer: Any = None,
     log: str | Path | None = None,
 ) -> Engine:
-    """Start an engine with settled settings."""
+    """Start an engine on a model folder.
+
+    Args:
+        tokenizer: of the prompts; by default the folder's.
+        log: file that takes what vLLM prints.
+
+    Raises:
+        EngineError: it does not start, for example for want of memory.
+    """
     if settings.engine == "vllm":
         from eval.engines.vllm import VllmEngine
 

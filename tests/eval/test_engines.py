@@ -26,7 +26,7 @@ from eval.engines import (
     NotFiniteError,
     PromptTooLongError,
     engine_settings,
-    open_engine,
+    start,
 )
 from eval.engines.base import tensor_shapes
 from eval.engines.vllm import VllmEngine
@@ -43,6 +43,10 @@ PROBE = Path(__file__).with_name("vllm_probe.py")
 def requests(decoding: Decoding, count: int = 5) -> list[Request]:
     prompts = ["What is this? " * (1 + 3 * i % 7) + f"No. {i}:" for i in range(count)]
     return [Request(f"q{i}", prompt, decoding) for i, prompt in enumerate(prompts)]
+
+
+def transformers_engine(model_dir: Path, **options):
+    return start(engine_settings("transformers", model_dir, **options), model_dir)
 
 
 def answer(engine, asked, adapter=None):
@@ -74,7 +78,7 @@ def random_lora(model_dir: Path, folder: Path, target_modules: list[str], seed: 
 @pytest.fixture(scope="module")
 def engine(tiny_model_dir):
     options = {"dtype": "float32", "max_model_len": 512, "batch_size": 3}
-    with open_engine("transformers", tiny_model_dir, **options) as opened:
+    with transformers_engine(tiny_model_dir, **options) as opened:
         yield opened
 
 
@@ -108,7 +112,7 @@ def test_ties_are_counted_and_the_first_choice_wins(tiny_model_dir, tmp_path):
     with torch.no_grad():
         model.lm_head.weight[c] = model.lm_head.weight[d]
     model.save_pretrained(tmp_path / "tied")
-    with open_engine("transformers", tmp_path / "tied") as engine:
+    with transformers_engine(tmp_path / "tied") as engine:
         tied = answer(engine, requests(Decoding(choices=(" D", " C"))))
         apart = answer(engine, requests(Decoding(choices=(" A", " D"))))
     assert all(given.tied and given.texts == ("D",) for given in tied)
@@ -184,7 +188,7 @@ def test_exchanged_weights_are_those_of_a_fresh_engine(engine, tiny_model_dir, t
     exchanged = answer(engine, asked)
     engine.load_weights(tiny_model_dir)
     assert answer(engine, asked) == before != exchanged
-    with open_engine("transformers", other, dtype="float32", batch_size=3) as fresh:
+    with transformers_engine(other, dtype="float32", batch_size=3) as fresh:
         assert answer(fresh, asked) == exchanged
 
 
@@ -211,7 +215,7 @@ def test_an_adapter_that_does_not_fit_is_named(engine, tmp_path):
 
 def test_the_head_is_computed_in_float32(tiny_model_dir):
     asked = requests(Decoding(choices=CHOICES))
-    with open_engine("transformers", tiny_model_dir, dtype="bfloat16") as engine:
+    with transformers_engine(tiny_model_dir, dtype="bfloat16") as engine:
         given = answer(engine, asked)
     logprobs = torch.tensor([c.logprobs for c in given])
     assert (logprobs.to(torch.bfloat16).float() != logprobs).any(1).all()
@@ -230,7 +234,7 @@ def diverged(model_dir: Path, folder: Path) -> Path:
 def test_logits_that_are_not_finite_are_an_error(tiny_model_dir, tmp_path, decoding):
     infinite = diverged(tiny_model_dir, tmp_path / "infinite")
     with (
-        open_engine("transformers", infinite) as engine,
+        transformers_engine(infinite) as engine,
         pytest.raises(NotFiniteError, match=r"not finite \(weights: .*infinite\)"),
     ):
         answer(engine, requests(decoding))
@@ -379,7 +383,7 @@ def sampled_requests() -> list[Request]:
 
 def assert_agree(found: list[dict], model: Path, adapter: Path | None = None) -> None:
     """Letters, texts, lengths and reasons are those of transformers; log-probabilities to 1e-4."""
-    with open_engine("transformers", model, dtype="float32") as engine:
+    with transformers_engine(model, dtype="float32") as engine:
         expected = [c for asked in probe_requests() for c in answer(engine, asked, adapter)]
     assert len(found) == len(expected)
     for ours, theirs in zip(expected, found, strict=True):

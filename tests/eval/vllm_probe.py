@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from test_engines import answer, probe_requests, sampled_requests  # noqa: E402
 
-from eval.engines import EngineSettings, open_engine  # noqa: E402
+from eval.engines import EngineSettings, engine_settings, start  # noqa: E402
 from mos.errors import UserError  # noqa: E402
 
 
@@ -26,8 +26,9 @@ def main(log: str, rank: str, model: str, *steps: str) -> None:
     if steps == ("gpu",):
         print(json.dumps(of_gpu_build(model)))
         return
-    options = {"dtype": "float32", "max_model_len": 512, "kv_cache_gib": 1, "log": log}
-    with open_engine("vllm", model, max_lora_rank=int(rank), **options) as engine:
+    options = {"dtype": "float32", "max_model_len": 512, "kv_cache_gib": 1}
+    settings = engine_settings("vllm", model, max_lora_rank=int(rank), **options)
+    with start(settings, model, log=log) as engine:
         found = [take(step.partition("="), engine) for step in steps]
     print(json.dumps(found))
 
