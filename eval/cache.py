@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
+import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eval.benchmark import Completion, Request
-from eval.results import SEAL, is_edited, sealed
 from mos.console import say
 from mos.errors import UserError
-from mos.files import hash_json, parse_json
+from mos.files import hash_json, set_aside
 
 
 class DiskError(UserError):
@@ -31,26 +29,24 @@ def request_key(request: Request) -> str:
 
 
 class CompletionStore:
-    """A journal of the completions of one identity (weights, adapter, engine) for one benchmark.
+    """The completions of one identity (weights, adapter, engine) for one benchmark, in SQLite.
 
     Requests have keys of their own, so a limit or a choice of tasks shares its answers with the
     whole. Use as a context manager: it holds a lock, so that a second evaluator waits and then
-    finds the answers. Every line holds a batch and its hash. From the first line on that is
-    damaged, or that a kill or a full disk cut short, the file is cut off when it is opened.
+    finds the answers. A file that is damaged is set aside.
 
     Args:
-        cache_dir: holds `completions/<identity>/<benchmark>.jsonl`.
-        identity: everything but the requests that an answer depends on; the file's first line.
+        cache_dir: holds `completions/<identity>/<benchmark>.sqlite`.
+        identity: everything but the requests that an answer depends on.
         benchmark: name of the file.
     """
 
     def __init__(self, cache_dir: str | Path, identity: Mapping[str, Any], benchmark: str) -> None:
         folder = Path(cache_dir) / "completions" / hash_json(identity)[:16]
-        self.path = folder / f"{benchmark}.jsonl"
-        self._header = json.dumps({"identity": identity}, sort_keys=True).encode() + b"\n"
+        self.path = folder / f"{benchmark}.sqlite"
         self._lock = FileLock(f"{self.path}.lock")
         self._found: dict[str, Completion] = {}
-        self._file: int | None = None
+        self._file: sqlite3.Connection | None = None
 
     def __enter__(self) -> CompletionStore:
         try:
@@ -61,14 +57,14 @@ class CompletionStore:
                 say("another process evaluates the same weights; waiting for it")
                 self._lock.acquire()
             self._open()
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             self.__exit__()
             raise unwritable(self.path, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
         self._lock.release()
 
@@ -81,55 +77,39 @@ class CompletionStore:
         Raises:
             DiskError: the disk is full or read-only.
         """
+        assert self._file is not None
         answers = {request_key(request): completion for request, completion in batch}
-        line = json.dumps(
-            sealed({"answers": {key: asdict(answer) for key, answer in answers.items()}})
-        )
+        rows = [(key, json.dumps(asdict(answer))) for key, answer in answers.items()]
         try:
-            self._append(line.encode() + b"\n")
-        except OSError as error:
+            with self._file:
+                self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
             raise unwritable(self.path, error) from error
         self._found.update(answers)
 
     def _open(self) -> None:
-        file = self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        content = self.path.read_bytes()
-        good = self._take(content)
-        if good < len(content):
-            say(f"{self.path}: the end is broken and computed again")
-            os.ftruncate(file, good)
-        os.lseek(file, good, os.SEEK_SET)
-        if good == 0:
-            self._append(self._header)
-
-    def _take(self, content: bytes) -> int:
-        """Take the answers of a journal; returns the length of its sound part."""
-        good = 0
-        for line in content.splitlines(keepends=True):
-            try:
-                if not line.endswith(b"\n") or (good == 0 and line != self._header):
-                    break
-                if good:
-                    self._found.update(_parse(line))
-            except (ValueError, TypeError, AttributeError):
-                break
-            good += len(line)
-        return good
-
-    def _append(self, line: bytes) -> None:
-        assert self._file is not None
-        rest = memoryview(line)
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
+        file = self._file = sqlite3.connect(self.path)
+        try:
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
+            rows = file.execute("SELECT key, answer FROM answers")
+            self._found = {key: completion_from(json.loads(answer)) for key, answer in rows}
+        except sqlite3.OperationalError:  # of the disk, not of what is on it
+            raise
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            say(f"{self.path} is damaged ({error}): its answers are asked for again")
+            file.close()
+            for part in ("", "-wal", "-shm"):
+                if (path := self.path.with_name(self.path.name + part)).exists():
+                    set_aside(path)
+            self._open()
 
 
-def unwritable(path: Path, error: OSError) -> DiskError:
+def unwritable(path: Path, error: OSError | sqlite3.Error) -> DiskError:
     """The error for a file that cannot be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return DiskError(
-        f"{path}: {'the disk is full' if full else error.strerror or error}."
-        f" {'Free some space' if full else 'Make the folder writable'} and run the same command"
-        " again: it continues where it was."
+        f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): free some space,"
+        " or make the folder writable, and run the same command again. It continues where it was."
     )
 
 
@@ -140,11 +120,3 @@ def completion_from(values: Mapping[str, Any]) -> Completion:
         raise ValueError(f"expected the keys {sorted(known)}, found {sorted(values)}")
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Completion(**{**values, **lists})
-
-
-def _parse(line: bytes) -> dict[str, Completion]:
-    batch = parse_json(line)
-    if is_edited(batch):
-        raise ValueError("the line is not what was written")
-    answers = batch["answers"] if SEAL in batch else batch  # lines had no hash once
-    return {key: completion_from(values) for key, values in answers.items()}

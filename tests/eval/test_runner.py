@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -152,21 +153,32 @@ def kill_before_batch(count: int):
     return work
 
 
-def kill_within_line(folder: Path) -> None:
-    write, calls = os.write, []
+def opened_with(prepare, monkeypatch=None) -> None:
+    """Let `prepare(connection)` happen to each connection with a cache."""
+    connect = sqlite3.connect
 
-    def half(file: int, data) -> int:
-        calls.append(write(file, data[: len(data) // 2] if len(calls) == 3 else data))
-        return kill() if len(calls) == 4 else calls[-1]
+    def prepared(path: Path) -> sqlite3.Connection:
+        connection = connect(path)
+        prepare(connection)
+        return connection
 
-    eval.cache.os.write = half
-    evaluate(folder, FakeEngine())
+    setting = setattr if monkeypatch is None else monkeypatch.setattr
+    setting(eval.cache.sqlite3, "connect", prepared)
 
 
-def kill_within_header(folder: Path) -> None:
-    write = os.write
-    eval.cache.os.write = lambda file, data: (write(file, data[:7]), kill())
-    evaluate(folder, FakeEngine())
+def kill_at(statement: str, count: int):
+    def work(folder: Path) -> None:
+        said = []
+
+        def trace(text: str) -> None:
+            said.append(text.startswith(statement))
+            if sum(said) == count:
+                kill()
+
+        opened_with(lambda connection: connection.set_trace_callback(trace))
+        evaluate(folder, FakeEngine())
+
+    return work
 
 
 def kill_before_file(name: str):
@@ -189,8 +201,9 @@ KILLS = {
     "at once": (kill_before_batch(0), 12),
     "after one batch": (kill_before_batch(1), 10),
     "before the last batch": (kill_before_batch(5), 2),
-    "within a line": (kill_within_line, 8),
-    "within the header": (kill_within_header, 12),
+    "before the table": (kill_at("CREATE", 1), 12),
+    "within a batch": (kill_at("INSERT", 6), 8),
+    "before a commit": (kill_at("COMMIT", 3), 8),
     "before the records": (kill_before_file("records.jsonl"), 0),
     "before the metrics": (kill_before_file("metrics.json"), 0),
 }
@@ -211,25 +224,41 @@ def test_a_kill_at_any_point_loses_nothing_finished(point, whole, tmp_path):
     assert content(tmp_path / "eval") == whole
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 0.99])
+def test_a_write_that_was_cut_off_loses_no_batch_before_it(share, whole, tmp_path):
+    process = FORK.Process(target=kill_before_batch(4), args=(tmp_path,))
+    process.start()
+    process.join()
+    (log,) = tmp_path.glob("cache/completions/*/spelling.sqlite-wal")
+    content_before = log.read_bytes()
+    log.write_bytes(content_before[: int(share * len(content_before))])
+    engine = FakeEngine()
+    evaluate(tmp_path, engine)
+    assert len(engine.asked) in range(4 + (share < 0.99), 13)
+    assert len(engine.asked) % 2 == 0
+    assert content(tmp_path / "eval") == whole
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda text: text[:-9],
+        lambda text: text[: len(text) // 2],
+        lambda text: text[:100] + bytes(len(text) - 100),
+        lambda text: b"no database" * 100,
         lambda text: text.replace(b'"texts"', b'"tex\x00s"', 3),
-        lambda text: text + b"\x00" * 50,
-        lambda text: b"",
-        lambda text: text.replace(b'"seed": 0', b'"seed": 1'),
-        lambda text: text.replace(b"q5 out", b"q6 out"),
-        lambda text: text[: len(text) // 2] + b'{"a": [1]}\n' + text[len(text) // 2 :],
+        lambda text: text.replace(b'{"texts"', b' "texts"', 1),
     ],
 )
-def test_a_damaged_journal_is_cut_where_the_damage_begins(damage, whole, tmp_path):
+def test_a_damaged_cache_is_set_aside(damage, whole, tmp_path, capsys):
     evaluate(tmp_path, FakeEngine())
-    (journal,) = (tmp_path / "cache" / "completions").glob("*/spelling.jsonl")
-    journal.write_bytes(damage(journal.read_bytes()))
+    (cache,) = tmp_path.glob("cache/completions/*/spelling.sqlite")
+    damaged = damage(cache.read_bytes())
+    cache.write_bytes(damaged)
     (tmp_path / "eval" / "metrics.json").unlink()
     evaluate(tmp_path, FakeEngine())
+    assert f"{cache} is damaged" in capsys.readouterr().out
     assert content(tmp_path / "eval") == whole
+    assert next(cache.parent.glob("spelling.sqlite.old-*")).read_bytes() == damaged
     evaluate(tmp_path, NoEngine(), name="again")
 
 
@@ -320,42 +349,37 @@ def test_a_missing_output_is_named(answered, tmp_path):
     assert not (tmp_path / "eval").exists()
 
 
-@pytest.mark.parametrize("full_at", ["journal", "records"])
+@pytest.mark.parametrize("full_at", ["cache", "records"])
 def test_a_full_disk_keeps_what_was_written(full_at, tmp_path, whole, monkeypatch):
-    write, lines = os.write, []
-
     def no_space(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def until_full(file: int, data) -> int:
-        lines.append(data)
-        if len(lines) == 4:
-            write(file, data[:20])
-            no_space()
-        return write(file, data)
+    def small(connection):
+        connection.execute("PRAGMA page_size=512")
+        connection.execute("PRAGMA max_page_count=7")
 
     with monkeypatch.context() as patch:
-        if full_at == "journal":
-            patch.setattr(eval.cache.os, "write", until_full)
+        if full_at == "cache":
+            opened_with(small, patch)
         else:
             patch.setattr(eval.results, "write_atomically", no_space)
-        with pytest.raises(UserError, match=r"the disk is full.*same command"):
+        with pytest.raises(UserError, match=r"\((.*is full|No space left .*)\): free some space"):
             evaluate(tmp_path, FakeEngine())
     engine = FakeEngine()
     evaluate(tmp_path, engine)
-    assert len(engine.asked) == (8 if full_at == "journal" else 0)
+    assert len(engine.asked) in (range(2, 11) if full_at == "cache" else [0])
     assert content(tmp_path / "eval") == whole
 
 
-def test_two_evaluators_of_one_result_share_the_work(tmp_path, whole):
+def test_evaluators_of_the_same_weights_share_the_work(tmp_path, whole):
     asked = FORK.Queue()
 
-    def work() -> None:
+    def work(name: str) -> None:
         engine = FakeEngine(lambda k: time.sleep(0.05))
-        evaluate(tmp_path, engine)
+        evaluate(tmp_path, engine, name=name)
         asked.put(len(engine.asked))
 
-    processes = [FORK.Process(target=work) for _ in range(3)]
+    processes = [FORK.Process(target=work, args=(name,)) for name in ("eval", "eval", "other")]
     for process in processes:
         process.start()
     counts = sorted(asked.get(timeout=60) for _ in processes)
