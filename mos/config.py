@@ -136,7 +136,6 @@ class Data(Section):
     max_rows: PositiveInt | None
     on_bad_row: Literal["error", "skip"]
     label_mask: Literal["reference", "clean"]
-    chat_tokens: bool
 
 
 class Benchmark(Section):
@@ -314,16 +313,3 @@ def _check_adapter(config: TrainConfig) -> None:
             " merged nor served as LoRA, and no benchmark can be answered with it. Use eval=base"
             " and compare held-out losses (data.eval_size)."
         )
-    if config.data.chat_tokens and method not in (known := _learns_rows()):
-        raise UserError(
-            f"data.chat_tokens=true: method '{method}' cannot learn the embeddings of new tokens."
-            f" Keep the markers plain text, as the paper does, or choose {', '.join(known)}."
-        )
-
-
-def _learns_rows() -> list[str]:
-    return [
-        name
-        for name, method in METHODS.items()
-        if name == "full" or "trainable_token_indices" in method.options.model_fields
-    ]

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,10 +22,9 @@ from mos.adapters.config import FactoredConfig
 from mos.adapters.factors import lora_factors
 from mos.adapters.linear import features
 from mos.config import TrainConfig
-from mos.data.chat import MARKERS
 from mos.errors import UserError
 from mos.methods import attach, peft_config, rank
-from mos.modeling import learn_tokens, skeleton
+from mos.modeling import skeleton
 
 GIB = 2**30
 BF16 = 2
@@ -100,7 +98,7 @@ def count(config: TrainConfig) -> Anatomy:
     Raises:
         UserError: unknown shapes, or an adapter that does not fit them.
     """
-    model, adapter = _with_tokens(config)
+    model, adapter = base_model(config), config["adapter"]
     base = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings().weight
     linears = [
@@ -114,7 +112,7 @@ def count(config: TrainConfig) -> Anatomy:
         layers = [
             (name.removeprefix("base_model.model."), module)
             for name, module in adapted.named_modules()
-            if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
+            if isinstance(module, BaseTunerLayer)
         ]
         trainable_bytes = sum(p.nbytes for p in trainable)
         adapter_bytes = sum(t.nbytes for t in get_peft_model_state_dict(adapted).values())
@@ -144,17 +142,8 @@ def trainable_parameters(config: TrainConfig) -> int:
     Raises:
         UserError: as `count`.
     """
-    adapted = attach(*_with_tokens(config), low_cpu_mem_usage=True)
+    adapted = attach(base_model(config), config["adapter"], low_cpu_mem_usage=True)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-
-
-def _with_tokens(config: TrainConfig) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """The base model and the adapter config, with the chat markers where they are tokens."""
-    model, adapter = base_model(config), config["adapter"]
-    if config["data"]["chat_tokens"]:
-        size = model.config.vocab_size
-        adapter = learn_tokens(model, adapter, range(size, size + len(MARKERS)))
-    return model, adapter
 
 
 def _lora_parameters(layers: Sequence[Any]) -> int | None:

@@ -64,7 +64,8 @@ def _run(config: TrainConfig, slug: str) -> Run:
 def training_identity(config: TrainConfig, model_id: str) -> dict[str, Any]:
     """What shapes the trained adapter, the data by content."""
     data = {
-        "packing": False,  # a setting of earlier versions, whose runs keep their ids
+        # Settings of earlier versions, whose runs keep their ids.
+        **{"packing": False, "chat_tokens": False},
         **config.data.dump(),
         "source": source_hash(config.data.source, config.paths.cache_dir),
     }

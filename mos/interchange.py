@@ -25,7 +25,7 @@ from mos.errors import UserError
 from mos.files import check_output, output
 from mos.methods import WEIGHTS
 from mos.model_check import check_model_folder
-from mos.modeling import copy_tokenizer, grow_vocabulary
+from mos.modeling import copy_tokenizer
 
 # What an adapter may hold besides its factors, and the value that says that it does not.
 MORE_THAN_FACTORS = (
@@ -130,8 +130,7 @@ def merge(
     Args:
         base_dir: a model directory with unquantised weights. Give the dequantised weights of a
             quantised base (`mos.modeling.dequantized_base`) for the function that was trained.
-        adapter_dir: an adapter of any method of PEFT's or ours that merges. One that learned new
-            tokens brings its tokenizer.
+        adapter_dir: an adapter of any method of PEFT's or ours that merges.
         out_dir: directory to write: a new or empty one, or that of an earlier export, whose files
             are replaced.
         dtype: of the weights; default as the base has them. The sum is rounded to it once.
@@ -150,9 +149,6 @@ def merge(
     base = AutoModelForCausalLM.from_pretrained(
         base_dir, dtype=dtype or "auto", trust_remote_code=False
     )
-    rows = getattr(config, "trainable_token_indices", None) or {}
-    learned = [i for ids in rows.values() for i in ids]
-    grow_vocabulary(base, max(learned, default=-1) + 1)
     model: Any = load(base, Path(adapter_dir), config)
     try:
         merged = model.merge_and_unload(safe_merge=True)
@@ -160,7 +156,7 @@ def merge(
         raise UserError(f"{adapter_dir} cannot be merged into {base_dir}: {error}") from error
     with output(out_dir, "export") as folder:
         merged.save_pretrained(folder)
-        copy_tokenizer(Path(adapter_dir) if learned else base_dir, folder)
+        copy_tokenizer(base_dir, folder)
         for template in Path(adapter_dir).glob(CHAT_TEMPLATE_FILE):  # the format of its training
             shutil.copyfile(template, folder / template.name)
         carry_card(Path(adapter_dir), folder, "merged")

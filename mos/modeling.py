@@ -10,7 +10,7 @@ import shutil
 import string
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
@@ -184,33 +184,6 @@ def load_base(
         if parameter.dtype == getattr(torch, quantization["compute_dtype"]):
             parameter.data = parameter.data.to(getattr(torch, products))
     return model
-
-
-def grow_vocabulary(model: PreTrainedModel, size: int) -> None:
-    """Give the model embedding and output rows for `size` token ids, if it has fewer.
-
-    Each new row starts as the mean of the others.
-    """
-    known = len(model.get_input_embeddings().get_parameter("weight"))
-    if size <= known:
-        return
-    model.resize_token_embeddings(size, mean_resizing=False)
-    with torch.no_grad():
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-            weight = module.get_parameter("weight")
-            weight[known:] = weight[:known].mean(0)
-
-
-def learn_tokens(
-    model: PreTrainedModel, adapter: Mapping[str, Any], ids: Sequence[int]
-) -> dict[str, Any]:
-    """Add rows for new token ids, and return the adapter config that trains and saves them."""
-    grow_vocabulary(model, max(ids) + 1)
-    if adapter["method"] == "full":
-        return dict(adapter)
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in ends]
-    return {**adapter, "trainable_token_indices": {name: list(ids) for name in names}}
 
 
 def dequantized_base(

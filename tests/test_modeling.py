@@ -57,7 +57,7 @@ def test_on_a_gpu_a_base_is_dequantised_in_a_process_that_ends(
 def test_norms_say_the_type_of_the_sums_between_the_blocks(norms, tiny_model_dir):
     overrides = ["model=tiny_random", "adapter.r=8", f"quantization.norms={norms}"]
     config = validate(compose_config(overrides))
-    model = load_model(config, tiny_model_dir, load_tokenizer(tiny_model_dir), torch.device("cpu"))
+    model = load_model(config, tiny_model_dir, torch.device("cpu"))
     sums = []
     block = model.get_submodule("base_model.model.model.layers.0")
     block.register_forward_pre_hook(lambda _, args: sums.append(args[0].dtype))

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 ROLES = ("system", "user", "assistant")
-MARKERS = tuple(f"<|{role}|>" for role in ROLES)
 GENERATION_HEADER = "<|assistant|>\n"
 EVALUATION_EOS = "</s>"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"  # where transformers looks for it

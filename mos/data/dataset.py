@@ -106,12 +106,10 @@ def load_training_data(
     max_rows: int | None = None,
     on_bad_row: OnBadRow = "error",
     label_mask: LabelMask = "reference",
-    chat_tokens: bool = False,
 ) -> TrainingData:
     """Convert, encode, cache and split a corpus (protocol sections 7, 8).
 
     Args:
-        tokenizer: with `chat_tokens`, the chat markers are added to it in place.
         corpus: a name of `mos.data.corpora.CORPORA`.
         source: folder with the original files.
         cache_dir: where encoded corpora are kept.
@@ -122,14 +120,11 @@ def load_training_data(
         max_rows: a random subset of the converted rows, in their order; None for all.
         on_bad_row: "error" raises the first bad row, "skip" counts and reports them.
         label_mask: "reference" or "clean", see `mos.data.chat.render_training`.
-        chat_tokens: chat markers as vocabulary, see `mos.data.tokenizer.add_chat_tokens`.
 
     Raises:
         MissingFileError, DataError: as `check_source` and by bad rows.
         UserError: an unsafe tokenizer, or fewer rows than are held out.
     """
-    if chat_tokens:
-        tokenizers.add_chat_tokens(tokenizer)
     tokenizers.check_tokenizer(tokenizer)
     identity = {
         "corpus": corpus,

@@ -1,4 +1,4 @@
-"""Is a tokenizer safe to train with, which one is it, and the chat markers as vocabulary."""
+"""Is a tokenizer safe to train with, and which one is it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import json
 import logging
 from pathlib import Path
 
-from transformers import AddedToken, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mos.data.chat import (
     IGNORE_INDEX,
-    MARKERS,
     Message,
     encode_messages,
     eos_of,
@@ -159,21 +158,3 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
         digest.update(json.dumps(tokenizer.init_kwargs, default=str, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def add_chat_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Add the chat markers `<|system|>`, `<|user|>`, `<|assistant|>` as vocabulary, in place.
-
-    The paper does not: there they are plain text. Calling it again changes nothing. Who trains
-    with them must resize the model's embeddings to `len(tokenizer)`, train the new rows and save
-    tokenizer and rows with the adapter (`modules_to_save=["embed_tokens", "lm_head"]`).
-
-    Returns:
-        The ids of the three markers.
-    """
-    tokenizer.add_tokens(
-        [AddedToken(marker, special=True, normalized=False) for marker in MARKERS],
-        special_tokens=True,
-    )
-    vocabulary = tokenizer.get_vocab()
-    return [vocabulary[marker] for marker in MARKERS]

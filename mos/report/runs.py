@@ -23,6 +23,7 @@ from mos.runs import find_runs
 # Seeds differ between the runs of one setup; results.json has them.
 _SEED_LINES = re.compile(r"(?m)^(seed|  routing_seed): .*$")
 _SEEDS = {"seed", "adapter.routing_seed", "trainer.seed", "trainer.data_seed"}
+_FORMER = {"data.chat_tokens"}  # in the configs of earlier versions
 # Places, logging and speed shape no result. (Data at another place have another run id.)
 _NEUTRAL = {"paths", "logging", "hydra", "overwrite", "dry_run", "device"}
 _NEUTRAL_EVAL = {
@@ -113,7 +114,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 @cache
 def _parse(text: str) -> dict[str, Any]:
     """Seeds of a setup share one text, and one dictionary."""
-    return {key: value for key, value in flat(parse_yaml(text)) if key not in _SEEDS}
+    return {key: value for key, value in flat(parse_yaml(text)) if key not in _SEEDS | _FORMER}
 
 
 def _with_configs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from mos.config import TrainConfig
 from mos.console import is_main_process, say
 from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
 from mos.data.dataset import TrainingData, load_training_data
-from mos.data.tokenizer import add_chat_tokens
 from mos.environment import describe_environment, peak_memory_bytes
 from mos.evaluation.jobs import build_benchmarks
 from mos.evaluation.subjects import adapter_hash, write_origin
@@ -27,7 +25,7 @@ from mos.files import beside, fingerprint, set_aside, source_hash
 from mos.identity import model_identity
 from mos.methods import attach, rank, row_label
 from mos.model_sources import resolve_model
-from mos.modeling import learn_tokens, load_base, load_tokenizer
+from mos.modeling import load_base, load_tokenizer
 from mos.preflight import choose_device
 from mos.processor import products_in
 from mos.run import Run
@@ -75,7 +73,7 @@ def fit(config: TrainConfig, run: Run) -> None:
         checkpoint = newest_valid(run.checkpoint_dir)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
     set_seed(config.seed)
-    model: Any = load_model(config, model_dir, tokenizer, state.device)
+    model: Any = load_model(config, model_dir, state.device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     products = products_in(config.quantization.compute_dtype, device)
     say(
@@ -114,21 +112,13 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Traini
 def load_model(
     config: TrainConfig,
     model_dir: Path,
-    tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
 ) -> nn.Module:
     """The base model, quantised and frozen, with the adapter on it."""
     model = load_base(model_dir, config.quantization.dump(), device)
-    adapter = config.adapter.dump()
-    if config.data.chat_tokens:
-        adapter = learn_tokens(model, adapter, add_chat_tokens(tokenizer))
     if config.quantization.bits is not None and config.quantization.norms == "float32":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    adapted: Any = attach(model, adapter)
-    if "trainable_token_indices" in adapter:
-        # PEFT would add the whole embedding, because it was resized, to every file.
-        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
-    return adapted
+    return attach(model, config.adapter.dump())
 
 
 def run_trainer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import multiprocessing
@@ -295,21 +294,6 @@ def test_two_processes_build_once_and_read_the_same(load, tmp_path, monkeypatch)
         assert process.exitcode == 0
     assert first == second
     assert len(log.read_text().splitlines()) == 1
-
-
-def test_chat_tokens_shorten_the_rows(tiny_tokenizer, tmp_path):
-    tokenizer = copy.deepcopy(tiny_tokenizer)
-    options = {
-        "corpus": "messages",
-        "source": own_rows(tmp_path / "rows.jsonl"),
-        "cache_dir": tmp_path / "cache",
-        "eval_size": 10,
-    }
-    plain = load_training_data(tokenizer, **options)
-    marked = load_training_data(tokenizer, chat_tokens=True, **options)
-    assert len(tokenizer) == len(tiny_tokenizer) + 3
-    assert marked.fingerprint != plain.fingerprint
-    assert marked.statistics["tokens"] < plain.statistics["tokens"]
 
 
 MEMORY = """

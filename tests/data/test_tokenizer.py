@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mos.data.chat import chat_template, encode_messages, render_chat
-from mos.data.encoder import ChatEncoder
-from mos.data.tokenizer import PROBES, add_chat_tokens, check_tokenizer, fingerprint
+from mos.data.tokenizer import PROBES, check_tokenizer, fingerprint
 from mos.errors import UserError
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
@@ -161,18 +160,3 @@ def test_fingerprint_is_of_the_vocabulary_not_of_the_last_call(tokenizers_by_kin
     assert fingerprint(tokenizer) != before
     prints = [fingerprint(t) for t in tokenizers_by_kind.values()]
     assert len(set(prints)) == len(prints)
-
-
-def test_chat_tokens_survive_saving_and_encode_as_one_id_each(tokenizers_by_kind, tmp_path):
-    for kind in ("gpt2", "llama2"):
-        tokenizer = copy.deepcopy(tokenizers_by_kind[kind])
-        size = len(tokenizer)
-        ids = add_chat_tokens(tokenizer)
-        assert ids == [size, size + 1, size + 2] == add_chat_tokens(tokenizer)
-        tokenizer.save_pretrained(tmp_path / kind)
-        loaded = AutoTokenizer.from_pretrained(tmp_path / kind)
-        row = encode_messages(MESSAGES, loaded, 512)
-        assert [i for i in row["input_ids"] if i in ids] == [ids[1], ids[2]]
-        (fast,) = ChatEncoder(loaded, 512).encode_batch([MESSAGES])
-        assert fast.input_ids.tolist() == row["input_ids"]
-        assert fast.labels.tolist() == row["labels"]

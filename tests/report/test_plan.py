@@ -53,11 +53,6 @@ def test_other_models_at_the_budget_of_rank_2(model, parameters):
     assert count(validate(compose_config(overrides))).trainable == parameters
 
 
-def test_chat_tokens_bring_their_rows_of_embedding_and_head():
-    found = plan_of(*SEVEN_B, "data.chat_tokens=true")
-    assert found["trainable_parameters"] == 19_988_480 + 3 * 2 * 4096
-
-
 def test_the_papers_setting():
     found = plan_of(*SEVEN_B, "adapter=table2_mos_r32")
     assert found["trainable_parameters"] == 19_988_480
