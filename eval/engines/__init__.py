@@ -105,7 +105,7 @@ def engine_settings(
         device=device,
         dtype=dtype,
         max_model_len=min(max_model_len or longest, longest),
-        batch_invariant=wanted and torch.cuda.get_device_capability() >= (9, 0),
+        batch_invariant=wanted and _has_capability(90),
         enforce_eager=not on_gpu,
         tensor_parallel=tensor_parallel,
         **options,
@@ -134,6 +134,17 @@ def start(
     from eval.engines.transformers import TransformersEngine
 
     return TransformersEngine(model_dir, settings, tokenizer)
+
+
+def _has_capability(capability: int) -> bool:
+    """Whether the GPU is of this compute capability, times ten, or above.
+
+    vLLM asks the driver's management library: torch would start CUDA in this process, which is to
+    hold nothing of the GPU while the engine's has it.
+    """
+    from vllm.platforms import current_platform
+
+    return current_platform.has_device_capability(capability)
 
 
 def _is_cpu_build() -> bool:

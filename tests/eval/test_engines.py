@@ -333,7 +333,8 @@ def test_numerics_hold_what_changes_outputs_and_nothing_else(tiny_model_dir):
 def on_gpu(monkeypatch):
     """As if this were a machine with a GPU and vLLM for it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA is started here"))
+    monkeypatch.setattr(engines, "_has_capability", lambda capability: capability <= 90)
     monkeypatch.setattr(engines, "vllm_package", lambda: "vllm")
     monkeypatch.setattr(engines, "_is_cpu_build", lambda: False)
 
