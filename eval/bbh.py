@@ -9,10 +9,11 @@ from pathlib import Path
 
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.fewshot import read_lm_eval_task
-from eval.files import check_fields, read_json, read_text, require
+from eval.files import check_fields, require
 from eval.prompts import chat_prompt
 from eval.scoring import check_outputs, exact_match, macro, record
 from mos.errors import DataError
+from mos.files import read_json, read_text
 
 ANSWER_MARKER = "So the answer is"
 # "|" is part of the class, and the group ends at the first period: "3.14." gives "3".

@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import NonNegativeInt
 
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
-from eval.files import check_fields, read_json, require
+from eval.files import check_fields, require
 from eval.prompts import chat_prompt, may_exceed
 from eval.scoring import check_outputs, macro, record
 from mos.errors import DataError, MissingFileError, UserError
+from mos.files import read_json
 
 SEED = 42
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

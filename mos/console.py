@@ -165,13 +165,7 @@ def _grow(tree: Tree, config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def logged_to(file: Path) -> Iterator[None]:
-    """Send all logging and warnings to `file`, and keep libraries off the terminal.
-
-    Raises:
-        UserError: it is there and not a regular file.
-    """
-    if file.exists() and not file.is_file():  # a pipe would be waited for
-        raise UserError(f"{file} is not a regular file: remove it.")
+    """Send all logging and warnings to `file`, and keep libraries off the terminal."""
     handler = logging.FileHandler(file, encoding="utf-8")
     # On a full disk, each record would be a traceback.
     handler.handleError = lambda record: None  # type: ignore[method-assign]

@@ -11,15 +11,13 @@ import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from gzip import GzipFile
 from itertools import chain, count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock
@@ -32,8 +30,6 @@ MANIFEST = ".written-by-mos.json"  # command -> file -> sha256 of each content t
 SET_ASIDE = re.compile(r"\.old-\d{8}-\d{6}(-\d+)?$")
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
-MAX_LINE = 16 * 2**20  # bytes
-MAX_DEPTH = 30  # of YAML
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -63,13 +59,7 @@ def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's content.
-
-    Raises:
-        OSError: it cannot be read.
-        DataError: it is not a regular file.
-    """
-    check_regular(path)
+    """sha256 of a file's content."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -95,7 +85,7 @@ def weight_files(folder: Path) -> list[Path]:
         )
     for index in sorted(folder.glob("*.index.json")):
         try:
-            shards = sorted(set(read_json(index, MAX_LINE)["weight_map"].values()))
+            shards = sorted(set(read_json(index)["weight_map"].values()))
             absent = [shard for shard in shards if not (folder / shard).is_file()]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is not an index of weight files: {error!r}.") from error
@@ -130,52 +120,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def parse_json(text: str | bytes) -> Any:
-    """`json.loads`, which raises a ValueError for every kind of fault.
-
-    Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply, or a number of thousands of digits.
-    """
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except ValueError:
-        raise ValueError("a number has too many digits") from None
-
-
 def parse_yaml(text: str) -> dict[str, Any]:
-    """The keys of a YAML text that somebody else may have made.
+    """The keys of a YAML text.
 
     Raises:
-        ValueError: not whole YAML, no keys, aliases (with which a line can stand for gigabytes), or
-            nested too deeply.
+        ValueError: not whole YAML, or no keys.
     """
-    depth = 0
     try:
-        # PyYAML's C loader ends the process on deep nesting, so that events are looked at first.
-        for event in yaml.parse(text, Loader=YAML_LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
-                raise ValueError(f"it has aliases, or is nested over {MAX_DEPTH} deep")
         tree = yaml.load(text, Loader=YAML_LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"not whole YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"it holds a {type(tree).__name__}, not keys")
     return tree
-
-
-def bounded_lines(file: IO[bytes] | GzipFile) -> Iterator[bytes]:
-    """The lines of a file; of a line longer than `MAX_LINE` bytes, its first `MAX_LINE` + 1."""
-    while line := file.readline(MAX_LINE + 1):
-        rest = line
-        while len(rest) > MAX_LINE and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE + 1)
-        yield line
 
 
 def write_atomically(path: str | Path, text: str) -> None:
@@ -189,46 +146,32 @@ def write_atomically(path: str | Path, text: str) -> None:
     partial.replace(path)
 
 
-def read_text(file: Path, limit: int = 4_000_000) -> str:
-    """The text of a small file that somebody else may have made.
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, without a byte-order mark.
 
     Raises:
         FileNotFoundError: it does not exist.
-        DataError: it is not a regular file (reading a pipe would wait), has more than `limit`
-            bytes, or is not UTF-8.
+        DataError: it is not UTF-8.
     """
-    if (size := check_regular(file)) > limit:
-        raise DataError(file, None, f"{size:,} bytes; expected at most {limit:,}.")
     try:
-        return file.read_text("utf-8")
+        return file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(file, None, f"not UTF-8 text (byte {error.start}).") from None
 
 
-def check_regular(file: Path) -> int:
-    """The size of a regular file; a DataError for a pipe, which reading would wait for, or so."""
-    about = file.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise DataError(file, None, "not a regular file.")
-    return about.st_size
-
-
-def read_json(file: Path, limit: int = 4_000_000) -> Any:
-    """The value in a small JSON file, read as `read_text` does.
+def read_json(file: Path) -> Any:
+    """The value in a JSON file.
 
     Raises:
         FileNotFoundError: it does not exist.
-        DataError: as `read_text`; or it is empty, incomplete, not JSON, or nested too deeply.
+        DataError: it is not UTF-8, or not whole JSON.
     """
-    text = read_text(file, limit)
-    if not text.strip():
-        raise DataError(file, None, "is empty (half-written?).")
+    text = read_text(file)
     try:
-        value = parse_json(text)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is not text
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(file, None, f"not whole JSON (half-written?): {error}") from None
-    return value
+        line = getattr(error, "lineno", None)
+        raise DataError(file, line, f"not whole JSON (half-written?): {error}.") from None
 
 
 def set_aside(path: Path) -> Path:

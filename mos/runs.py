@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from mos.console import printable
 from mos.errors import DataError, MissingFileError
-from mos.files import MAX_LINE, SET_ASIDE, parse_json, read_text
+from mos.files import SET_ASIDE, read_text
 from mos.records import Results
 from mos.run import Run
 
@@ -103,14 +104,14 @@ def read_losses(file: Path) -> list[dict[str, Any]]:
     A last line that a kill cut short, which has no line end, is left out.
 
     Raises:
-        DataError: another line that is no JSON object; no regular file, or not UTF-8.
+        DataError: another line that is no JSON object, or not UTF-8.
     """
     if not file.exists():
         return []
     lines = []
-    for number, text in enumerate(read_text(file, MAX_LINE).split("\n")[:-1], 1):
+    for number, text in enumerate(read_text(file).split("\n")[:-1], 1):
         try:
-            line = parse_json(text)
+            line = json.loads(text)
         except ValueError:
             line = None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):

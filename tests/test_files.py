@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -11,19 +10,17 @@ from pathlib import Path
 import pytest
 
 from mos.config import compose_config, resolved
-from mos.errors import UserError
+from mos.errors import DataError, UserError
 from mos.files import (
     MANIFEST,
-    MAX_LINE,
     SEAL,
     SET_ASIDE,
     beside,
-    bounded_lines,
     build_once,
     discard,
     hash_files,
     output,
-    parse_json,
+    read_json,
     seal,
     set_aside,
     write_json,
@@ -280,21 +277,16 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert config["data"]["source"] == str(tmp_path)
 
 
-def test_json_is_strict_and_its_faults_are_value_errors(tmp_path):
+def test_json_is_strict_and_its_faults_name_the_file(tmp_path):
     write_json(tmp_path / "a.json", {"loss": 0.5})
     assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 0.5}
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 0.5}
-    for text, message in {
-        "[" * 100_000: "nested too deeply",
-        "9" * 5000: "too many digits",
-        "{": "Expecting",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            parse_json(text)
-
-
-def test_a_long_line_is_cut_and_the_next_is_whole():
-    file = io.BytesIO(b"short\n" + b"x" * (3 * MAX_LINE) + b"\nlast")
-    assert [len(line) for line in bounded_lines(file)] == [6, MAX_LINE + 1, 4]
+    for text in ("", "{", "[" * 100_000, "9" * 5000, '{"loss": 0.5}'[:-1]):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(DataError, match=r"a\.json.*: not whole JSON"):
+            read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(b'{"a": "\xe9"}')
+    with pytest.raises(DataError, match=r"a\.json: not UTF-8 text \(byte 7\)"):
+        read_json(tmp_path / "a.json")

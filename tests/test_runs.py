@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from mos.config import compose_config, validate
-from mos.console import logged_to
 from mos.errors import DataError, MissingFileError, UserError
 from mos.identity import open_run
 from mos.run import Run
@@ -167,29 +166,6 @@ def test_an_unwritable_output_folder_is_named(tmp_path):
         Run(tmp_path / "file" / "r").claimed(),
     ):
         pass
-
-
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [
-        ("status.json", lambda run: run.status),
-        ("manifest.json", lambda run: run.manifest),
-        ("results.json", lambda run: run.results),
-        ("config.yaml", lambda run: run.config),
-        ("loss.jsonl", lambda run: read_losses(run.path / "loss.jsonl")),
-        ("train.log", lambda run: logged_to(run.path / "train.log").__enter__()),
-    ],
-)
-def test_a_pipe_in_a_run_is_named_not_waited_for(tmp_path, name, read):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name}.*not a regular file"):
-        read(Run(tmp_path))
-
-
-def test_yaml_that_grows_when_it_is_read_is_refused(tmp_path):
-    (tmp_path / "config.yaml").write_text("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n")
-    with pytest.raises(UserError, match="aliases"):
-        _ = Run(tmp_path).config
 
 
 def test_find_runs_at_any_depth_without_those_set_aside(tmp_path):

@@ -23,8 +23,8 @@ from typing import IO, Any
 
 from mos.data.rows import Report, require_content, type_name
 from mos.errors import DataError
-from mos.files import MAX_LINE, bounded_lines, parse_json
 
+MAX_LINE = 16 << 20  # bytes
 MAX_FILE = 256 << 20  # bytes of a JSON file that is one object
 
 COMPRESSED = {
@@ -155,7 +155,7 @@ def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     if len(line) > MAX_LINE:
         raise DataError(path, number, _TOO_LONG)
     with _as_data_error(path, number):
-        value = parse_json(line.removeprefix(codecs.BOM_UTF8).rstrip().decode("utf-8"))
+        value = json.loads(line.removeprefix(codecs.BOM_UTF8).rstrip().decode("utf-8"))
     if not isinstance(value, dict):
         raise DataError(path, number, f"expected a JSON object, found {type_name(value)}.")
     return value
@@ -235,7 +235,7 @@ def read_json(path: Path) -> tuple[Any, str]:
         raise DataError(path, None, f"more than {MAX_FILE >> 20} MiB; expected one task.")
     with _as_data_error(path, None):
         text = data.decode("utf-8-sig")
-        return parse_json(text), text
+        return json.loads(text), text
 
 
 _TOO_LONG = f"a line of more than {MAX_LINE >> 20} MB."
@@ -250,8 +250,8 @@ def _one_object_a_line(path: Path) -> bool:
     if head.lstrip().startswith(b"["):
         return False
     try:
-        parse_json(head)
-    except ValueError:
+        json.loads(head)
+    except (ValueError, RecursionError):
         return ".jsonl" in path.name
     return True
 
@@ -287,3 +287,12 @@ def _as_data_error(path: Path, line: int | None) -> Iterator[None]:
         raise DataError(path, line, "unusable JSON: nested too deeply.") from None
     except ValueError as error:
         raise DataError(path, line, f"unusable JSON: {error}.") from None
+
+
+def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file; of a line longer than `MAX_LINE` bytes, its first `MAX_LINE` + 1."""
+    while line := file.readline(MAX_LINE + 1):
+        rest = line
+        while len(rest) > MAX_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE + 1)
+        yield line

@@ -14,11 +14,10 @@ import torch
 
 from eval.engines import Engine, EngineError, EngineSettings, start
 from eval.engines.base import tensor_shapes
-from eval.files import read_json
 from eval.runner import Weights
 from mos.console import say
 from mos.evaluation.subjects import adapter_hash, read_adapter_config
-from mos.files import build_once
+from mos.files import build_once, read_json
 from mos.modeling import dequantized_base
 
 # How an adapter is applied.

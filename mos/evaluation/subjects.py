@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.files import read_json
 from eval.results import Metrics
 from mos.config import Evaluation, Model, Quantization, TrainConfig, benchmark_model
 from mos.console import say
 from mos.errors import MissingFileError, UserError
-from mos.files import fingerprint, hash_files, hash_json, source_hash, write_json
+from mos.files import fingerprint, hash_files, hash_json, read_json, source_hash, write_json
 from mos.run import Run
 from mos.schema import check
 

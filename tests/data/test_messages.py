@@ -11,8 +11,8 @@ import pytest
 
 from mos.data import convert, load_training_data
 from mos.data.chat import IGNORE_INDEX
+from mos.data.readers import MAX_LINE
 from mos.errors import DataError
-from mos.files import MAX_LINE
 
 PLUM = [{"role": "user", "content": "Name a fruit"}, {"role": "assistant", "content": "Plum"}]
 ELM = [{"role": "user", "content": "Name a tree"}, {"role": "assistant", "content": "Elm"}]

@@ -105,7 +105,7 @@ def test_malformed_files(folder):
     with pytest.raises(DataError, match=r"sorting\.json: expected an object with a list"):
         build_benchmark("bbh", folder)
     (folder / "bbh/sorting.json").write_text('{"examples":\n [}')
-    with pytest.raises(DataError, match=r"sorting\.json:2: not valid JSON"):
+    with pytest.raises(DataError, match=r"sorting\.json:2: not whole JSON"):
         build_benchmark("bbh", folder)
 
 

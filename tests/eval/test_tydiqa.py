@@ -244,7 +244,7 @@ def test_train_file(folder):
         (goldp(("klingon-1", "C", "Q", ["A"])), "klingon-1: no prompt for language 'klingon'"),
         (goldp(("english-1", "C", "Q", [])), "english-1: no answer text"),
         (goldp(("english-1", "C", None, ["A"])), "expected a string under 'question'"),
-        ('{"data": ', "dev.json:1: not valid JSON"),
+        ('{"data": ', "dev.json:1: not whole JSON"),
     ],
 )
 def test_malformed_files(folder, text, message):
