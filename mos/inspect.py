@@ -19,7 +19,7 @@ from mos.config import TrainConfig, validate
 from mos.console import console, note, say
 from mos.data.chat import IGNORE_INDEX
 from mos.data.corpora import CORPORA, check_source
-from mos.data.statistics import Statistics
+from mos.data.rows import Statistics
 from mos.errors import MissingFileError
 from mos.preflight import check_benchmark_data, check_model_files
 

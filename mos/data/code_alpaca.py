@@ -6,11 +6,18 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from mos.data.corpus import Corpus
 from mos.data.fetch import Original, github
-from mos.data.readers import read_rows
-from mos.data.rows import Example, Report, conversation, require_content, require_files, text_field
-from mos.data.templates import fill
+from mos.data.rows import (
+    Corpus,
+    Example,
+    Report,
+    conversation,
+    read_rows,
+    require_content,
+    require_files,
+    text_field,
+)
+from mos.data.super_ni import fill
 from mos.errors import DataError
 
 FILE = "code_alpaca_20k.json"

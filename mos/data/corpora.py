@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mos.data import code_alpaca, cot, flan_v2, messages, super_ni
-from mos.data.corpus import Corpus
-from mos.data.rows import Example, OnBadRow, Report, require_content
+from mos.data.rows import Corpus, Example, OnBadRow, Report, require_content
 from mos.errors import DataError, MissingFileError, unknown
 from mos.files import hash_file, set_aside
 

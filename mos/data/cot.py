@@ -12,11 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mos.data.corpus import Corpus
 from mos.data.fetch import Original, github
 from mos.data.flan_v2 import TULU_STORE
-from mos.data.readers import read_lines, sample_jsonl
-from mos.data.rows import Example, Report, prompt_rows, require_content, require_files
+from mos.data.rows import (
+    Corpus,
+    Example,
+    Report,
+    prompt_rows,
+    read_lines,
+    require_content,
+    require_files,
+    sample_jsonl,
+)
 from mos.errors import DataError
 
 FILES = ("cot_zsopt.jsonl", "cot_fsopt.jsonl")

@@ -6,27 +6,28 @@ it memory-mapped.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from mos.data import chat, messages, rows, super_ni
 from mos.data import tokenizer as tokenizers
-from mos.data.cache import code_hash, write_arrow
-from mos.data.chat import LabelMask
-from mos.data.collator import Collator
-from mos.data.corpora import corpus_rows, no_rows, source_files
-from mos.data.encoder import ChatEncoder
-from mos.data.rows import Example, OnBadRow, Report
-from mos.data.statistics import Statistics
+from mos.data.chat import IGNORE_INDEX, LabelMask, encode_by_prefixes, eos_of, render_training
+from mos.data.corpora import corpus_of, corpus_rows, no_rows, source_files
+from mos.data.rows import Example, OnBadRow, Report, Statistics
 from mos.errors import DataError, UserError
 from mos.files import build_once, hash_file, hash_json, write_json
 
@@ -45,6 +46,31 @@ SCHEMA = pa.schema(
         "length": pa.int32(),
     }
 )
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows on the right to the longest of the batch (protocol section 8).
+
+    Labels are padded with -100 by position, so that an EOS stays supervised where it is also the
+    pad token.
+
+    Attributes:
+        pad_token_id: for `input_ids`.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Batch rows; the tensors are (rows, longest), int64."""
+        longest = max(len(feature["input_ids"]) for feature in features)
+        fill = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0}
+        batch = {}
+        for name, value in fill.items():
+            batch[name] = torch.full((len(features), longest), value, dtype=torch.int64)
+            for row, feature in zip(batch[name], features, strict=True):
+                row[: len(feature[name])] = torch.as_tensor(feature[name])
+        return batch
 
 
 @dataclass(frozen=True)
@@ -140,11 +166,10 @@ def load_training_data(
     built = []
 
     def build(target: Path) -> None:
-        encoder = ChatEncoder(tokenizer, max_seq_length, label_mask)
-        report = Report(on_bad_row)
+        report, statistics = Report(on_bad_row), Statistics()
         examples = _examples(corpus, source, seed, max_rows, report)
-        statistics = Statistics()
-        write_arrow(target / ROWS, SCHEMA, encoded_batches(examples, encoder, statistics))
+        batches = _encoded(examples, tokenizer, max_seq_length, label_mask, statistics)
+        write_arrow(target / ROWS, SCHEMA, batches)
         statistics.read = report.good + report.skipped
         statistics.skipped, statistics.bad_rows = report.skipped, report.bad_rows
         statistics.notes = report.notes
@@ -155,13 +180,13 @@ def load_training_data(
 
     entry = build_once(Path(cache_dir) / "training_data" / hash_json(identity)[:24], build)
     statistics = json.loads((entry / STATISTICS).read_text())
-    rows = Dataset.from_file(str(entry / ROWS))
-    parts = split_indices(len(rows), eval_size, test_size, seed)
+    everything = Dataset.from_file(str(entry / ROWS))
+    parts = split_indices(len(everything), eval_size, test_size, seed)
     names = ("train_rows", "eval_rows", "test_rows")
     statistics |= {name: len(part) for name, part in zip(names, parts, strict=True)}
     identity |= {"eval_size": eval_size} | ({"test_size": test_size} if test_size else {})
     fingerprint = hash_json(identity)[:24]
-    train, evaluation, test = (rows.select(part, keep_in_memory=True) for part in parts)
+    train, evaluation, test = (everything.select(part, keep_in_memory=True) for part in parts)
     assert tokenizer.pad_token_id is not None
     collator = Collator(tokenizer.pad_token_id)
     return TrainingData(
@@ -210,13 +235,19 @@ def _not_encodable(contents: Sequence[str]) -> str | None:
     return None
 
 
-def encoded_batches(
-    examples: Iterator[Example], encoder: ChatEncoder, statistics: Statistics
+def _encoded(
+    examples: Iterator[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    label_mask: LabelMask,
+    statistics: Statistics,
 ) -> Iterator[pa.RecordBatch]:
     """Encode rows as Arrow batches of `SCHEMA`, without those that nothing is trained on."""
+    eos = eos_of(tokenizer)
     for batch in _batches(examples):
-        rows = encoder.encode_batch([example.row["messages"] for example in batch])
-        kept = [r for e, r in zip(batch, rows, strict=True) if statistics.add(e, r)]
+        texts = [render_training(e.row["messages"], eos, label_mask) for e in batch]
+        encoded = encode_by_prefixes(texts, tokenizer, max_seq_length)
+        kept = [r for e, r in zip(batch, encoded, strict=True) if statistics.add(e, r)]
         if not kept:
             continue
         lengths = np.array([len(row.input_ids) for row in kept], dtype=np.int32)
@@ -282,3 +313,21 @@ def _nothing_left(
         f" ({statistics.truncated} were cut before their answer).",
         "Raise data.max_seq_length, or check that the rows have assistant messages with a weight.",
     )
+
+
+def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Stream batches into a file that `Dataset.from_file` maps into memory."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def code_hash(corpus: str) -> str:
+    """Hash of what turns the files of a corpus into ids: the code for it, and the tokenizers."""
+    converter = sys.modules[corpus_of(corpus).rows.__module__]
+    digest = hashlib.sha256()
+    for module in (rows, super_ni, messages, converter, chat):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    for package in ("tokenizers", "transformers"):
+        digest.update(importlib.metadata.version(package).encode())
+    return digest.hexdigest()

@@ -6,10 +6,16 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from mos.data.corpus import Corpus
 from mos.data.fetch import Original
-from mos.data.readers import read_rows
-from mos.data.rows import Example, Report, prompt_rows, require_content, require_files
+from mos.data.rows import (
+    Corpus,
+    Example,
+    Report,
+    prompt_rows,
+    read_rows,
+    require_content,
+    require_files,
+)
 
 FILE = "tulu_v1_resampled_flan_100k.jsonl"
 TULU_STORE = "hf://datasets/hamishivi/tulu_mix_store@7508c5e92f6ebee594f3d60854970a0d0a9587a3"

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mos.data.chat import ROLES
-from mos.data.corpus import Corpus
-from mos.data.readers import read_rows
-from mos.data.rows import Example, Report, require_content
+from mos.data.rows import Corpus, Example, Report, read_rows, require_content
 from mos.errors import DataError, MissingFileError
 
 FORMAT = (
@@ -107,17 +105,14 @@ def mixture_rows(
     for path in paths:
         below = path.relative_to(root) if root and root != path else Path(path.name)
         stem = str(below.parent / below.name.split(".")[0])
-        last, same = 0, 0
         for line, item in read_rows(path, report):
-            last, same = line, same + 1 if line == last else 0  # a JSON list may be one line
-            made = f"{stem}_{line}.{same}" if same else f"{stem}_{line}"
             if dataset is not None and item.get("dataset") != dataset:
                 continue
             item = {key: value for key, value in item.items() if value is not None}
             try:
                 row = {
                     "dataset": str(item.get("dataset", path.name.split(".")[0])),
-                    "id": str(item.get("id", made)),
+                    "id": str(item.get("id", f"{stem}_{line}")),
                     "messages": _messages(item, unused, path, line),
                 }
             except DataError as error:

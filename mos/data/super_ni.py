@@ -8,17 +8,13 @@ a partial copy must have.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mos.data.corpus import Corpus
 from mos.data.fetch import Original, fetch, github
-from mos.data.readers import read_json
-from mos.data.rows import Example, Report, conversation
-from mos.data.templates import fill
+from mos.data.rows import Corpus, Example, Report, conversation, read_json
 from mos.errors import DataError, MissingFileError
 
 ZERO_SHOT, FEW_SHOT, SHOTS = 60, 20, 2  # instances a task, and examples in a few-shot prompt
@@ -28,6 +24,50 @@ LISTS = ("train_tasks.txt", "train_tasks_available.txt")
 WHERE = (
     "Run scripts/prepare_train_data.py super_ni, or clone github.com/allenai/natural-instructions."
 )
+
+
+# What super_ni and code_alpaca draw from (protocol section 7): prompt -> weight, in the order and
+# with the weights, and spelling, of the reference: the draw depends on all three.
+WITH_INPUT = {
+    "{instruction}\n\n{input}\n\n": 0.2,
+    "{instruction}\n{input}\n\n": 0.1,
+    "{instruction}\n{input}\n": 0.1,
+    "{instruction}\n\nInput: {input}\n\nOutput:": 0.05,
+    "{instruction}\nInput: {input}\nOutput:": 0.05,
+    "{instruction}\n{input}\n\nResponse:": 0.05,
+    "{instruction}\n\nAdditional Context:\n{input}\n\nAnswer:": 0.05,
+    "Task: {instruction}\nInput: {input}\nOutput:": 0.05,
+    "Task: {instruction}\n\n{input}\n\n": 0.05,
+    "Task: {instruction}\n\n{input}\n\nAnswer:": 0.05,
+    "You need to complete the following task:\n\n{instruction}\n\n{input}\n\nAnswer:": 0.05,
+    "{instruction}\n\nNow complete the following instance -\nInput: {input}\nOutput:": 0.05,
+    "Instruction:{instruction}\n\nInput: {input}\n\n": 0.05,
+    (
+        "Below is an instruction that describes a task, paired with an input that"
+        " provides further context. Write a response that appropriately completes the"
+        " request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+    ): 0.1,
+}
+
+WITHOUT_INPUT = {
+    "{instruction}\n\n": 0.2,
+    "{instruction}\n": 0.1,
+    "{instruction}": 0.1,
+    "{instruction} Output:": 0.05,
+    "{instruction}\nResponse:": 0.05,
+    "{instruction}\n\nAnswer:": 0.05,
+    "Task: {instruction}\n\n": 0.05,
+    "Instruction: {instruction}\n": 0.05,
+    "Instruction: {instruction}\nOutput:": 0.05,
+    "You need to complete the following task:\n\n{instruction}\n\n": 0.05,
+    "Can you help with this?\n\n{instruction}\n": 0.05,
+    "Plase answer the following request: {instruction}\nAnswer:": 0.05,
+    "Tell me how would you respond to the following request.\n{instruction}\n": 0.05,
+    (
+        "Write a response that appropriately completes the request.\n\n### Instruction:"
+        "\n{instruction}\n\n### Response:"
+    ): 0.1,
+}
 
 
 def files(source: Path) -> list[Path]:
@@ -73,8 +113,7 @@ def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
         )
     for path in present:
         try:
-            task, text = read_json(path)
-            definition, positive, instances = _fields(path, task, text)
+            definition, positive, instances = _fields(path, read_json(path))
         except DataError as error:
             report.bad(error)
             continue
@@ -84,20 +123,34 @@ def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
             chosen = list(range(len(instances)))
         for place, index in enumerate(chosen):
             try:
-                instance_id, question, answer = _instance(path, instances, index, text)
+                instance_id, question, answer = _instance(path, instances, index)
                 if place < ZERO_SHOT:
                     prompt, completion = fill(definition, question, answer, rng)
                 else:
                     picked: Sequence[int] = range(len(positive))
                     if len(positive) > SHOTS:
                         picked = rng.sample(picked, k=SHOTS)
-                    shots = [_shot(path, positive, i, text) for i in picked]
+                    shots = [_shot(path, positive, i) for i in picked]
                     prompt, completion = few_shot(definition, shots, question), answer.strip()
             except DataError as error:
                 report.bad(error)
                 continue
             row = conversation("super_ni", f"super_ni_{instance_id}", prompt, completion)
             yield Example(row, path, None)
+
+
+def fill(
+    instruction: str, instance_input: str | None, output: str, rng: random.Random
+) -> tuple[str, str]:
+    """Draw a template (one `rng.choices`) and fill it: (prompt, completion).
+
+    The completion is the output, behind a line feed where the prompt is the bare instruction.
+    """
+    stripped = (instance_input or "").strip()
+    templates = WITH_INPUT if stripped else WITHOUT_INPUT
+    template = rng.choices(list(templates), weights=list(templates.values()))[0]
+    prompt = template.format(instruction=instruction.strip(), input=stripped)
+    return prompt, "\n" * (template == "{instruction}") + output.strip()
 
 
 def few_shot(definition: str, shots: Sequence[tuple[str, str]], question: str) -> str:
@@ -128,20 +181,19 @@ def _task_file(source: Path, task: str) -> Path:
     return source / "tasks" / f"{task}.json"
 
 
-def _fields(path: Path, task: Any, text: str) -> tuple[str, list[Any], list[Any]]:
+def _fields(path: Path, task: Any) -> tuple[str, list[Any], list[Any]]:
     if not isinstance(task, dict):
-        raise DataError(path, 1, "expected an object with Definition and Instances.")
+        raise DataError(path, None, "expected an object with Definition and Instances.")
     for name in ("Definition", "Positive Examples", "Instances"):
         if not isinstance(task.get(name), list):
-            raise DataError(path, 1, f"field {name!r} must be there and be a list.")
+            raise DataError(path, None, f"field {name!r} must be there and be a list.")
     definition = task["Definition"]
     if not definition or not isinstance(definition[0], str):
-        line = _line_of(text, "Definition")
-        raise DataError(path, line, "field 'Definition' must hold a string.")
+        raise DataError(path, None, "field 'Definition' must hold a string.")
     return definition[0], task["Positive Examples"], task["Instances"]
 
 
-def _shot(path: Path, positive: list[Any], index: int, text: str) -> tuple[str, str]:
+def _shot(path: Path, positive: list[Any], index: int) -> tuple[str, str]:
     shot = positive[index]
     if isinstance(shot, dict):
         shown, answer = shot.get("input"), shot.get("output")
@@ -149,12 +201,12 @@ def _shot(path: Path, positive: list[Any], index: int, text: str) -> tuple[str, 
             return shown, answer
     raise DataError(
         path,
-        _line_of(text, "Positive Examples", index),
+        None,
         f"positive example {index} must have an input and an output (strings).",
     )
 
 
-def _instance(path: Path, instances: list[Any], index: int, text: str) -> tuple[Any, str, str]:
+def _instance(path: Path, instances: list[Any], index: int) -> tuple[Any, str, str]:
     instance = instances[index]
     if isinstance(instance, dict) and "id" in instance and isinstance(instance.get("input"), str):
         output = instance.get("output")
@@ -162,36 +214,9 @@ def _instance(path: Path, instances: list[Any], index: int, text: str) -> tuple[
             return instance["id"], instance["input"], output[0]
     raise DataError(
         path,
-        _line_of(text, "Instances", index),
+        None,
         f"instance {index} must have an id, an input (string) and an output (list of strings).",
     )
-
-
-def _line_of(text: str, *keys: str | int) -> int:
-    """1-based line where the value under `keys` starts in valid JSON, for error messages."""
-    decoder = json.JSONDecoder()
-
-    def skip(i: int, characters: str) -> int:
-        while text[i] in characters:
-            i += 1
-        return i
-
-    blank = " \t\r\n"
-    i = skip(0, blank)
-    for wanted in keys:
-        i = skip(i + 1, blank)  # past the opening bracket
-        index = 0
-        while True:
-            if isinstance(wanted, str):
-                key, i = decoder.raw_decode(text, i)
-                i = skip(i, blank + ":")
-            else:
-                key, index = index, index + 1
-            if key == wanted:
-                break
-            _, i = decoder.raw_decode(text, i)
-            i = skip(i, blank + ",")
-    return text.count("\n", 0, i) + 1
 
 
 def originals(folder: Path) -> list[Original]:

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind that the encoder treats differently."""
+"""Tokenizers of the kinds that models have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 
 import pytest
 from tokenizers import (
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -15,8 +16,6 @@ from tokenizers import (
     trainers,
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-from mos.data.encoder import GPT2, LLAMA3, QWEN2, SMOLLM2
 
 TEXT = [
     "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))",
@@ -62,29 +61,12 @@ def _wrap(core: Tokenizer, bos: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def byte_level(pattern: str, bos: bool) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained here, with the pre-tokenizer of one of the kinds."""
+def byte_level(pattern: str | None, bos: bool) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, trained here, that cuts texts by a pattern; as GPT-2 does without one."""
     core = Tokenizer(models.BPE())
-    if pattern == GPT2:
-        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    elif pattern == SMOLLM2:
-        core.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-    else:
-        from tokenizers import Regex
-
-        core.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(pattern), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    if pattern == QWEN2:
-        core.normalizer = normalizers.NFC()
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    first = [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
+    core.pre_tokenizer = pre_tokenizers.Sequence([*first, last])
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(
         TEXT * 3,
@@ -154,17 +136,18 @@ def word_level() -> PreTrainedTokenizerFast:
     return _wrap(core, bos=False)
 
 
+# How LLaMA-3 cuts texts, but for contractions.
+LLAMA3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
 @pytest.fixture(scope="session")
 def tokenizers_by_kind(smollm2_tokenizer, tiny_tokenizer):
     return {
         "smollm2": smollm2_tokenizer,
         "bytes": tiny_tokenizer,
-        "gpt2": byte_level(GPT2, bos=False),
-        "digits": byte_level(SMOLLM2, bos=True),
+        "gpt2": byte_level(None, bos=False),
         "llama3": byte_level(LLAMA3, bos=True),
-        "qwen2": byte_level(QWEN2, bos=False),
         "llama2": sentencepiece_like(bos=True),
         "llama2-first": sentencepiece_like(bos=True, scheme="first"),
-        "llama2-always": sentencepiece_like(bos=True, scheme="always"),
         "unknown": word_level(),
     }

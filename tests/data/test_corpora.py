@@ -11,10 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mos.data import check_source, convert
-from mos.data.readers import MAX_LINE, read_json_values, sample_jsonl
-from mos.data.rows import Report
-from mos.data.super_ni import _line_of as line_of
-from mos.data.templates import WITH_INPUT, WITHOUT_INPUT
+from mos.data.rows import Report, sample_jsonl
+from mos.data.super_ni import WITH_INPUT, WITHOUT_INPUT
 from mos.errors import DataError, MissingFileError, UserError
 
 
@@ -195,9 +193,8 @@ def test_tulu_mixture_in_parquet_gives_the_rows_of_one_corpus(tmp_path):
 BAD_LINES = {
     "broken JSON": (b'{"messages": [', r"own\.jsonl:2: broken JSON at column"),
     "latin-1": ('{"prompt": "é"}'.encode("latin-1"), r"own\.jsonl:2: not UTF-8: byte 0xe9"),
-    "nested": (b"[" * 100_000, r"own\.jsonl:2: unusable JSON: nested too deeply"),
+    "nested": (b'{"a":' * 100_000, r"own\.jsonl:2: unusable JSON: maximum recursion"),
     "digits": (b"9" * 5000, r"own\.jsonl:2: unusable JSON: Exceeds the limit"),
-    "a long line": (b'"' + b"x" * MAX_LINE + b'"', r"own\.jsonl:2: a line of more than 16 MB"),
     "not an object": (b"[1]", r"own\.jsonl:2: expected a JSON object, found a list"),
     "no fields": (b'{"text": "x"}', r"own\.jsonl:2: neither 'messages' nor .*found text"),
     "no messages": (b'{"messages": []}', r"own\.jsonl:2: .*at least one message"),
@@ -246,8 +243,8 @@ def test_bad_rows_are_refused_or_skipped_by_place(kind, tmp_path):
             ":3: broken",
         ),
         ("code_alpaca", "code_alpaca_20k.json", b"{}", ":1: field 'instruction' is missing"),
-        ("code_alpaca", "code_alpaca_20k.json", b'[\n\n{"instruction": 1}]', ":3: .*a number"),
-        ("code_alpaca", "code_alpaca_20k.json", b"\xff\xfe[\x00]\x00", ": the file is UTF-16"),
+        ("code_alpaca", "code_alpaca_20k.json", b'[\n\n{"instruction": 1}]', ":1: .*a number"),
+        ("code_alpaca", "code_alpaca_20k.json", b"\xff\xfe[\x00]\x00", ":1: not UTF-8"),
         ("cot", "x_train.tsv", b"a\tb\n", ":1: expected 3 columns"),
         ("messages", "x.parquet", b"PAR1", "not a readable parquet"),
     ],
@@ -268,22 +265,12 @@ def test_missing_sources_say_where_to_get_them(corpus, tmp_path):
         check_source("alpaca", tmp_path)
 
 
-def test_bad_instance_names_the_line_in_the_task_file(tmp_path):
+def test_bad_instance_is_named_by_its_index(tmp_path):
     folder = super_ni(tmp_path / "ni", ["t1"])
     path = folder / "tasks" / "t1.json"
     task = json.loads(path.read_text())
     task["Instances"][1]["output"] = "not a list"
-    path.write_text(text := json.dumps(task, indent=1))
-    line = text[: text.index("t1-1")].count("\n")  # the brace is on the line before the id
-    with pytest.raises(DataError, match=f"t1.json:{line}: instance 1"):
+    path.write_text(json.dumps(task, indent=1))
+    with pytest.raises(DataError, match=r"t1\.json: instance 1 must have"):
         convert("super_ni", folder, tmp_path / "out.jsonl")
     assert convert("super_ni", folder, tmp_path / "out.jsonl", on_bad_row="skip")["rows"] == 2
-
-
-def test_lines_of_json_values(tmp_path):
-    text = '\n{"a": [1,\n {"b": "x\\n"}], "c": {"b":\n [2]}}'
-    assert line_of(text, "a", 1, "b") == 3
-    assert line_of(text, "c", "b", 0) == 4
-    path = tmp_path / "list.json"
-    path.write_text('\n[{"b": 1}, {"a":\n "b"}\n,\n {}]')
-    assert list(read_json_values(path, Report())) == [(2, {"b": 1}), (2, {"a": "b"}), (5, {})]

@@ -17,8 +17,7 @@ from transformers import DataCollatorForSeq2Seq
 from mos.data import dataset as module
 from mos.data import load_training_data
 from mos.data.chat import encode_messages
-from mos.data.collator import Collator
-from mos.data.dataset import split_indices
+from mos.data.dataset import Collator, split_indices
 from mos.errors import DataError, MissingFileError, UserError
 
 

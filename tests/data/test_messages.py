@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,6 @@ import pytest
 
 from mos.data import convert, load_training_data
 from mos.data.chat import IGNORE_INDEX
-from mos.data.readers import MAX_LINE
 from mos.errors import DataError
 
 PLUM = [{"role": "user", "content": "Name a fruit"}, {"role": "assistant", "content": "Plum"}]
@@ -43,12 +44,12 @@ def text_of(row):
     [
         ("rows.jsonl.gz", gz(LINE) + gz(OTHER)),  # two members
         ("rows.jsonl.zst", zstd(LINE + OTHER)),
-        ("rows.jsonl", gz(LINE + OTHER)),  # whatever the name says
+        ("rows.jsonl.bz2", bz2.compress(LINE + OTHER)),
+        ("rows.jsonl.xz", lzma.compress(LINE + OTHER)),
         ("rows.json", json.dumps([{"messages": PLUM}, {"messages": ELM}], indent=1).encode()),
         ("rows.json.gz", gz(json.dumps([json.loads(LINE), json.loads(OTHER)]).encode())),
         ("rows.jsonl", b"[" + LINE + b"," + OTHER + b"]"),
         ("rows.json", LINE + OTHER),
-        ("rows.json", (json.dumps(json.loads(LINE), indent=2) + "\n").encode() * 1 + OTHER),
         ("rows.jsonl", b"\xef\xbb\xbf" + LINE + OTHER),
         ("rows.json", b"\xef\xbb\xbf[" + LINE + b"," + OTHER + b"]"),
         ("rows.jsonl", LINE.replace(b"\n", b"\r\n") + b"\n" + OTHER),
@@ -156,18 +157,16 @@ def test_other_fields_are_counted_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x58", "the zstd file is damaged or cut off"),
-        ("a.jsonl.gz", gz(LINE * 99)[:40], "the gzip file is damaged or cut off"),
-        ("a.jsonl", b"PK\x03\x04rest", "a zip archive. Unpack it"),
-        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS.*git lfs pull"),
-        ("._a.jsonl", b"\x00\x05\x16\x07\x00\x02", "a resource file of macOS"),
-        ("a.json", b"[" + LINE + b'{"messages": 1' + b"0" * 5000 + b"}]", ":2: .*5,001 digits"),
-        ("a.json", b'[{"a": ' + b"[" * 100_000, ":1: unusable JSON: nested too deeply"),
-        ("a.json", b'[{"a": "' + b"x" * 3 * MAX_LINE, ":1: a line of more than 16 MB"),
-        ("a.json", b'[\n{"a": "\xe9"}]', "not UTF-8: byte 0xe9"),
+        ("a.jsonl.zst", zstd(LINE * 99)[:40], "damaged or cut off"),
+        ("a.jsonl.gz", gz(LINE * 99)[:40], "damaged or cut off"),
+        ("a.jsonl.gz", LINE, "damaged or cut off: Not a gzipped file"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", ":1: broken JSON at column 1"),
+        ("a.json", b'[\n{"a": 1},\n', ":3: broken JSON"),
+        ("a.json", b'[{"a": ' + b"[" * 100_000, "unusable JSON: maximum recursion"),
+        ("a.json", b'[\n{"a": "\xe9"}]', ":2: not UTF-8: byte 0xe9"),
     ],
 )
-def test_files_that_hold_no_rows_are_called_what_they_are(name, content, reason, tmp_path):
+def test_files_that_hold_no_rows_are_refused_by_name(name, content, reason, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name}.*{reason}"):
         converted(tmp_path / name, tmp_path)
