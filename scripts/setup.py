@@ -141,8 +141,10 @@ def make_environment(anew: bool) -> None:
     asked = [str(PYTHON), "-m", "pip", "--version"]
     if not anew and PYTHON.exists() and not subprocess.run(asked, capture_output=True).returncode:
         return
+    # A folder that is no environment holds somebody's files.
+    clear = (VENV / "pyvenv.cfg").is_file() and (anew or not PYTHON.exists())
     try:
-        venv.create(VENV, with_pip=True, clear=anew or not PYTHON.exists())
+        venv.create(VENV, with_pip=True, clear=clear)
     except subprocess.CalledProcessError as error:
         sys.exit(
             f"{sys.executable} makes no environment with pip ({error}). Debian and Ubuntu have"

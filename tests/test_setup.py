@@ -225,14 +225,21 @@ def test_an_environment_for_another_kind_is_not_built_upon(checkout):
     """torch's CPU build satisfies the CUDA lock's version: it would stay."""
     run(checkout, "cpu")
     (checkout / ".venv/leftover").touch()
+    (checkout / ".venv/pyvenv.cfg").touch()
     shutil.copy(checkout / ".venv/bin/python", checkout / "python")
     (checkout / "scripts/venv.py").write_text(
         "import shutil\n"
         "def create(folder, with_pip, clear):\n"
-        "    shutil.rmtree(folder)\n"
-        "    (folder / 'bin').mkdir(parents=True)\n"
+        "    if clear:\n"
+        "        shutil.rmtree(folder)\n"
+        "    (folder / 'bin').mkdir(parents=True, exist_ok=True)\n"
         "    shutil.copy('python', folder / 'bin/python')\n"
     )
     assert run(checkout, "cuda").returncode == 0
     assert not (checkout / ".venv/leftover").exists()
     assert (checkout / ".venv/.mos-setup").read_text().startswith("cuda asked ")
+    (checkout / ".venv/mine").touch()
+    for name in ("bin/python", ".mos-setup"):  # and no pyvenv.cfg: it is no environment
+        (checkout / ".venv" / name).unlink()
+    assert run(checkout, "cuda").returncode == 0
+    assert (checkout / ".venv/mine").exists()
