@@ -9,10 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from datasets import load_dataset
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
@@ -20,7 +18,7 @@ from mos import chat, list_runs, show
 from mos.config import compose_config
 from mos.data.chat import render_chat
 from mos.errors import UserError
-from mos.export import export, merge, to_lora
+from mos.export import merge, to_lora
 from mos.model_sources import resolve_model
 from mos.run import Run
 from mos.runs import find_runs
@@ -80,36 +78,6 @@ def test_a_run_ends_in_results_of_schema_1(results, paths):
 def run(results, paths) -> Run:
     (run,) = find_runs(paths[0].partition("=")[2])
     return run
-
-
-def test_lm_eval_reads_the_results_of_a_run(run, results, tmp_path):
-    utils = pytest.importorskip("lm_eval.utils", reason="NOT TESTED: lm-eval is not installed")
-    out = export(
-        compose_config([f"results={run.path}", f"out={tmp_path}/files", "as=lm_eval"], "export")
-    )
-    files = [str(file) for file in out.glob("*/*")]
-    [file] = utils.get_results_filenames(files)
-    content = json.loads(Path(file).read_text())
-    assert content["model_name"] == run.name
-    tasks = {"mos_mmlu", "mos_tydiqa"}
-    assert set(content["results"]) == set(content["task_hashes"]) == tasks
-    f1 = results["metrics"]["tydiqa"]["f1"]
-    assert content["results"]["mos_tydiqa"]["f1,none"] == f1 / 100
-    assert content["n-samples"]["mos_mmlu"] == {"original": 84, "effective": 4}
-    samples = utils.get_sample_results_filenames(files)
-    assert {utils.get_file_task_name(Path(name).name) for name in samples} == tasks
-    for name in samples:
-        task = utils.get_file_task_name(Path(name).name)
-        rows = load_dataset("json", data_files=name, split="train", cache_dir=str(tmp_path))
-        records = list(show.records(run, task.removeprefix("mos_")))
-        assert len(rows) == len(records) == 4
-        for row, record in zip(rows, records, strict=True):
-            prompt = row["arguments"]["gen_args_0"]["arg_0"]
-            assert utils.hash_string(prompt) == row["prompt_hash"] == record.prompt_sha256
-            assert {metric: row[metric] for metric in row["metrics"]} == record.scores
-            assert row["target"] == str(record.target)
-            if task == "mos_tydiqa":
-                assert row["resps"] == [[record.output]]
 
 
 def command(module, monkeypatch, *arguments) -> None:

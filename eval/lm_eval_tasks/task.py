@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from lm_eval.api.task import ConfigurableTask
 from transformers import AutoTokenizer
 
 from eval import BENCHMARKS, Benchmark, build_benchmark
-from eval.harness import PREFIX, VERSION, document, task_settings
 from mos.errors import UserError
+
+PREFIX = "mos_"  # of task names
+VERSION = 1.0  # of the tasks: raise it when prompts or scores change
 
 
 class Scored(float):
@@ -47,7 +50,7 @@ class BenchmarkTask(ConfigurableTask):
         self.decoding = self.benchmark.requests[0].decoding
         super().__init__(
             config={
-                **task_settings(self.benchmark),
+                **_settings(self.benchmark),
                 "task": config["task"],
                 "doc_to_target": config["doc_to_target"],
                 "process_results": type(self).process_results,
@@ -57,7 +60,7 @@ class BenchmarkTask(ConfigurableTask):
         )
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        rows = [document(self.benchmark, i) for i in range(len(self.benchmark.requests))]
+        rows = [_document(self.benchmark, i) for i in range(len(self.benchmark.requests))]
         self.dataset = {"test": Dataset.from_list(rows)}
 
     def doc_to_text(self, doc: Mapping[str, Any], doc_to_text: Any = None) -> str:
@@ -109,3 +112,46 @@ def _build(name: str, metadata: Mapping[str, Any]) -> Benchmark:
         AutoTokenizer.from_pretrained(source) if source else None,
         **options,
     )
+
+
+def _document(benchmark: Benchmark, position: int) -> dict[str, Any]:
+    """An example as a row of a data set; `position` is its place in the benchmark."""
+    example = asdict(benchmark.examples[position])
+    return {**example, "id": benchmark.requests[position].id, "position": position}
+
+
+def _settings(benchmark: Benchmark) -> dict[str, Any]:
+    """The fields of a task's config that follow from how its prompts are answered."""
+    decoding = benchmark.requests[0].decoding
+    metrics = [
+        {"metric": metric.name, "aggregation": "mean", "higher_is_better": True}
+        for metric in benchmark.metrics
+    ]
+    settings: dict[str, Any] = {
+        "test_split": "test",
+        "num_fewshot": 0,  # the prompts have their shots; lm-eval then takes no other number
+        "target_delimiter": "",
+        "metric_list": metrics,
+    }
+    if decoding.choices:
+        return {
+            **settings,
+            "output_type": "multiple_choice",
+            "doc_to_choice": list(decoding.choices),
+        }
+    sampled = {"top_p": decoding.top_p} if decoding.temperature else {}
+    settings |= {
+        "output_type": "generate_until",
+        "generation_kwargs": {
+            "until": list(decoding.stop),
+            "max_gen_toks": decoding.max_tokens,
+            "do_sample": decoding.temperature > 0,
+            "temperature": decoding.temperature,
+            **sampled,
+        },
+    }
+    if decoding.n > 1:
+        keep_all = {"function": "take_first_k", "k": decoding.n}
+        settings["repeats"] = decoding.n
+        settings["filter_list"] = [{"name": "none", "filter": [keep_all]}]
+    return settings
