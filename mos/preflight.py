@@ -14,7 +14,7 @@ from eval.sandbox import check_isolation
 from mos.config import Evaluation, Model, TrainConfig
 from mos.errors import UserError
 from mos.files import check_writable, weight_files
-from mos.places import SMOLLM2, TINY, smollm2_package
+from mos.places import RANDOM, SMOLLM2, smollm2_package
 
 
 def choose_device(config: TrainConfig) -> str:
@@ -145,7 +145,7 @@ def check_model_files(model: Model) -> None:
         UserError: a package is not installed, weights are not there, or cannot be downloaded.
     """
     path = model.path
-    if path == TINY:
+    if path.startswith(RANDOM):
         return
     if path == SMOLLM2:
         smollm2_package()

@@ -10,14 +10,27 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mos import modeling
+from mos import model_sources, modeling
 from mos.config import compose_config, validate
 from mos.errors import UserError
+from mos.model_sources import resolve_model
 from mos.modeling import dequantize_weight, dequantized_base, load_base, load_tokenizer
 from mos.processor import products_in
 from mos.training.fit import load_model
 
 NF4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
+
+
+def test_random_weights_take_the_shapes_of_any_model_config(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    shapes = "{hidden_size: 64, intermediate_size: 64, num_hidden_layers: 1, vocab_size: 512}"
+    (tmp_path / "model" / "small.yaml").write_text(f"architecture: {shapes}")
+    monkeypatch.setattr(model_sources, "CONFIG_DIR", tmp_path)
+    folder = resolve_model("random:small", tmp_path)
+    assert load_base(folder, {**NF4, "bits": None}).model.embed_tokens.weight.shape == (512, 64)
+    assert load_tokenizer(folder, "<pad>").pad_token == "<pad>"
+    with pytest.raises(UserError, match="random:nothing: expected"):
+        resolve_model("random:nothing", tmp_path)
 
 
 @pytest.mark.parametrize("bits", [4, None])
