@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= data/samples
+MOS_REHEARSAL_PYTHON ?= .venv-cuda/bin/python
 
-.PHONY: help setup demo test test-slow test-gpu lint format lock data-check eval-check
+.PHONY: help setup demo test test-slow test-gpu test-rehearsal lint format lock data-check eval-check
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,6 +25,12 @@ test-slow: setup  ## tests that take minutes
 
 test-gpu: setup  ## tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu
+
+test-rehearsal:  ## the GPU's code paths without a GPU; .venv-cuda takes 9 GB (docs/gpu.md)
+ifeq ($(MOS_REHEARSAL_PYTHON),.venv-cuda/bin/python)
+	@MOS_VENV=.venv-cuda $(PYTHON) scripts/setup.py cuda
+endif
+	@$(MOS_REHEARSAL_PYTHON) -m pytest -m rehearsal tests/rehearsal
 
 lint: setup  ## ruff (lint and format), mypy, who may import whom, and how large mos and eval may be
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -5,6 +5,7 @@
 Without an argument: CUDA where an NVIDIA driver answers, else CPU. A second call that finds the
 same lock installed returns at once; one that was interrupted is finished by the next. uv installs;
 it is fetched where it is not, and where it cannot be had (or with MOS_SETUP=pip) pip does it.
+MOS_VENV names another folder than .venv.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import NamedTuple
 
 REPO = Path(__file__).resolve().parent.parent
 LOCKS = REPO / "requirements"
-VENV = REPO / ".venv"
+VENV = REPO / os.environ.get("MOS_VENV", ".venv")
 PYTHON = VENV / "bin" / "python"
 # "<kind> <asked or found> <hash>": what is set up, and whether the user named the kind.
 STAMP = VENV / ".mos-setup"
@@ -75,7 +76,7 @@ def main() -> None:
     wanted = hashlib.sha256(lock.read_bytes() + metadata).hexdigest()
     if (before, done) == (kind, wanted):
         return
-    print(f"setting up .venv from requirements/{kind}.lock (once, some minutes)", flush=True)
+    print(f"setting up {VENV.name} from requirements/{kind}.lock (once, some minutes)", flush=True)
     if kind == "cuda12":
         print(
             "  torch for CUDA 12.6 and no vLLM: its wheel needs driver 580 and a GPU of compute"
