@@ -26,7 +26,7 @@ from mos.config import folder_of
 from mos.console import INTERRUPTED, exit_on_user_error, fail, override, signals_interrupt
 from mos.errors import UserError, unknown
 from mos.places import CONFIG_DIR
-from mos.training.sweep import closed_in_any_case
+from mos.training.sweep import check_sweep, sweep_ended
 
 
 def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -47,7 +47,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
             signals_interrupt()
             try:
-                with exit_on_user_error(), hydra_errors_explained(), closed_in_any_case():
+                with exit_on_user_error(), hydra_errors_explained(), sweep_ended():
+                    check_sweep(sys.argv)
                     hydra.main(str(folder_of(name)), name, version_base="1.3")(run)()
             except KeyboardInterrupt:
                 fail("interrupted; what was finished is kept, and the same command continues it")

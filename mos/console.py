@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -32,37 +32,6 @@ errors = Console(stderr=True, soft_wrap=True)
 
 # Without a handler, logging would print the messages that were just printed.
 logging.getLogger("mos").addHandler(logging.NullHandler())
-
-
-def label_lines(label: str) -> None:
-    """Begin each line that this process prints from now on with a label."""
-    for shown, stream in ((console, sys.stdout), (errors, sys.stderr)):
-        shown.file = Labelled(stream, label)  # type: ignore[assignment]
-
-
-class Labelled:
-    """A text stream that begins each line with a label; no terminal, so nothing is redrawn on it.
-
-    Args:
-        stream: where the lines go.
-        label: what they begin with.
-    """
-
-    def __init__(self, stream: IO[str], label: str) -> None:
-        self.stream, self.label = stream, label
-        self.at_start = True
-
-    def write(self, text: str) -> int:
-        for line in text.splitlines(keepends=True):
-            self.stream.write(self.label * self.at_start + line)
-            self.at_start = line.endswith("\n")
-        return len(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def isatty(self) -> bool:
-        return False
 
 
 def printable(text: str) -> str:

@@ -31,14 +31,13 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, commit, command and hardware, for the manifest."""
+    """Versions, commit and hardware, for the manifest."""
     import torch
 
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "versions": {"python": platform.python_version(), **_versions(PACKAGES)},
         "git": _git_commit(),
-        "command": _command(),
         "hardware": {
             "platform": platform.platform(),
             "cpu": platform.processor() or platform.machine(),
@@ -49,7 +48,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _command() -> list[str]:
+def command_of_job() -> list[str]:
     """The command of this job: in a sweep, the one that does this member alone."""
     if not HydraConfig.initialized():
         return sys.argv

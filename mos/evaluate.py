@@ -8,7 +8,6 @@ evaluation that was stopped continues where it was.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,12 @@ from mos.cli import command
 from mos.config import TrainConfig, compose_config, resolved, validate
 from mos.console import (
     console,
-    exit_on_user_error,
     override,
     printable,
     quiet_libraries,
     say,
 )
+from mos.environment import command_of_job
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, bare_subject, run_subject
 from mos.identity import open_run
@@ -39,8 +38,7 @@ from mos.preflight import (
     check_model_files,
 )
 from mos.runs import find_runs
-from mos.training.members import end_member, fail_member, start_member
-from mos.training.sweep import check_plugins
+from mos.training.sweep import as_member, note_member
 
 OWN = "own"  # in configs/eval/own.yaml: as the run was configured
 
@@ -89,7 +87,9 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
     makers: dict[str, Callable[[], Subject | None]] = {}
     if config.runs:
         places = {name: own["data_dir"] for name, own in known.items()}
-        for run in find_runs(as_list(config.runs)):
+        found = find_runs(as_list(config.runs))
+        note_member(runs=[str(run.path) for run in found])
+        for run in found:
             makers[str(run.path)] = partial(run_subject, run, config, given, names, places)
     for folder in as_list(config.adapters):
         makers[folder] = partial(adapter_subject, Path(folder).expanduser(), config)
@@ -158,12 +158,13 @@ def _bare(config: EvaluateConfig) -> Subject:
     check_model_files(config.model)
     run = open_run(config)
     if not config.dry_run:
-        from mos.training.fit import fit
+        from mos.training.fit import record_bare
 
         with run.claimed(wait=True):
             if not run.trained:
                 run.write_config(config)
-                fit(config, run)
+                run.update_manifest(command=command_of_job())
+                record_bare(config, run)
     return bare_subject(f"{config.model.name}, no adapter", config, run.path, run=run)
 
 
@@ -185,21 +186,12 @@ def as_list(value: str | Iterable[str] | None) -> list[str]:
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Evaluate; in a sweep, note what became of this member and let the others go on."""
-    start_member()
-    try:
+    """Evaluate."""
+    with as_member():
         evaluate(cfg)
-        end_member("evaluated")
-    except (KeyboardInterrupt, SystemExit):
-        end_member("interrupted")
-        raise
-    except Exception as error:
-        fail_member(error)
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        check_plugins(sys.argv)
     # Launchers and processes pickle what they run by its name, which is not __main__.
     from mos.evaluate import main as importable_main
 

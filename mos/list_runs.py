@@ -20,11 +20,15 @@ USAGE = """usage: mos runs [FOLDER or glob ...]
 A line a run: state, steps, age, scores; and why some failed or stopped."""
 
 
-def show_runs(runs: list[Run]) -> None:
-    """Print a line a run (what it is, how far, how good, how old), and below why some stopped."""
+def show_runs(runs: list[Run], reasons: bool = True) -> None:
+    """Print a line a run: what it is, how far, how good, how old.
+
+    Args:
+        reasons: also print, below, why some stopped.
+    """
     table = Table("run", "state", Column("step", justify="right"), "age", "scores", box=None)
     table.columns[0].no_wrap = True
-    reasons = []
+    stopped = []
     for run in runs:
         name = "/".join(run.path.parts[-2:])
         try:
@@ -34,10 +38,10 @@ def show_runs(runs: list[Run]) -> None:
         except UserError as error:
             state, reason, logs, row = "new", str(error), [], ["damaged", "", "", ""]
         if reason and state != "trained":
-            reasons.append("; ".join([f"{name}: {reason}", *logs[-2:]]))
+            stopped.append("; ".join([f"{name}: {reason}", *logs[-2:]]))
         table.add_row(*(escape(printable(text)) for text in [name, *row]))
     console.print(table)
-    for reason in reasons:
+    for reason in stopped if reasons else ():
         console.print(printable(reason), markup=False, highlight=False)
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import gc
 import math
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +20,22 @@ from omegaconf import DictConfig
 from mos.cli import command
 from mos.config import TrainConfig, validate
 from mos.console import (
-    INTERRUPTED,
-    Labelled,
     config_tree,
     console,
-    exit_on_user_error,
     is_main_process,
     logged_to,
     override,
     quiet_libraries,
     say,
 )
-from mos.environment import log_files
+from mos.environment import command_of_job, log_files
 from mos.errors import UserError, write_fault
 from mos.identity import finished_run, open_run
 from mos.preflight import check_shapes, choose_device, missing
 from mos.run import Run
 from mos.runs import results_table
-from mos.training.members import (
-    end_member,
-    fail_member,
-    in_sweep,
-    note_run,
-    start_member,
-    sweep_dir,
-)
-from mos.training.sweep import check_plugins
+from mos.schema import check
+from mos.training.sweep import as_member, in_sweep, in_turn, note_member, sweep_dir
 from mos.training.tracking import tracked
 
 # Settings that an evaluation takes from who starts it, not from the run.
@@ -67,87 +55,115 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: a wrong config, missing data or weights, a device that is not there.
     """
+    run = run_job(cfg)
+    return run.results.content() if run and run.complete and run.results else None
+
+
+def run_job(cfg: DictConfig) -> Run | None:
+    """As `train`; the run, if this process has come to the end of it."""
     config = validate(cfg)
     say(f"scale={config.scale.name}: {config.scale.note}")
     if not (config.overwrite or config.dry_run) and (run := finished_run(config)):
         return report(run)
 
-    if not config.dry_run and (problems := missing(config)):
+    if (in_sweep() or not config.dry_run) and (problems := missing(config)):
         raise UserError("\n".join(problems))
 
-    # Torch and its companions take seconds to import, which a finished run need not wait for.
-    from mos.training.distributed import agreed
-    from mos.training.fit import fit
-
     run = open_run(config)
-    note_run(run)
-    if config.dry_run:
+    note_member(runs=[str(run.path)])
+    if config.dry_run and not in_sweep():
         print_plan(config, run)
         return None
     if config.overwrite or not run.complete:
         check_shapes(config)
-
-    device = choose_device(config)
-    if not is_main_process():
-        if agreed(False, device):
-            fit(config, run)
+    if config.dry_run:
+        say(f"{run.path}: {run.status}")
         return None
-    with run.claimed() as ours:
+
+    with run.claimed() if is_main_process() else nullcontext(False) as ours:
         if ours and config.overwrite and (kept := run.set_aside()):
             say(f"the earlier run is kept at {kept}")
-        if ours and not run.complete:
-            with outcome_recorded(run):
-                if agreed(not run.trained, device):
-                    train_adapter(config, run)
-                elif run.results is None:  # it was damaged, and is made again
-                    run.write_results()
-                evaluate_apart(config, run)
-        else:
-            agreed(False, device)
-        if not ours:
-            say(f"{run.path} is at work in another process: skipped")
-            end_member("at work elsewhere", run)
-            return None
-        return report(run)
+        unfinished = ours and not run.complete
+        wanted = unfinished and not run.trained
+        with outcome_recorded(run) if unfinished else nullcontext():
+            train_adapter(config, run, wanted)
+            if unfinished:
+                if not wanted and run.results is None:
+                    run.write_results()  # they were damaged, and are made again
+                evaluate(config, run)
+        if ours:
+            return report(run)
+    if is_main_process():
+        say(f"{run.path} is at work in another process: skipped")
+    return None
 
 
-def report(run: Run) -> dict[str, Any] | None:
-    """Show what a run has come to; returns its results if they are complete."""
-    state, results, complete = run.state, run.results, run.complete
-    if results and not in_sweep():  # whose table at the end has the scores of all members
+def report(run: Run) -> Run:
+    """Say what a run has come to."""
+    state = run.state
+    if (results := run.results) and not in_sweep():
         console.print(results_table(results))
-    if complete:
+    if run.complete:
         say(f"complete: {run.path / 'results.json'} (overwrite=true starts anew)")
-    elif not in_sweep():
-        say(f"{state.status}: {run.path}" + (f" ({state.reason})" if state.reason else ""))
-    end_member(state.status, run, state.reason)
-    return results.content() if results and complete else None
+    else:
+        reason = f" ({state.reason})" if state.reason and not in_sweep() else ""
+        say(f"{state.status}: {run.path}{reason}")
+    return run
 
 
-def train_adapter(config: TrainConfig, run: Run) -> None:
-    """Train what is left to train, under the trackers that the config names."""
+def train_adapter(config: TrainConfig, run: Run, wanted: bool) -> None:
+    """Train what is left to train, if the first process wants it. All of a launcher call this once.
+
+    On a GPU, and among several processes, that is done in a process of its own: this one evaluates,
+    or starts the next member of a sweep, and must not hold memory of the GPU then.
+    """
+    # Torch and its companions take seconds to import, which a finished run need not wait for.
+    from mos.training.distributed import in_own_process, launched_processes
+    from mos.training.fit import record_bare
+
+    bare, alone = config.adapter.method == "none", launched_processes() == 1
+    if not wanted and (bare or alone):
+        return
+    if wanted:
+        quiet_libraries()
+        run.set_status("running")
+        run.write_config(config)
+        logs = dict.fromkeys([*run.manifest.logs, *log_files()])
+        run.update_manifest(command=command_of_job(), logs=[*logs])
+        say(f"run: {run.path} (its whole config is in config.yaml)")
+    sweep = sweep_dir()
+    group = sweep.name if sweep else None
+    if bare:
+        record_bare(config, run)
+    elif alone and choose_device(config) == "cpu":
+        _train(config, run, wanted, group)
+    else:
+        in_own_process(_train_here, config.dump(), run.path, wanted, group)
+    if wanted:
+        run.set_status("trained")
+        gc.collect()
+
+
+def _train_here(values: dict[str, Any], folder: Path, wanted: bool, group: str | None) -> None:
+    with logged_to(folder / "train.log") if is_main_process() else nullcontext():
+        _train(check(values, TrainConfig), Run(folder), wanted, group)
+
+
+def _train(config: TrainConfig, run: Run, wanted: bool, group: str | None) -> None:
+    from mos.training.distributed import agreed
     from mos.training.fit import fit
 
     quiet_libraries()
-    run.set_status("running")
-    run.write_config(config)
-    run.update_manifest(logs=[*dict.fromkeys([*run.manifest.logs, *log_files()])])
-    say(f"run: {run.path} (its whole config is in config.yaml)")
-    sweep = sweep_dir()
-    with tracked(config, run, group=sweep.name if sweep else None):
-        fit(config, run)
-    run.set_status("trained")
-    gc.collect()
+    if agreed(wanted, choose_device(config)):
+        with tracked(config, run, group):
+            fit(config, run)
 
 
-def evaluate_apart(config: TrainConfig, run: Run) -> None:
-    """Evaluate in a process of its own: vLLM takes all of the memory, and may die with it."""
-    from mos.training.distributed import plain_environment
-
+def evaluate(config: TrainConfig, run: Run) -> None:
+    """Evaluate a run; where others come after it, leave that to the one engine for all of them."""
     if not config.eval.benchmarks:
         return
     overrides = [
-        override("runs", run.path),
         override("paths.cache_dir", config.paths.cache_dir),
         override("paths.data_dir", config.paths.data_dir),
         f"eval.allow_code_execution={str(config.eval.allow_code_execution).lower()}",
@@ -156,31 +172,15 @@ def evaluate_apart(config: TrainConfig, run: Run) -> None:
     for name, options in config.eval.benchmarks.items():
         if Path(options.data_dir) != Path(config.paths.data_dir, name):
             overrides.append(override(f"+eval.benchmarks.{name}.data_dir", options.data_dir))
-    if config.eval.defer:
-        by_hand = shlex.join(["python", "-m", "mos.evaluate", *overrides])
+    arguments = [override("runs", run.path), *overrides]
+    if config.eval.defer or in_turn():
+        by_hand = shlex.join(["python", "-m", "mos.evaluate", *arguments])
         run.set_status("trained", f"to be evaluated: {by_hand}")
+        note_member(evaluation=overrides)
         return
-    command = [sys.executable, "-m", "mos.evaluate", *overrides]
-    # Where lines are labelled, the evaluation's pass through here to get their label.
-    output = subprocess.PIPE if isinstance(console.file, Labelled) else None
-    with subprocess.Popen(
-        command, env=plain_environment(), stdout=output, stderr=output and subprocess.STDOUT
-    ) as evaluation:
-        try:
-            for line in evaluation.stdout or ():
-                console.out(line.decode(errors="replace").rstrip("\n"), highlight=False)
-            code = evaluation.wait()
-        except BaseException:
-            evaluation.terminate()
-            evaluation.wait()  # it keeps what it has, and ends its engine
-            raise
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt("the evaluation was stopped by a signal")
-    if code:
-        raise UserError(
-            f"the evaluation stopped (exit status {code}); the trained adapter is kept in"
-            f" {run.adapter_dir}. The same command continues from there."
-        )
+    from mos.training.distributed import evaluate_apart
+
+    evaluate_apart(arguments)
 
 
 @contextmanager
@@ -230,26 +230,19 @@ def print_plan(config: TrainConfig, run: Run) -> None:
 
 @command("train")
 def main(cfg: DictConfig) -> float:
-    """Train; in a sweep, note what became of this member and let the others go on.
+    """Train.
 
     Returns:
-        The evaluation loss, which sweepers such as Optuna minimise; infinite where there is none.
+        The held-out loss, which sweepers such as Optuna minimise; infinite where there is none.
     """
-    start_member()
-    try:
-        trained = (train(cfg) or {}).get("train") or {}
-        return math.inf if trained.get("eval_loss") is None else trained["eval_loss"]
-    except (KeyboardInterrupt, SystemExit):
-        end_member("interrupted")
-        raise
-    except Exception as error:
-        fail_member(error)
-    return math.inf
+    loss = None
+    with as_member():
+        if (run := run_job(cfg)) and (trained := run.manifest.train):
+            loss = trained.eval_loss
+    return math.inf if loss is None else loss
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        check_plugins(sys.argv)
     # Launchers pickle `main` with what it refers to, which in __main__ would go by value.
     from mos.train import main as importable_main
 

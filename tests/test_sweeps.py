@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -13,21 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mos.config import CONFIG_DIR, compose_config, validate
-from mos.console import Labelled
 from mos.errors import UserError
 from mos.identity import open_run
-from mos.list_runs import show_runs
 from mos.methods import METHODS
 from mos.run import Run
 from mos.runs import find_runs
 from mos.train import main
-from mos.training.members import progress, take_gpu
-from mos.training.sweep import SweepSummary, check_plugins, closed_in_any_case
+from mos.training.sweep import NO_WORD, SweepStart, check_sweep, sweep_ended, take_gpu
 from tests.tiny_job import TINY, run_cli
 
 
@@ -36,39 +32,53 @@ def paths(tmp_path):
     return [f"paths.output_dir={tmp_path}/outputs", f"paths.cache_dir={tmp_path}/cache"]
 
 
-def test_a_dry_run_lists_each_member_with_its_run(monkeypatch, paths, capsys, tmp_path):
-    sweep = ["-m", "+experiment=superni_mmlu", "adapter=lora,mos", "adapter.r=8,64", "seed=0,1,2"]
-    monkeypatch.setattr(sys, "argv", ["mos.train", *sweep, "dry_run=true", *TINY, *paths])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1  # mos with r=64 does not fit the pools of the tiny model
+@pytest.fixture
+def sweep(monkeypatch):
+    """The command `mos train -m`, in this process; returns its exit status."""
+
+    def run(*arguments: str) -> object:
+        monkeypatch.setattr(sys, "argv", ["mos.train", "-m", *arguments])
+        try:
+            main()
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+    yield run
+    HydraConfig.instance().cfg = None  # the next test is no member
+
+
+def test_a_dry_run_lists_each_member_with_its_run(sweep, paths, capsys, tmp_path):
+    members = ["+experiment=superni_mmlu", "adapter=lora,mos", "adapter.r=8,64", "seed=0,1"]
+    slurm = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]  # gets no job
+    # mos with r=64 does not fit the pools of the tiny model.
+    assert sweep(*members, *slurm, "dry_run=true", *TINY, *paths) == 1
     out = capsys.readouterr().out
-    assert "12 members: 9 new, 3 cannot run" in out
-    assert out.count("picks 252 different public shards") == 1
-    for seed in range(3):
+    assert "member 8 of 8: adapter=mos adapter.r=64 seed=1" in out
+    assert "failed: adapter=mos adapter.r=64 seed=1: " in out
+    assert "2 of 8 failed" in out
+    for seed in range(2):
         job = ["+experiment=superni_mmlu", "adapter=lora", "adapter.r=8", f"seed={seed}"]
         run = open_run(validate(compose_config([*job, *TINY, *paths])))
-        assert run.path.parent.name in out
-    assert not (tmp_path / "outputs" / "superni_mmlu").exists()
+        assert f"{run.path}: new" in out
+    assert not (tmp_path / "outputs").exists()
 
 
-def test_how_far_a_sweep_is_and_about_how_long_it_takes(tmp_path):
-    def member(number: int, **entry) -> None:
-        file = tmp_path / "members" / f"{number:05}.json"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(entry))
+def test_members_in_turn_are_evaluated_together_at_the_end(sweep, paths, tmp_path, monkeypatch):
+    def fail(arguments: list[str]) -> None:
+        asked.append(arguments)
+        raise UserError("the engine died")
 
-    now = time.time()
-    (tmp_path / "sweep.json").write_text(json.dumps({"members": 10, "started": now - 120}))
-    assert progress(tmp_path) == "0 of 10 done, 0 running, 10 left"
-    member(0, outcome="trained", seconds=60.0)
-    member(1, outcome="evaluated", seconds=0.1)  # it was complete before
-    member(2, outcome="failed", seconds=60.0)
-    member(3, outcome="running")
-    # One after another, a minute each: six and, of the one at work, half.
-    assert progress(tmp_path) == "3 of 10 done, 1 running, 6 left, about 0:06:30 to go"
-    (tmp_path / "sweep.json").write_text(json.dumps({"members": 10, "started": now - 60}))
-    assert progress(tmp_path).endswith("about 0:03:15 to go")  # two at once
+    asked: list[list[str]] = []
+    monkeypatch.setattr("mos.training.distributed.evaluate_apart", fail)
+    members = ["+experiment=superni_mmlu", "adapter=none", "seed=0,1", *TINY, *paths]
+    assert [sweep(*members), sweep(*members)] == [1, 1]  # what failed is asked for again
+    runs = find_runs(tmp_path / "outputs" / "superni_mmlu")
+    assert [run.status for run in runs] == ["trained"] * 2
+    assert asked[0] == asked[1]
+    assert asked[0][0] == f"runs=[{runs[0].path},{runs[1].path}]"
+    assert sweep(*members, "eval.defer=true") == 0
+    assert len(asked) == 2
 
 
 def test_a_launcher_that_gives_up_still_leaves_a_table(tmp_path, monkeypatch, capsys):
@@ -76,33 +86,37 @@ def test_a_launcher_that_gives_up_still_leaves_a_table(tmp_path, monkeypatch, ca
     run.path.mkdir(parents=True)
     run.set_status("running", "got SIGTERM; the step at work has no checkpoint yet")
     run.update_manifest(logs=["job.out", "job.err"])
-    killed = {"overrides": ["seed=0"], "outcome": "running", "run": str(run.path), "scores": {}}
+    killed = {"overrides": ["seed=0"], "runs": [str(run.path)], "evaluation": None}
     (tmp_path / "members").mkdir()
-    (tmp_path / "members" / "00000.json").write_text(json.dumps({**killed, "reason": ""}))
-    (tmp_path / "sweep.json").write_text(json.dumps({"members": 3, "started": 0}))
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}, "paths": {}})
-    monkeypatch.setattr(SweepSummary, "at_work", config)
-    with pytest.raises(SystemExit) as ended, closed_in_any_case():
+    (tmp_path / "members" / "00000.json").write_text(json.dumps({**killed, "error": NO_WORD}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"members": 3, "swept": ["seed"]}))
+    at_work = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "dry_run": False}
+    config = OmegaConf.create({**at_work, "eval": {"defer": False}})
+    monkeypatch.setattr(SweepStart, "at_work", config)
+    with pytest.raises(SystemExit) as ended, sweep_ended():
         raise RuntimeError("a worker process was lost")
     assert ended.value.code == 1
     said = capsys.readouterr().out
     assert "the launcher gave up (RuntimeError): a worker process was lost" in said
-    assert "│ seed=0 │ failed" in said
-    assert f"without a word ({run.state.reason}); job.out; job.err" in said
+    assert "lora-1/seed0  interrupted" in said
+    reason = f"failed: seed=0: {NO_WORD}; {run.state.reason}; job.out; job.err"
+    assert reason in said
+    assert "1 of 3 failed" in said
     assert "2 of 3 did not begin" in said
-    show_runs([run])
-    assert f"lora-1/seed0: {run.state.reason}; job.out; job.err" in capsys.readouterr().out
 
 
 def test_launchers_without_what_they_need_are_refused_by_name(monkeypatch):
     with pytest.raises(UserError, match="add -m"):
-        check_plugins(["mos", "hydra/launcher=processes"])
+        check_sweep(["mos", "hydra/launcher=processes"])
     with pytest.raises(UserError, match="srun"):
-        check_plugins(["mos", "-m", "hydra/launcher=slurm"])
+        check_sweep(["mos", "-m", "hydra/launcher=slurm"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'mos-tuning\[joblib\]'"):
-        check_plugins(["mos", "--multirun", "hydra/launcher=processes"])
-    check_plugins(["mos", "-m", "seed=0,1"])
+        check_sweep(["mos", "--multirun", "hydra/launcher=processes"])
+    check_sweep(["mos", "-m", "seed=0,1"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="the processes of one run"):
+        check_sweep(["mos", "-m", "seed=0,1"])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +129,7 @@ def test_launchers_without_what_they_need_are_refused_by_name(monkeypatch):
     ],
 )
 def test_processes_have_a_gpu_each_and_keep_it(visible, files, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr("mos.training.members.DEVICES", tmp_path)
+    monkeypatch.setattr("mos.training.sweep.DEVICES", tmp_path)
     for name in files:
         (tmp_path / name).touch()
     for number, gpu in enumerate(expected):
@@ -124,12 +138,6 @@ def test_processes_have_a_gpu_each_and_keep_it(visible, files, expected, tmp_pat
         take_gpu(number)
         take_gpu(number + 1)  # the next member that this process works on
         assert environment.get("CUDA_VISIBLE_DEVICES") == gpu
-
-
-def test_lines_of_members_at_once_begin_with_their_number():
-    stream = io.StringIO()
-    Console(file=Labelled(stream, "[3] ")).print("one\ntwo")
-    assert stream.getvalue() == "[3] one\n[3] two\n"
 
 
 @pytest.mark.slow
@@ -147,7 +155,8 @@ def test_a_sweep_goes_on_past_a_failure_and_finishes_the_rest_later(launcher, tm
     assert len(find_runs(str(tmp_path / "outputs" / "superni_mmlu"))) == 2
     if launcher == "basic":
         again = run_cli(*command)
-        assert again.stdout.count("trained") >= 2
+        assert "1 of 3 failed" in again.stdout
+        assert "run: " not in again.stdout  # nothing is trained twice
 
 
 @pytest.mark.slow
@@ -173,15 +182,10 @@ def test_optuna_searches_for_the_lowest_held_out_loss(tmp_path, paths):
 @pytest.mark.timeout(1200)
 def test_every_preset_of_table_2_trains_and_fills_its_row(tmp_path, paths):
     presets = sorted(file.stem for file in (CONFIG_DIR / "adapter").glob("table2_*.yaml"))
-    trained = run_cli(
-        "-m", "+experiment=superni_mmlu", "adapter=glob(table2_*)", "eval.defer=true", *TINY, *paths
-    )
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    outputs = tmp_path / "outputs"
-    evaluated = run_cli(f"runs='{outputs}/superni_mmlu/**'", paths[1], module="mos.evaluate")
-    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
-    assert evaluated.stdout.count("engine: starting") == 1
-    runs = find_runs(str(outputs / "superni_mmlu"))
+    done = run_cli("-m", "+experiment=superni_mmlu", "adapter=glob(table2_*)", *TINY, *paths)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("engine: starting") == 1
+    runs = find_runs(tmp_path / "outputs" / "superni_mmlu")
     assert [run.status for run in runs] == ["evaluated"] * len(presets)
     labels = {run.results.method.label for run in runs}
     assert {"LoRA", "VeRA", "Tied LoRA", "PRoLoRA", "MoS", "MoS -pd", "Vanilla (chat)"} < labels

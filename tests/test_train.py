@@ -22,7 +22,8 @@ from mos.export import merge, to_lora
 from mos.model_sources import resolve_model
 from mos.run import Run
 from mos.runs import find_runs
-from mos.train import evaluate_apart, train
+from mos.train import train
+from mos.training.distributed import evaluate_apart
 from tests import tiny_job
 from tests.tiny_job import run_cli
 
@@ -249,7 +250,7 @@ def test_a_signal_ends_the_evaluation_s_process_too(tmp_path, monkeypatch):
     try:
         interrupt()
         with pytest.raises(KeyboardInterrupt):
-            evaluate_apart(compose_config([*TINY, f"paths.output_dir={tmp_path}"]), Run(tmp_path))
+            evaluate_apart([f"runs={tmp_path}"])
     finally:
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(ProcessLookupError):

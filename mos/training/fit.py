@@ -37,17 +37,12 @@ from mos.training.stopping import StopOnSignal
 from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
 
 
-def fit(config: TrainConfig, run: Run) -> None:
-    """Train the adapter that `config` describes, continuing from the newest whole checkpoint.
-
-    Leaves `adapter/` and the manifest's `train` and `method`.
+def describe(config: TrainConfig, run: Run) -> tuple[Path, PreTrainedTokenizerBase]:
+    """Note in the manifest what a run is made with; returns the model's folder and tokenizer.
 
     Raises:
-        UserError: unusable data, weights or settings, before the model is loaded.
+        UserError: the model's files are not there or cannot be used.
     """
-    device = choose_device(config)
-    check_sharding(config, device)
-    arguments = training_arguments(config, run, device)
     model_dir = resolve_model(config.model.path, config.paths.cache_dir, config.model.revision)
     tokenizer = load_tokenizer(model_dir, config.model.pad_token)
     prompts = {
@@ -63,9 +58,27 @@ def fit(config: TrainConfig, run: Run) -> None:
             for name, options in config.eval.benchmarks.items()
         },
     )
-    if config.adapter.method == "none":
-        record(config, run, trainable=0, train=None)
-        return
+    return model_dir, tokenizer
+
+
+def record_bare(config: TrainConfig, run: Run) -> None:
+    """What `fit` leaves, for a model without an adapter."""
+    describe(config, run)
+    record(config, run, trainable=0, train=None)
+
+
+def fit(config: TrainConfig, run: Run) -> None:
+    """Train the adapter that `config` describes, continuing from the newest whole checkpoint.
+
+    Leaves `adapter/` and the manifest's `train` and `method`.
+
+    Raises:
+        UserError: unusable data, weights or settings, before the model is loaded.
+    """
+    device = choose_device(config)
+    check_sharding(config, device)
+    arguments = training_arguments(config, run, device)
+    model_dir, tokenizer = describe(config, run)
     say(f"data: {config.data.corpus} from {config.data.source}")
     state = PartialState(cpu=device == "cpu")
     with state.main_process_first():

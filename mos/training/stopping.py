@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mos.console import STOP_SIGNALS, say
+from mos.console import say
 from mos.errors import UserError
 from mos.run import Run
-from mos.training.distributed import any_process
+from mos.training.distributed import any_process, signals_taken
 
 
 class Diverged(UserError):
@@ -32,10 +31,6 @@ def check_finite(what: str, value: float, step: int, args: TrainingArguments) ->
             f" kept. Lower trainer.learning_rate (now {args.learning_rate:g}), or bound the"
             f" gradients with trainer.max_grad_norm (now {args.max_grad_norm:g}; 0 is no bound)."
         )
-
-
-# What a launcher may have a handler for that puts its job back into the queue (submitit: SIGUSR2).
-REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopOnSignal(TrainerCallback):
@@ -61,23 +56,10 @@ class StopOnSignal(TrainerCallback):
         Raises:
             KeyboardInterrupt: the body ended because of a signal; its text says after which step.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers
-            return
-        taken = {}
-        for number in (*STOP_SIGNALS, *REQUEUE_SIGNALS):
-            handler = signal.getsignal(number)
-            nohup = number == signal.SIGHUP and handler == signal.SIG_IGN
-            if callable(handler) or (number in STOP_SIGNALS and not nohup):
-                taken[number] = signal.signal(number, self._receive) or signal.SIG_DFL
-        try:
+        with signals_taken(self._receive):
             yield
-        finally:
-            for number, handler in taken.items():
-                signal.signal(number, handler)
-        if self.received:
-            self._requeue(taken)
-            raise KeyboardInterrupt(self.run.state.reason)
+            if self.received:
+                raise KeyboardInterrupt(self.run.state.reason)
 
     def _receive(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
@@ -88,16 +70,6 @@ class StopOnSignal(TrainerCallback):
             return
         self.run.set_status("running", f"got {name}; the step at work has no checkpoint yet")
         say(f"{name}: stopping after this step, with a checkpoint; {name} again stops at once")
-
-    def _requeue(self, handlers: Mapping[signal.Signals, Any]) -> None:
-        """Give the launcher its signal, which requeues the job and ends this process."""
-        kept = self.run.state.reason
-        for number in REQUEUE_SIGNALS:
-            if number.name in self.received:
-                try:
-                    handlers[number](number, None)
-                except Exception as error:  # it was requeued too often
-                    raise UserError(f"{kept}. {error}") from error
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

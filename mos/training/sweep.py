@@ -1,28 +1,35 @@
-"""Sweeps: what they need before they start, and at the end what became of their members."""
+"""Sweeps: what they need before they start, what each member notes, what became of all of them.
+
+A sweep's folder holds `sweep.json` (the number of members and what they vary) and, for each member
+that has begun, `members/<number>.json`: its overrides, its runs and its error. Members may run one
+after another, at once, or on other machines.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import shlex
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Column, Table
 
-from mos.console import console, override, say
+from mos.console import fail, override, say, show_traceback
 from mos.errors import UserError
 from mos.files import read_json, write_json
+from mos.list_runs import show_runs
 from mos.run import Run
-from mos.training.members import SWEEP, members_of
 
 # Launchers and sweepers that an extra of this package installs, with the module they are in.
 PLUGINS = {
@@ -32,17 +39,33 @@ PLUGINS = {
     "hydra/launcher=cluster": ("ray", "hydra_plugins.hydra_ray_launcher"),
     "hydra/sweeper=optuna": ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
 }
+SWEEP = "sweep.json"
+NO_WORD = "its process ended without a word"
+DEVICES = Path("/dev")
 
 
-def check_plugins(arguments: Sequence[str]) -> None:
-    """Look at the launcher and the sweeper that a command line names, before Hydra does.
+def check_sweep(arguments: list[str]) -> None:
+    """Look at what a command line says of a sweep, before Hydra does.
+
+    The members of a dry run are taken out of their launcher's hands, and leave nothing.
+
+    Args:
+        arguments: of the command; those of a dry run are changed.
 
     Raises:
-        UserError: there is no sweep, a package is not installed, no Slurm is here.
+        UserError: there is no sweep, a package is not installed, no Slurm is here; a sweep within
+            the processes of one run.
     """
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    if sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("accelerate launch and torchrun start the processes of one run: omit -m.")
+    if sweep and "dry_run=true" in arguments:
+        launchers = ("hydra/launcher", "hydra.launcher.", "+hydra.launcher.")
+        kept = [argument for argument in arguments if not argument.startswith(launchers)]
+        arguments[:] = [*kept, "hydra.sweep.dir=${mos.scratch:}"]
     for given in PLUGINS.keys() & set(arguments):
         extra, module = PLUGINS[given]
-        if not {"-m", "--multirun"} & set(arguments):
+        if not sweep:
             raise UserError(f"{given} is for sweeps: add -m.")
         try:
             installed = importlib.util.find_spec(module)
@@ -60,90 +83,18 @@ def check_plugins(arguments: Sequence[str]) -> None:
             )
 
 
-class SweepSummary(Callback):
-    """Counts a sweep's members when it starts; says at its end what became of each."""
+class SweepStart(Callback):
+    """Notes how many members a sweep has when it starts."""
 
     at_work: ClassVar[DictConfig | None] = None  # the config of this process's sweep
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        trains = config.hydra.job.config_name == "train"
-        if trains and "dry_run=true" in config.hydra.overrides.task:
-            from mos.training.preview import preview
-
-            raise SystemExit(1 if preview(config.hydra) else 0)
         OmegaConf.resolve(config.hydra.sweep)
         swept, members = _swept(config.hydra)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        sweep = {"members": members, "swept": swept, "started": time.time()}
-        write_json(folder / SWEEP, sweep)
-        SweepSummary.at_work = config
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepSummary.at_work = None
-        OmegaConf.resolve(config.hydra.sweep)
-        close(Path(config.hydra.sweep.dir), config.paths)
-
-
-@contextmanager
-def closed_in_any_case() -> Iterator[None]:
-    """Show what became of a sweep's members also where its launcher gives up.
-
-    A launcher raises when the process of a member was killed. Slurm's other jobs go on.
-    """
-    try:
-        yield
-    except Exception as error:
-        config = SweepSummary.at_work
-        if config is None or not members_of(Path(config.hydra.sweep.dir)):
-            raise
-        say(f"the launcher gave up ({type(error).__name__}): {error}")
-        close(Path(config.hydra.sweep.dir), config.paths)
-        raise SystemExit(1) from None
-
-
-def close(folder: Path, paths: Mapping[str, str]) -> None:
-    """Print a line a member, and what is left to do.
-
-    Args:
-        folder: the sweep's.
-        paths: the `paths` config group.
-
-    Raises:
-        SystemExit: some have failed.
-    """
-    members = [_as_it_is(member) for member in members_of(folder)]
-    if members:
-        console.print(_table(members))
-    trained = [m for m in members if m["outcome"] == "trained" and m["reason"]]  # what is left
-    if waiting := {Path(m["run"]).parents[1] for m in trained}:
-        folders = ",".join(override("", path)[1:] for path in sorted(waiting))
-        places = [override(f"paths.{key}", paths[key]) for key in ("cache_dir", "data_dir")]
-        command = [f"runs=[{folders}]", *places]
-        say(f"evaluate them all: python -m mos.evaluate {shlex.join(command)}")
-    failed = [m for m in members if m["outcome"] in ("failed", "interrupted")]
-    for member in failed:
-        logs = Run(member["run"]).manifest.logs if member["run"] else []
-        said = "; ".join([member["reason"], *logs[-2:]])
-        say(f"{member['outcome']}: {' '.join(member['overrides'])}: {said}")
-    total = read_json(folder / SWEEP)["members"]
-    if failed:
-        say(f"{len(failed)} of {total} failed; the same command runs only those again.")
-    if left := total - len(members):
-        say(f"{left} of {total} did not begin; the same command runs them.")
-    if failed or left:
-        raise SystemExit(1)
-
-
-def _as_it_is(member: dict[str, Any]) -> dict[str, Any]:
-    """A member's notes; one that ended without a word is told from one that is at work."""
-    run = Run(member["run"]) if member["run"] else None
-    if member["outcome"] != "running" or (run and run.busy):
-        return member
-    reason = "its process ended without a word"
-    if run and run.state.reason:
-        reason += f" ({run.state.reason})"
-    return {**member, "outcome": "failed", "reason": reason}
+        write_json(folder / SWEEP, {"members": members, "swept": swept})
+        SweepStart.at_work = config
 
 
 def _swept(hydra: DictConfig) -> tuple[list[str], int]:
@@ -158,15 +109,159 @@ def _swept(hydra: DictConfig) -> tuple[list[str], int]:
     return keys, math.prod(len(list(one.sweep_string_iterator())) for one in swept)
 
 
-def _table(members: Sequence[Mapping[str, Any]]) -> Table:
-    """A line a member, with its scores."""
-    scores = list(dict.fromkeys(name for member in members for name in member["scores"]))
-    table = Table("member", "outcome", *(Column(name, justify="right") for name in scores))
-    table.add_column("run", no_wrap=True)
+def in_sweep() -> bool:
+    """Whether this job is a member of a `-m` sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def sweep_dir() -> Path | None:
+    """The folder of the sweep that this job is a member of."""
+    return Path(HydraConfig.get().sweep.dir) if in_sweep() else None
+
+
+def in_turn() -> bool:
+    """Whether this job is a member of a sweep whose members this process works on in turn."""
+    return in_sweep() and HydraConfig.get().runtime.choices["hydra/launcher"] == "basic"
+
+
+@contextmanager
+def as_member() -> Iterator[None]:
+    """Around a job: if it is a member of a sweep, its error is shown and noted, not raised."""
+    if (folder := sweep_dir()) is None:
+        yield
+        return
+    job, sweep = HydraConfig.get(), read_json(folder / SWEEP)
+    number, of, swept = job.job.num, sweep["members"], sweep["swept"]
+    own = [o for o in job.overrides.task if o.partition("=")[0].lstrip("+~") in swept]
+    if job.runtime.choices["hydra/launcher"] == "processes":
+        take_gpu(number)
+    note_member(overrides=own, runs=[], evaluation=None, error=NO_WORD)
+    say(f"member {number + 1} of {of}: {' '.join(own)}")
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        note_member(error="stopped by a signal")
+        raise
+    except UserError as error:
+        note_member(error=str(error))
+        fail(str(error))
+    except Exception as error:
+        note_member(error=f"{type(error).__name__}: {error}")
+        show_traceback()
+    else:
+        note_member(error="")
+
+
+def note_member(**entries: Any) -> None:
+    """Put entries into the notes of this member, if it is one, for the end of its sweep.
+
+    Args:
+        entries: `runs`, paths of what it works on; `evaluation`, the overrides of `mos evaluate`
+            with which they are to be evaluated then.
+    """
+    if folder := sweep_dir():
+        file = folder / "members" / f"{HydraConfig.get().job.num:05}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {**(read_json(file) if file.exists() else {}), **entries})
+
+
+def take_gpu(number: int) -> None:
+    """Leave this process, and those it starts, one of the GPUs that it may use: by turns.
+
+    A process that works on one member after another keeps the GPU of its first.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len(list(DEVICES.glob("nvidia[0-9]*")))
+    gpus = visible.split(",") if visible else [str(gpu) for gpu in range(there)]
+    if len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+
+
+@contextmanager
+def sweep_ended() -> Iterator[None]:
+    """Around a command: if it is a sweep, the end of it, also where its launcher gives up.
+
+    A launcher raises when the process of a member was killed. Slurm's other jobs go on.
+
+    Raises:
+        SystemExit: some members have failed.
+    """
+    given_up = None
+    try:
+        yield
+    except Exception as error:
+        if SweepStart.at_work is None:
+            raise
+        given_up = error
+    config, SweepStart.at_work = SweepStart.at_work, None
+    if config is None:
+        return
+    folder = Path(config.hydra.sweep.dir)
+    members = [read_json(file) for file in sorted((folder / "members").glob("*.json"))]
+    if given_up is not None:
+        if not members:
+            raise given_up
+        say(f"the launcher gave up ({type(given_up).__name__}): {given_up}")
+    if not close(members, read_json(folder / SWEEP)["members"], config):
+        raise SystemExit(1)
+
+
+def close(members: list[dict[str, Any]], of: int, config: DictConfig) -> bool:
+    """Evaluate what waits for it, show the runs of a sweep and what failed; whether all is well.
+
+    Args:
+        members: their notes.
+        of: how many there should be.
+        config: of the sweep.
+    """
+    evaluated = _evaluate(members, config.eval.defer)
+    paths = dict.fromkeys(path for member in members for path in member["runs"])
+    if config.dry_run:
+        say("dry run: nothing was done")
+    elif runs := [Run(path) for path in paths if Path(path).is_dir()]:
+        show_runs(runs, reasons=False)
+    failures = [(member, failure) for member in members if (failure := _failure(member))]
+    for member, failure in failures:
+        say(f"failed: {' '.join(member['overrides'])}: {failure}")
+    if failures:
+        say(f"{len(failures)} of {of} failed; the same command runs only those again.")
+    if left := of - len(members):
+        say(f"{left} of {of} did not begin; the same command runs them.")
+    return evaluated and not failures and not left
+
+
+def _evaluate(members: list[dict[str, Any]], by_hand: bool) -> bool:
+    """Evaluate the runs that wait for it in one engine, or say how; whether that went well."""
+    waiting: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for member in members:
-        values = (member["scores"].get(name) for name in scores)
-        shown = ["" if value is None else f"{value:.2f}" for value in values]
-        table.add_row(
-            " ".join(member["overrides"]), member["outcome"], *shown, Run(member["run"]).name
-        )
-    return table
+        if member["evaluation"] is not None and Run(member["runs"][0]).status == "trained":
+            waiting[tuple(member["evaluation"])] += member["runs"]
+    well = True
+    for overrides, runs in waiting.items():
+        # Quoted one by one: a path may hold what Hydra would read as the end of a list.
+        listed = ",".join(override("", run)[1:] for run in dict.fromkeys(runs))
+        arguments = [f"runs=[{listed}]", *overrides]
+        if by_hand:
+            say(f"evaluate them all: python -m mos.evaluate {shlex.join(arguments)}")
+            continue
+        from mos.training.distributed import evaluate_apart  # imports torch
+
+        try:
+            evaluate_apart(arguments)
+        except UserError as error:
+            fail(str(error))
+            well = False
+    return well
+
+
+def _failure(member: dict[str, Any]) -> str:
+    """Why a member did not come to its end; "" if it did, or is at work."""
+    runs = [Run(path) for path in member["runs"]]
+    said = [member["error"]]
+    if member["error"] == NO_WORD:
+        if any(run.busy for run in runs):
+            return ""
+        said += [run.state.reason for run in runs]
+    if member["error"] and len(runs) == 1:
+        said += runs[0].manifest.logs[-2:]
+    return "; ".join(filter(None, said))

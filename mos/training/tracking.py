@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mos.config import TrainConfig
 from mos.console import is_main_process, say
@@ -21,22 +22,22 @@ def tracked(config: TrainConfig, run: Run, group: str | None) -> Iterator[None]:
         run: its id is the tracker's.
         group: name of the sweep, or None.
     """
-    logging = config["logging"]
-    if "tensorboard" in logging["report_to"]:
+    logging = config.logging
+    if "tensorboard" in logging.report_to:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "tensorboard")
-    if "wandb" not in logging["report_to"] or not is_main_process():
+    if "wandb" not in logging.report_to or not is_main_process():
         yield
         return
     import wandb
 
-    mode = logging["wandb_mode"]
+    mode: Any = logging.wandb_mode
     if mode == "auto":
         mode = "online" if wandb.api.api_key else "offline"
     tracker = wandb.init(
-        project=logging["wandb_project"],
-        entity=logging["wandb_entity"],
+        project=logging.wandb_project,
+        entity=logging.wandb_entity,
         id=run.id,
-        name=f"{config['experiment']}/{run.path.parent.name}/{run.path.name}",
+        name=f"{config.experiment}/{run.path.parent.name}/{run.path.name}",
         group=group,
         mode=os.environ.get("WANDB_MODE", mode),
         dir=str(run.path),

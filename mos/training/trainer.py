@@ -30,6 +30,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from mos.config import TrainConfig
+from mos.console import say
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
 from mos.files import seal
@@ -224,7 +225,7 @@ def training_arguments(config: TrainConfig, run: Run, device: str) -> TrainingAr
         options.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
     options.setdefault("eval_strategy", "steps")
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             **options,
             output_dir=str(run.checkpoint_dir),
             seed=config.seed,
@@ -240,6 +241,14 @@ def training_arguments(config: TrainConfig, run: Run, device: str) -> TrainingAr
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
+    if arguments.n_gpu > 1:
+        say(
+            f"{arguments.n_gpu} GPUs are visible, and one process trains on one, the first. For a"
+            " run on all: accelerate launch (docs/scaling.md); for a member of a sweep on each:"
+            " hydra/launcher=processes."
+        )
+        arguments._n_gpu = 1  # the Trainer would take a batch for each
+    return arguments
 
 
 def build_trainer(

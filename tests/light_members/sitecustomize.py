@@ -8,14 +8,15 @@ same run.
 import os
 import sys
 import time
-import types
 
 if "submitit.core._submit" in sys.orig_argv:
     import mos.train
     from mos.environment import log_files
     from mos.records import Metrics
 
-    def train_adapter(config, run) -> None:
+    def train_adapter(config, run, wanted) -> None:
+        if not wanted:
+            return
         run.set_status("running")
         run.write_config(config)
         run.update_manifest(logs=log_files())
@@ -33,9 +34,4 @@ if "submitit.core._submit" in sys.orig_argv:
 
     mos.train.train_adapter = train_adapter
     mos.train.missing = lambda config: []
-    mos.train.check_shapes = mos.train.choose_device = lambda config: "cpu"
-    sys.modules["mos.training.fit"] = types.SimpleNamespace(fit=None)
-    sys.modules["mos.training.distributed"] = types.SimpleNamespace(
-        agreed=lambda decision, device: decision,
-        plain_environment=dict,
-    )
+    mos.train.check_shapes = lambda config: None

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import transformers.trainer
+from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
-from mos.config import compose_config
-from mos.errors import UserError, write_fault
+from mos.config import compose_config, validate
+from mos.errors import DataError, UserError, write_fault
 from mos.run import Run
 from mos.runs import find_runs
 from mos.train import train
 from mos.training.checkpoints import newest_valid, step_of
 from mos.training.stopping import Diverged, StopOnSignal
+from mos.training.trainer import training_arguments
 
 
 @pytest.fixture
@@ -119,11 +129,16 @@ def test_without_held_out_rows_nothing_is_measured(tmp_path, job):
 
 
 def test_the_same_signal_twice_ends_a_training_at_once(tmp_path):
+    def twice_and_again() -> None:
+        any(map(signal.raise_signal, [signal.SIGTERM] * 2))  # one, by way of another process
+        time.sleep(1.1)
+        signal.raise_signal(signal.SIGTERM)
+
     with (
         pytest.raises(KeyboardInterrupt, match="at once by SIGTERM"),
         StopOnSignal(Run(tmp_path)).listening(),
     ):
-        any(map(signal.raise_signal, [signal.SIGTERM] * 2))
+        twice_and_again()
 
 
 def test_a_launcher_that_does_not_requeue_its_job_any_more_says_so(tmp_path):
@@ -137,3 +152,126 @@ def test_a_launcher_that_does_not_requeue_its_job_any_more_says_so(tmp_path):
     ):
         signal.raise_signal(signal.SIGUSR2)
     assert signal.signal(signal.SIGUSR2, before) is refuse
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """As on a GPU, the training has a process of its own, which trains on the CPU here."""
+    monkeypatch.setattr("mos.train.choose_device", lambda config: "cuda")
+
+
+def when_it_trains(folder: Path, act: Callable[[int], object]) -> None:
+    """Call `act` with the process that trains a run in `folder`, once it does."""
+
+    def wait() -> None:
+        while not list(folder.rglob("loss.jsonl")):
+            time.sleep(0.05)
+        (child,) = multiprocessing.active_children()
+        act(child.pid)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_training_in_its_own_process_leaves_what_one_in_this_leaves(tmp_path, job, apart, capfd):
+    assert train(compose_config([*job, "trainer.max_steps=2"]))["train"]["steps"] == 2
+    (run,) = find_runs(tmp_path)
+    assert run.status == "trained"
+    manifest = run.manifest
+    assert all([manifest.command, manifest.versions, manifest.data, manifest.method])
+    said = "trainable parameters, on cpu"
+    assert said in (run.path / "train.log").read_text()
+    assert said in capfd.readouterr().out
+
+
+def test_an_error_in_the_training_s_process_keeps_its_words(tmp_path, job, apart):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:2") as raised:
+        train(compose_config(job))
+    assert raised.value.line == 2
+    (run,) = find_runs(tmp_path)
+    assert (run.state.status, run.state.reason) == ("failed", str(raised.value))
+
+
+def test_a_signal_reaches_the_training_s_process_and_the_launcher(tmp_path, job, apart):
+    def as_slurm(child: int) -> None:
+        for process in (os.getpid(), child):
+            os.kill(process, signal.SIGUSR2)
+
+    requeued = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))
+    when_it_trains(tmp_path, as_slurm)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="stopped by SIGUSR2; step"):
+            train(compose_config([*job, "trainer.max_steps=9999", "trainer.save_steps=9999"]))
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert requeued == [signal.SIGUSR2]
+    (run,) = find_runs(tmp_path)
+    assert run.status == "interrupted"
+    step = step_of(newest_valid(run.checkpoint_dir))
+    assert run.state.reason == f"stopped by SIGUSR2; step {step} of 9999 is kept"
+
+
+def test_a_training_s_process_that_is_killed_is_one_message(tmp_path, job, apart):
+    when_it_trains(tmp_path, lambda child: os.kill(child, signal.SIGKILL))
+    with pytest.raises(UserError, match=r"killed by SIGKILL.*same command continues"):
+        train(compose_config([*job, "trainer.max_steps=9999", "trainer.save_steps=9999"]))
+    (run,) = find_runs(tmp_path)
+    assert run.status == "failed"
+    assert "SIGKILL" in run.state.reason
+
+
+@pytest.mark.slow
+def test_a_training_s_process_does_not_outlive_its_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from mos.training.distributed import in_own_process\n"
+        "def work(file):\n"
+        "    open(file, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    in_own_process(work, sys.argv[1])\n"
+    )
+    file = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, str(script), str(file)])
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    while Path("/proc", file.read_text()).exists():
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """torch as on a machine with four GPUs; whatever would touch one of them fails."""
+
+    def touched(*_: object) -> None:
+        pytest.fail("a process that only evaluates has touched the GPU")
+
+    monkeypatch.setattr("mos.preflight.gpu_driver_is_there", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name in ("_lazy_init", "mem_get_info", "set_device"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+
+
+def test_the_process_that_evaluates_touches_no_gpu(tmp_path, job, four_gpus, monkeypatch):
+    trained = []
+    monkeypatch.setattr("mos.training.distributed.in_own_process", lambda *a: trained.append(a))
+    train(compose_config([*job, "device=cuda"]))
+    assert len(trained) == 1
+    assert not torch.cuda.is_initialized()
+
+
+def test_one_process_trains_on_one_gpu_and_says_so(tmp_path, job, four_gpus, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    config = validate(compose_config([*job, "trainer.bf16=false", "trainer.tf32=false"]))
+    try:
+        arguments = training_arguments(config, Run(tmp_path), "cuda")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert arguments.train_batch_size == config["trainer"]["per_device_train_batch_size"]
+    assert arguments.n_gpu == 1
+    assert "4 GPUs are visible" in capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_only_the_first_process_opens_a_run(config, wandb, monkeypatch):
 
 def test_tensorboard_writes_into_the_run_s_folder(config, monkeypatch):
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    config["logging"]["report_to"] = ["tensorboard"]
+    config = config.but(logging=config.logging.but(report_to=["tensorboard"]))
     run = open_run(config)
     with tracked(config, run, group=None):
         assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(run.path / "tensorboard")
