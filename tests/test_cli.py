@@ -48,7 +48,7 @@ def run(monkeypatch, capsys):
         ("evaluate", "# Put prompts into the chat format.\n  chat: own"),
         ("summarize", "runs: outputs"),
         ("plan", "# table or json.\nformat: table"),
-        ("export", "adapter/ of a run. Either this or results.\nadapter: null"),
+        ("export", "adapter/ of a run.\nadapter: ???"),
         ("inspect", "examples: 2"),
     ],
 )
