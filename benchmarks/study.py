@@ -30,12 +30,12 @@ from mos.console import override  # noqa: E402
 from mos.errors import UserError  # noqa: E402
 from mos.identity import finished_run  # noqa: E402
 from mos.report.claims import Comparison  # noqa: E402
+from mos.report.paper import HELDOUT  # noqa: E402
 from mos.report.statistics import (  # noqa: E402
-    Records,
     combined_interval,
-    paired_bootstrap,
+    example_error,
     paired_strata,
-    read_records,
+    scores_of,
 )
 from mos.run import Run  # noqa: E402
 
@@ -181,27 +181,21 @@ def gain(args: argparse.Namespace, corpus: str, claim: Claim, for_all: bool) -> 
     seeds = [seed for seed in args.seeds if all(seed in runs for runs in found)]
     if not seeds:
         return None
-    row, other = ([_records(runs[seed]) for seed in seeds] for runs in found)
+    row, other = ([scores_of(runs[seed].path, [HELDOUT]) for seed in seeds] for runs in found)
     strata = paired_strata(row, other)
     if strata is None:
         raise UserError(f"{corpus}: {claim.row} and {claim.other} have other held-out examples.")
     losses = [{seed: _loss(runs[seed]) for seed in seeds} for runs in found]
     interval = combined_interval(
         [losses[1][seed] - losses[0][seed] for seed in seeds],
-        paired_bootstrap([strata], sign=-1).error,
+        example_error([strata]),
     )
-    names = (claim.row, ""), (claim.other, "")
-    return Comparison(*names, tuple(seeds), replace(interval, decimals=4))
+    interval = replace(interval, decimals=4)
+    return Comparison(claim.row, claim.other, tuple(seeds), interval, examples=True)
 
 
 def _loss(run: Run) -> float:
     return run.results.metrics["heldout"].metrics["loss"]
-
-
-def _records(run: Run) -> Records:
-    records = read_records(run.path, "heldout", {"loss": _loss(run)})
-    assert records is not None  # a finished run has them
-    return records
 
 
 def verdicts(args: argparse.Namespace) -> str:
@@ -238,7 +232,9 @@ def main() -> None:
         for given, rates, seeds in plan(args):
             sweep(given, rates, seeds)
     tables = [override("runs", args.runs), override("out", args.out), "yardstick=heldout.loss"]
-    subprocess.run([sys.executable, "-m", "mos.summarize", *tables, "scale=study"], cwd=REPO)
+    tables += ["rows=[experiment,method.label,method.rank]", "columns=[trainer.learning_rate]"]
+    tables += ["value=train.eval_loss", "scale=study"]
+    subprocess.run([sys.executable, "-m", "mos.summarize", *tables], cwd=REPO)
     (REPO / args.out / "verdicts.md").write_text(verdicts(args), "utf-8")
 
 

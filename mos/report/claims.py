@@ -7,56 +7,51 @@ known of the spread over seeds, so the verdict is undecided, whatever the differ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from mos.errors import DataError
+from mos.errors import UserError
 from mos.report import paper
-from mos.report.cells import Column, millions
-from mos.report.results import REFUSED, Problem
+from mos.report.paper import Column
+from mos.report.runs import REFUSED, Problem
 from mos.report.statistics import (
-    Bootstrap,
     Interval,
-    Records,
     Strata,
     combined_interval,
-    mcnemar,
-    paired_bootstrap,
+    example_error,
     paired_strata,
-    read_records,
+    scores_of,
 )
-from mos.report.tables import Filled, Line
+from mos.report.tables import Filled, millions
 
 HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
 # "Matches" means: not worse by this many points on average, or by this many nats of a loss.
 MATCH_MARGIN, MATCH_NATS = 0.5, 0.01
 
-RowKey = tuple[str, str]
-
-LORA_5M, LORA_20M, LORA_160M = ("LoRA", "2"), ("LoRA", "8"), ("LoRA", "64")
-TIED, PROLORA = ("Tied LoRA", "280"), ("PRoLoRA", "4/8")
-MOS_5M, MOS_20M = ("MoS", "4/8"), ("MoS", "16/32")
-PURE, SCALED = ("Pure Sharing", "64"), ("+ Random Scaling", "64")
-SUBSET = ("+ Subset Selection", "64")
-NO_SP, NO_VS, NO_PD = (("MoS -sp", "16/32"), ("MoS -vs", "16/32"), ("MoS -pd", "16/32"))
+LORA_5M, LORA_20M, LORA_160M = "LoRA 2", "LoRA 8", "LoRA 64"
+TIED, PROLORA = "Tied LoRA 280", "PRoLoRA 4/8"
+MOS_5M, MOS_20M = "MoS 4/8", "MoS 16/32"
+PURE, SCALED, SUBSET = "Pure Sharing 64", "+ Random Scaling 64", "+ Subset Selection 64"
+NO_SP, NO_VS, NO_PD = "MoS -sp 16/32", "MoS -vs 16/32", "MoS -pd 16/32"
 
 
 @dataclass(frozen=True)
 class Claim:
     """`first` exceeds each of `others` by over `threshold` points, on `column` or the average.
 
-    `text` may name the rows' budgets, {first} and {other}, their {ratio}, and the {margin} of a
-    match. On a loss, less is better and a gain of any size counts.
+    Rows are named as `paper.Row.name` has it. `text` may name their budgets, {first} and {other},
+    their {ratio}, and the {margin} of a match. On a loss, less is better and a gain of any size
+    counts.
     """
 
     table: str
     text: str
-    first: RowKey
-    others: tuple[RowKey, ...]
+    first: str
+    others: tuple[str, ...]
     threshold: float = 0.0
     column: str | None = None
 
@@ -103,21 +98,19 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows on the same columns: difference first - other, in points.
+    """Two rows on the same columns: how much better the first is, in points or nats.
 
     Attributes:
         seeds: seeds that both rows have in all columns.
-        interval: over seeds, and over examples where `examples`.
-        examples: the paired bootstrap over examples, if records exist for all columns.
-        mcnemar: "benchmark.metric seed k" -> exact p, for right/wrong metrics with records.
+        interval: over seeds, and over examples where `examples` says that records exist for all
+            columns.
     """
 
-    first: RowKey
-    other: RowKey
+    first: str
+    other: str
     seeds: tuple[int, ...]
     interval: Interval
-    examples: Bootstrap | None = None
-    mcnemar: Mapping[str, float] = field(default_factory=dict)
+    examples: bool = False
 
     def verdict(self, threshold: float) -> str:
         low, high = self.interval.low, self.interval.high
@@ -146,9 +139,7 @@ class Verdict:
 
     def __str__(self) -> str:
         at = f" at {self.seeds} seed{'s' * (self.seeds != 1)}" if self.seeds else ""
-        shown = "; ".join(
-            f"{_name(c.first)} - {_name(c.other)} {c.interval}" for c in self.comparisons
-        )
+        shown = "; ".join(f"{c.first} - {c.other} {c.interval}" for c in self.comparisons)
         detail = "; ".join(part for part in (shown, self.reason) if part)
         return f"{self.text}: {self.verdict}{at} ({detail})"
 
@@ -157,92 +148,63 @@ class Comparer:
     """Compares rows of a filled table; reads each run's records once."""
 
     def __init__(self, filled: Filled, problems: list[Problem]) -> None:
-        self.lines = {line.row.key: line for line in filled.lines}
+        self.filled, self.problems = filled, problems
         self.columns = filled.table.columns
         self.loss = any(column.lower_is_better for column in self.columns)
-        self.problems = problems
-        self._records = cache(self._read_records)
-        self.compare = cache(self._compare)
+        self.runs = filled.cells.set_index(["row", "column", "seed"])["run"].to_dict()
+        self.records = cache(self._records)
 
-    def _compare(self, first: RowKey, other: RowKey, column: str | None = None) -> Comparison | str:
+    def compare(self, first: str, other: str, column: str | None = None) -> Comparison | str:
         """Compare two rows on the average, or on one column; a text where that is impossible."""
         columns = [c for c in self.columns if column in (None, c.key)]
-        one, two = self.lines[first], self.lines[other]
-        for line in (one, two):
-            missing = [c.title for c in columns if line.cell(c) is None]
+        names = [c.name for c in columns]
+        for row in (first, other):
+            missing = [c.title for c in columns if not self.filled.n.at[row, c.name]]
             if missing:
                 whole = len(missing) == len(columns)
-                return (
-                    f"{_name(line.row.key)} {'not run' if whole else 'lacks ' + ', '.join(missing)}"
-                )
-        values = [
-            {c: cell.per_seed for c in columns if (cell := line.cell(c))} for line in (one, two)
-        ]
-        seeds = sorted(set.intersection(*(set(v) for row in values for v in row.values())))
-        if not seeds:
-            return f"{_name(first)} and {_name(other)} share no seed"
-        sign = -1 if self.loss else 1
-        per_seed = [
-            sign * float(np.mean([values[0][c][s] - values[1][c][s] for c in columns]))
-            for s in seeds
-        ]
-        strata, tests = self._paired(one, two, columns, seeds)
-        examples = paired_bootstrap(strata, sign=sign) if strata else None
-        interval = combined_interval(per_seed, examples.error if examples else None)
-        if self.loss:
-            interval = replace(interval, decimals=4)
-        return Comparison(first, other, tuple(seeds), interval, examples, tests)
+                return f"{row} {'not run' if whole else 'lacks ' + ', '.join(missing)}"
+        each: Any = self.filled.each[names]
+        one, two = each.loc[first], each.loc[other]
+        gains: Any = (two - one if self.loss else one - two).dropna().mean(axis=1)
+        if gains.empty:
+            return f"{first} and {other} share no seed"
+        strata = self._paired(first, other, columns, list(gains.index))
+        interval = combined_interval(list(gains), example_error(strata) if strata else None)
+        interval = replace(interval, decimals=4 if self.loss else 2)
+        return Comparison(first, other, tuple(gains.index), interval, bool(strata))
 
     def _paired(
-        self, one: Line, two: Line, columns: Sequence[Column], seeds: Sequence[int]
-    ) -> tuple[list[Strata], dict[str, float]]:
-        """Differences per example of all benchmarks ([] if any lacks records), and McNemar's p."""
-        strata, tests, complete = [], {}, True
-        parts: dict[tuple[str, str | None], list[Column]] = {}
-        for c in columns:
-            parts.setdefault((c.benchmark, c.experiment), []).append(c)
+        self, first: str, other: str, columns: Sequence[Column], seeds: Sequence[int]
+    ) -> list[Strata]:
+        """Differences per example of all benchmarks; [] if any lacks records."""
+        strata = []
+        parts: dict[tuple[str, str], list[Column]] = {}
+        for c in columns:  # each experiment's held-out examples are their own
+            parts.setdefault((c.benchmark, c.name.removeprefix(c.key)), []).append(c)
         for (benchmark, _), members in parts.items():
-            first, second = (self._records_of(line, members, seeds) for line in (one, two))
-            if not first or not second:
-                complete = False
-                continue
-            paired = paired_strata(first, second)
+            one, two = (
+                [
+                    self.records(self.runs[row, members[0].name, seed], tuple(members))
+                    for seed in seeds
+                ]
+                for row in (first, other)
+            )
+            there = [[table for table in tables if table is not None] for tables in (one, two)]
+            if not len(there[0]) == len(there[1]) == len(seeds):
+                return []
+            paired = paired_strata(*there)
             if paired is None:
-                where = f"{_name(one.row.key)} and {_name(two.row.key)}"
                 reason = f"{benchmark} was asked in different prompts: no paired test"
-                self.problems.append(Problem(where, reason))
-                complete = False
-                continue
+                self.problems.append(Problem(f"{first} and {other}", reason))
+                return []
             strata.append(paired)
-            for metric in first[0].metrics:
-                for seed, a, b in zip(seeds, first, second, strict=True):
-                    scores = a.table[[metric]].join(b.table[[metric]], rsuffix=" other") / 100
-                    if not self.loss and scores.isin((0, 1)).all(axis=None):
-                        tests[f"{benchmark}.{metric} seed {seed}"] = mcnemar(*scores.to_numpy().T)
-        return (strata if complete else []), tests
+        return strata
 
-    def _records_of(
-        self, line: Line, columns: Sequence[Column], seeds: Sequence[int]
-    ) -> list[Records]:
-        """Each seed's records of one benchmark; [] if one of them has none."""
-        if line.group is None:
-            return []
-        folders = line.group.folders_of(columns[0])
-        cells = {c.metric: line.cell(c) for c in columns}
-        found = []
-        for seed in seeds:
-            stored = tuple((m, cell.per_seed[seed]) for m, cell in cells.items() if cell)
-            found.append(self._records(Path(folders[seed]), columns[0].benchmark, stored))
-        whole = [records for records in found if records is not None]
-        return whole if len(whole) == len(seeds) else []
-
-    def _read_records(
-        self, folder: Path, benchmark: str, stored: tuple[tuple[str, float], ...]
-    ) -> Records | None:
+    def _records(self, run: str, columns: tuple[Column, ...]) -> pd.DataFrame | None:
         try:
-            return read_records(folder, benchmark, dict(stored))
-        except DataError as error:
-            self.problems.append(Problem(str(folder), str(error), REFUSED))
+            return scores_of(run, columns)
+        except UserError as error:
+            self.problems.append(Problem(run, str(error), REFUSED))
             return None
 
 
@@ -261,38 +223,30 @@ def judge(filled: Sequence[Filled], problems: list[Problem]) -> list[Verdict]:
 def _judge(claim: Claim, comparer: Comparer) -> Verdict:
     found = [comparer.compare(claim.first, other, claim.column) for other in claim.others]
     comparisons = tuple(c for c in found if isinstance(c, Comparison))
-    missing = [c for c in found if isinstance(c, str)]
-    seeds = min((len(c.seeds) for c in comparisons), default=0)
+    reasons = missing = [c for c in found if isinstance(c, str)]
     each = [c.verdict(claim.margin(comparer.loss)) for c in comparisons]
-    reasons = list(missing)
     if NOT_HELD in each:
         verdict = NOT_HELD
     elif missing or UNDECIDED in each:
         verdict = UNDECIDED
         if any(len(c.seeds) == 1 for c in comparisons):
-            reasons.append("the spread over seeds is unknown")
+            reasons = [*missing, "the spread over seeds is unknown"]
     else:
         verdict = HELD
-    text = _text(claim, comparer)
-    return Verdict(claim, text, verdict, seeds, comparisons, "; ".join(reasons))
+    seeds = min((len(c.seeds) for c in comparisons), default=0)
+    return Verdict(claim, _text(claim, comparer), verdict, seeds, comparisons, "; ".join(reasons))
 
 
 def _text(claim: Claim, comparer: Comparer) -> str:
     """The claim with the budgets of the rows that were measured, else those of the paper."""
-    budgets = []
-    for key in (claim.first, claim.others[0]):
-        line = comparer.lines[key]
-        measured = line.group.parameters if line.group else 0
-        budgets.append(measured or round((line.row.millions or 0) * 1e6))
+    printed = {row.name: round((row.millions or 0) * 1e6) for row in comparer.filled.table.rows}
+    measured = comparer.filled.about["parameters"]
+    budgets = [int(measured.get(name, printed[name])) for name in (claim.first, claim.others[0])]
     text = claim.text.format(
         first=millions(budgets[0]),
         other=millions(budgets[1]),
         ratio=round(budgets[1] / budgets[0]),
         margin=f"{MATCH_NATS} nats" if comparer.loss else f"{MATCH_MARGIN} points",
     )
-    return f"{text}, on {comparer.columns[0].short.lower()}" if comparer.loss else text
-
-
-def _name(key: RowKey) -> str:
-    label, rank = key
-    return label if rank == "-" else f"{label} {rank}"
+    title = comparer.columns[0].title.partition(" (")[0]
+    return f"{text}, on {title.lower()}" if comparer.loss else text

@@ -1,19 +1,18 @@
-"""Sheets as Markdown, LaTeX and CSV, and on the terminal. Names in them are escaped."""
+"""Tables of text as Markdown, LaTeX, HTML, CSV and on the terminal; what runs say is escaped."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
+from markupsafe import Markup, escape
+from pandas.io.formats.style import Styler
 from rich.table import Table
 from rich.text import Text
-
-from mos.report import paper
-from mos.report.cells import shown
-from mos.report.sheets import Sheet, difference
-from mos.report.tables import Filled
 
 # Makes a file compile by itself as well as \input into a document that loads booktabs.
 _LATEX_HEAD = r"""\expandafter\ifx\csname @nodocument\endcsname\relax
@@ -31,7 +30,33 @@ _LATEX_HEAD = r"""\expandafter\ifx\csname @nodocument\endcsname\relax
 \def\fitcolumn#1{\setbox0\hbox{#1}\ifdim\wd0>\linewidth
   \ifdefined\resizebox\resizebox{\linewidth}{!}{\box0}\else{\tiny #1}\fi\else\box0\fi}
 """
-_LABELS = {row.label for table in paper.TABLES for row in table.rows}
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "†": r"$^\dagger$", "±": r"$\pm$", "–": "--", "<": r"$<$", ">": r"$>$", "−": "$-$",
+}  # fmt: skip
+
+
+@dataclass
+class Sheet:
+    """A titled table of texts.
+
+    Attributes:
+        frame: the texts.
+        marks: of the same shape: "", "bold", "underline" or "bold underline".
+        rules: numbers of the rows before which a line is drawn.
+        texts: how many columns from the left are names, not figures.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    marks: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+    rules: frozenset[int] = frozenset()
+    texts: int = 1
+
+    def mark(self, row: int, column: int) -> str:
+        return "" if self.marks is None else str(self.marks.iat[row, column]).strip()
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:
@@ -56,38 +81,37 @@ def _marked(text: str, mark: str) -> str:
     return f"<u>{text}</u>" if "underline" in mark else text
 
 
+def _styled(sheet: Sheet, escaped: Callable[[Any], str]) -> Styler:
+    """The table for pandas to write; its columns are numbers, for titles may occur twice."""
+    titles: Any = dict(enumerate(map(escaped, sheet.frame.columns)))
+    frame = sheet.frame.set_axis(list(titles), axis=1)
+    styler = Styler(frame, uuid="t", cell_ids=False).hide(axis="index")
+    return styler.format(escaped).format_index(titles.get, axis=1)
+
+
 def latex(sheets: Sequence[Sheet], label: str) -> str:
     """booktabs tables that compile by themselves and can be \\input."""
     parts = [_LATEX_HEAD]
-    for index, sheet in enumerate(sheets):
-        width = sheet.frame.shape[1]
-        styler = sheet.frame.map(_latex).set_axis(range(width), axis=1).style.hide(axis="index")
+    for number, sheet in enumerate(sheets):
+        styler = _styled(sheet, _latex)
         if sheet.marks is not None:
-            marks = sheet.marks.map(_latex_style).set_axis(range(width), axis=1)
-            styler = styler.apply(lambda _, marks=marks: marks, axis=None)
-        lines = styler.to_latex(
-            hrules=True, column_format="l" * sheet.texts + "c" * (width - sheet.texts)
-        ).splitlines()
-        body = lines.index(r"\midrule") + 1
-        for number in sorted(sheet.rules, reverse=True):
-            lines.insert(body + number, r"\midrule")
-        # A title in two lines where it has a parenthesis keeps ten columns on a page.
-        titles = [str(title).partition(" (") for title in sheet.frame.columns]
-        header = [[head for head, _, _ in titles], [m.strip() + tail for _, m, tail in titles]]
-        lines[body - 2 : body - 1] = [
-            " & ".join(map(_latex, line)) + r" \\" for line in header if any(line)
-        ]
+            style = sheet.marks.map(_latex_style).to_numpy()
+            styler = styler.apply(lambda _, style=style: style, axis=None)
         # LaTeX numbers its tables itself.
         caption = " ".join([f"{re.sub(r'^Table [0-9]: ', '', sheet.title)}.", *sheet.notes])
-        parts += [
-            r"\begin{table}[htbp]",
-            r"\centering\small\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_latex(caption)}}}",
-            rf"\label{{tab:{label}{'abcdefgh'[index] if index else ''}}}",
-            r"\fitcolumn{" + "\n".join(lines) + "}",
-            r"\end{table}",
-            "",
-        ]
+        lines = styler.to_latex(
+            hrules=True,
+            column_format="l" * sheet.texts + "c" * (sheet.frame.shape[1] - sheet.texts),
+            position="htbp",
+            position_float="centering",
+            caption=_latex(caption),
+            label=f"tab:{label}{'-' + str(number) if number else ''}",
+        ).splitlines()
+        body = lines.index(r"\midrule") + 1
+        for row in sorted(sheet.rules, reverse=True):
+            lines.insert(body + row, r"\midrule")
+        text = "\n".join(lines).replace(r"\begin{tabular}", r"\fitcolumn{\small\begin{tabular}")
+        parts += [text.replace(r"\end{tabular}", r"\end{tabular}}"), ""]
     return "\n".join([*parts, r"\finishtable", ""])
 
 
@@ -98,45 +122,42 @@ def _latex_style(mark: str) -> str:
 
 def _latex(text: str) -> str:
     """The text for LaTeX; what no font of its default encoding has becomes "?"."""
-    special = {
-        **{c: f"\\{c}" for c in "&%$#_{}"},
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-        "†": r"$^\dagger$", "±": r"$\pm$", "–": "--", "<": r"$<$", ">": r"$>$", "−": "$-$",
-    }  # fmt: skip
-    return "".join(special.get(c) or (c if ord(c) < 256 else "?") for c in text)
+    return "".join(_LATEX.get(c) or (c if ord(c) < 256 else "?") for c in str(text))
 
 
-def paper_csv(filled: Filled) -> str:
-    """One line a row: mean, std and n of every column, the paper's figure and the difference."""
-    titles = filled.table.header[3 if filled.table.show_parameters else 2 :]
-    lines = []
-    for line in filled.lines:
-        parameters = line.group.parameters if line.group else ""
-        row = {"Method": line.row.label, "Rank": line.rank, "# Param.": parameters}
-        cells = zip(titles, filled.columns, filled.cells(line), filled.figures(line), strict=True)
-        for title, column, cell, wanted in cells:
-            row[title] = shown(cell.mean, column) if cell else ""
-            row[f"{title} std"] = shown(cell.std, column) if cell and cell.std is not None else ""
-            row[f"{title} n"] = cell.n if cell else ""
-            if wanted is not None:
-                row[f"{title} paper"] = f"{wanted:.2f}"
-                row[f"{title} difference"] = difference(cell, wanted) if cell else ""
-        lines.append(row)
-    return to_csv(pd.DataFrame(lines))
+def html(sheet: Sheet) -> Markup:
+    """The table as HTML, with the classes `text`, `rule`, `bold` and `underline`."""
+    classes = pd.DataFrame(
+        [
+            [
+                f"{'text' * (i < sheet.texts)} {'rule' * (row in sheet.rules)} {sheet.mark(row, i)}"
+                for i in range(sheet.frame.shape[1])
+            ]
+            for row in range(len(sheet.frame))
+        ],
+        columns=range(sheet.frame.shape[1]),
+    )
+    styler = _styled(sheet, lambda text: str(escape(text)))
+    return Markup(styler.set_td_classes(classes).to_html())
 
 
-def to_csv(frame: pd.DataFrame) -> str:
-    """CSV in which no text is a formula to a spreadsheet."""
-    rows = [map(_no_formula, row) for row in frame.itertuples(index=False, name=None)]
+def to_csv(frame: pd.DataFrame, labels: Sequence[str] = ()) -> str:
+    """CSV in which no text is a formula to a spreadsheet; those in `labels` ("+ MoS") are none."""
+    rows = [
+        [_no_formula(value, labels) for value in row]
+        for row in frame.itertuples(index=False, name=None)
+    ]
     # As objects: whole numbers stay whole beside cells that are empty.
-    safe = pd.DataFrame(rows, columns=[_no_formula(c) for c in frame], dtype=object)
+    safe = pd.DataFrame(rows, columns=[_no_formula(c, ()) for c in frame], dtype=object)
     return safe.to_csv(index=False, lineterminator="\n")
 
 
-def _no_formula(value: object) -> object:
-    if not isinstance(value, str) or value in _LABELS or not re.match(r"[=+\-@\t\r]", value):
+def _no_formula(value: object, labels: Sequence[str]) -> object:
+    if not isinstance(value, str) or not re.match(r"[=+\-@\t\r]", value):
         return value
-    return value if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?|-", value) else f"'{value}"
+    if value in labels or re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?|-", value):
+        return value
+    return f"'{value}"
 
 
 def terminal(sheet: Sheet, caption: str = "") -> Table:
@@ -146,7 +167,7 @@ def terminal(sheet: Sheet, caption: str = "") -> Table:
     frame = sheet.frame
     used = [i for i in range(frame.shape[1]) if frame.empty or (frame.iloc[:, i] != "").any()]
     for index in used:
-        short = frame.columns[index].partition(" (")[0].removeprefix("# ").replace(" P@1", "")
+        short = str(frame.columns[index]).partition(" (")[0].removeprefix("# ").replace(" P@1", "")
         words = re.sub(r"\.(?=[a-z])", ".\n", short.replace("HumanEval", "Human Eval"))
         table.add_column(
             Text(words.replace(" ", "\n")),
@@ -155,6 +176,5 @@ def terminal(sheet: Sheet, caption: str = "") -> Table:
         )
     for row in range(len(frame)):
         texts = [textwrap.fill(str(frame.iat[row, i]), 30, break_long_words=False) for i in used]
-        styles = [sheet.mark(row, i).strip() for i in used]
-        table.add_row(*map(Text, texts, styles))
+        table.add_row(*map(Text, texts, (sheet.mark(row, i) for i in used)))
     return table

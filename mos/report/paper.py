@@ -1,14 +1,15 @@
-"""The paper's Tables 1-3 as data: rows, layout and figures (arXiv 2410.00938)."""
+"""Columns of tables, and the paper's Tables 1-3 as data: rows and figures (arXiv 2410.00938)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
 
 from eval import BENCHMARKS
-from mos.report.cells import Column, benchmark_columns
 
+MISSING = "–"
 SCALE = "paper"
 LLAMA2_7B, LLAMA2_13B = "LLaMA2-7B", "LLaMA2-13B"
 DAGGER = "the paper copies this row's figures from PRoLoRA (arXiv 2402.16902)"
@@ -20,6 +21,62 @@ PAIRS: Mapping[str, tuple[str, ...]] = {
     "cot_gsm8k": ("gsm8k",),
     "codealpaca_humaneval": ("humaneval",),
 }
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """A metric as a column of tables.
+
+    Attributes:
+        place: in the order of the columns.
+        key: "<benchmark>.<metric>".
+        name: the column of `Runs.scores`: the key, with the experiment for held-out examples.
+        title: what tables call it.
+        lower_is_better: as for a loss, of which four decimals are shown.
+    """
+
+    place: int
+    key: str
+    name: str
+    title: str
+    lower_is_better: bool = False
+
+    @property
+    def benchmark(self) -> str:
+        return self.key.partition(".")[0]
+
+    @property
+    def metric(self) -> str:
+        return self.key.partition(".")[2]
+
+    def text(self, value: float, sign: bool = False) -> str:
+        """A value of this column; "–" for NaN."""
+        if value != value:
+            return MISSING
+        return f"{value:{'+' * sign}.4f}" if self.lower_is_better else points(value, sign)
+
+
+def points(value: float, sign: bool = False) -> str:
+    """Two decimals, halves rounded up, as the paper rounds its averages."""
+    rounded = Decimal(repr(round(float(value), 9))).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    return f"{rounded or abs(rounded):{'+' * sign}}"
+
+
+def column(key: str, name: str = "", lower_is_better: bool = False) -> Column:
+    """The column of any metric, also of a benchmark that this installation does not know."""
+    titles = _titles()
+    place = list(titles).index(key) if key in titles else len(titles)
+    title = titles.get(key, key.replace(".", " ", 1)) + name.removeprefix(key)
+    return Column(place, key, name or key, title, lower_is_better)
+
+
+def _titles() -> dict[str, str]:
+    own = {f"{cls.name}.{m.name}": m.title for cls in BENCHMARKS.values() for m in cls.metrics}
+    return {**own, "heldout.loss": "Held-out loss", "heldout.exact_match": "Held-out EM"}
+
+
+HELDOUT = column("heldout.loss", lower_is_better=True)
+AVERAGE = Column(99, "average", "average", "Avg.")
 
 
 @dataclass(frozen=True)
@@ -48,16 +105,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.label} †" if self.dagger else self.label
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Label and printed rank: unique in a table, and the same method across tables."""
-        return self.label, self.rank
-
-    @property
-    def parameters(self) -> str:
-        return "-" if self.millions is None else f"{self.millions:.2f}M"
+        """ "MoS 4/8", "Vanilla (chat)": unique in a table, and the same method across tables."""
+        return self.label if self.rank == "-" else f"{self.label} {self.rank}"
 
     @property
     def small_budget(self) -> bool:
@@ -78,18 +127,17 @@ class Table:
     underline: bool = False
 
     @property
-    def header(self) -> list[str]:
-        fixed = ["Method", "Rank"] + (["# Param."] if self.show_parameters else [])
-        average = ["Avg."] if len(self.columns) > 1 else []
-        return [*fixed, *(column.title for column in self.columns), *average]
+    def shown(self) -> list[Column]:
+        """The columns, with their average if there are several."""
+        return [*self.columns, *([AVERAGE] if len(self.columns) > 1 else [])]
 
 
 # The paper's columns: all metrics of the benchmarks of its pairs.
 COLUMNS = tuple(
-    column
-    for benchmark in BENCHMARKS
+    column(f"{benchmark}.{metric.name}")
+    for benchmark, cls in BENCHMARKS.items()
     if any(benchmark in benchmarks for benchmarks in PAIRS.values())
-    for column in benchmark_columns(benchmark)
+    for metric in cls.metrics
 )
 
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import bdtr, stdtrit  # scipy.stats takes half a second to import
+from scipy.special import stdtrit  # scipy.stats takes half a second to import
 
 from eval import BENCHMARKS
-from mos.errors import DataError
-from mos.files import read_json
-from mos.report.cells import HELDOUT
+from mos.errors import UserError
+from mos.records import read_records
+from mos.report.paper import HELDOUT, Column
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# A recomputed metric may differ from the stored one by its rounding to two decimals.
-AGREEMENT, AGREEMENT_NATS = 0.011, 1e-4
 
 
 @dataclass(frozen=True)
@@ -71,36 +65,10 @@ def combined_interval(
     return Interval(mean, mean - half, mean + half)
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Exact two-sided McNemar p-value for paired right/wrong answers (arrays of 0 and 1)."""
-    only_first = int(np.sum((first == 1) & (second == 0)))
-    only_second = int(np.sum((first == 0) & (second == 1)))
-    discordant = only_first + only_second
-    if not discordant:
-        return 1.0
-    return min(1.0, 2 * float(bdtr(min(only_first, only_second), discordant, 0.5)))
-
-
-@dataclass(frozen=True)
-class Strata:
-    """Per-example differences of one benchmark, grouped as its metric averages them.
-
-    Attributes:
-        differences: one array of shape (examples, metrics + 1) per group: differences, in the unit
-            of the metric times the example's weight, and the weight in the last column.
-    """
-
-    differences: tuple[np.ndarray, ...]
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Unweighted mean over groups of the group means, (metrics,)."""
-        sums = [group.sum(axis=0) for group in self.differences]
-        return np.mean([total[:-1] / total[-1] for total in sums], axis=0)
-
-    def resample(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """`count` bootstrap replicates of `mean`, (count, metrics)."""
-        return np.mean([_bootstrap(group, count, rng) for group in self.differences], axis=0)
+# Per-example differences of one benchmark: an array of shape (examples, metrics + 1) for each group
+# that its metric averages. They are in the unit of the metric times the example's weight, which
+# stands in the last column.
+Strata = Sequence[np.ndarray]
 
 
 def _bootstrap(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -115,135 +83,66 @@ def _bootstrap(values: np.ndarray, count: int, rng: np.random.Generator) -> np.n
     return sums[:, :-1] / sums[:, -1:]
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Paired bootstrap of an averaged difference: its interval, standard error and two-sided p."""
+def example_error(strata: Sequence[Strata], count: int = RESAMPLES, seed: int = 0) -> float:
+    """Standard error that comes from the choice of examples: of the mean over all metrics of all
+    benchmarks, by a bootstrap that resamples examples within groups.
 
-    interval: Interval
-    error: float
-    p: float
-
-
-def paired_bootstrap(
-    strata: Sequence[Strata],
-    count: int = RESAMPLES,
-    seed: int = 0,
-    level: float = LEVEL,
-    sign: int = 1,
-) -> Bootstrap:
-    """Bootstrap the mean over all metrics of all benchmarks, resampling examples within groups.
-
-    The metrics of one benchmark (TyDiQA's F1 and EM) are resampled together. p is twice the share
-    of replicates on the other side of zero, at least 1/count. With `sign` -1 (losses) the
-    differences are second - first, so that more is better.
+    The metrics of one benchmark (TyDiQA's F1 and EM) are resampled together.
     """
     rng = np.random.default_rng(seed)
-    drawn = np.concatenate([s.resample(count, rng) for s in strata], axis=1)
-    replicates = sign * drawn.mean(axis=1)
-    estimate = sign * float(np.concatenate([s.mean for s in strata]).mean())
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-    other_side = min(np.mean(replicates <= 0), np.mean(replicates >= 0))
-    return Bootstrap(
-        Interval(estimate, float(low), float(high)),
-        float(np.std(replicates, ddof=1)),
-        float(min(1.0, max(2 * other_side, 1 / count))),
-    )
+    means = [np.mean([_bootstrap(group, count, rng) for group in own], axis=0) for own in strata]
+    return float(np.std(np.concatenate(means, axis=1).mean(axis=1), ddof=1))
 
 
-@dataclass(frozen=True)
-class Records:
-    """Scores of one run's examples of one benchmark.
-
-    Attributes:
-        table: indexed by id: a column a metric (times the weight), `weight`, `group` and `prompt`
-            (a hash of it).
-        metrics: in the order of the columns.
-    """
-
-    table: pd.DataFrame
-    metrics: tuple[str, ...]
-
-    @property
-    def asked(self) -> pd.DataFrame:
-        """What has to be equal for two runs to be compared."""
-        return self.table[["weight", "group", "prompt"]]
-
-
-def read_records(folder: Path, benchmark: str, stored: Mapping[str, float]) -> Records | None:
-    """Read `eval/<benchmark>/records.jsonl` of a run; None where there is none.
-
-    A record has an `id` and `scores` of 0..1 by metric; for the held-out loss it has the summed
-    negative log-likelihood `nll` and the trained `tokens`, which are its weight.
+def scores_of(folder: str | Path, columns: Sequence[Column]) -> pd.DataFrame | None:
+    """The examples of a run's benchmark; None where it kept no records.
 
     Args:
-        stored: the metrics to read with their values in results.json.
+        columns: metrics of one benchmark.
+
+    Returns:
+        By id: a column a metric, in its unit and times `weight`; `weight`, the number of trained
+        tokens of a loss, else 1; `group`, in which examples are averaged first; `prompt`, its hash.
 
     Raises:
-        DataError: a broken line, a missing score, other records than were evaluated, or such that
-            do not give the stored metrics.
+        UserError: damaged records, or a record without one of the metrics.
     """
-    file = folder / "eval" / benchmark / "records.jsonl"
-    if not file.is_file():
+    benchmark = columns[0].benchmark
+    place = Path(folder) / "eval" / benchmark
+    if not (place / "records.jsonl").is_file():
         return None
-    loss = benchmark == HELDOUT.benchmark and HELDOUT.metric in stored
-    names = {HELDOUT.metric: "nll"} if loss else {metric: metric for metric in stored}
-    content = file.read_bytes()
-    _check_hash(file, content)
-    rows: dict[str, tuple[Any, ...]] = {}
-    for number, line in enumerate(content.splitlines(), 1):
-        try:
-            record = json.loads(line)
-            scores, identity = record["scores"], str(record["id"])
-            values = tuple(float(scores[name]) for name in names.values())
-            weight = float(scores["tokens"]) if loss else 1.0
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(file, number, f"not a whole record ({error!r}).") from None
-        prompt = zlib.crc32(str(record.get("prompt_sha256", "")).encode())
-        rows[identity] = (*values, weight, prompt)
-    metrics = tuple(stored)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=[*metrics, "weight", "prompt"])
-    if not loss:
-        table[list(metrics)] *= 100
+    loss = HELDOUT.key in [column.key for column in columns]
+    names = ["nll"] if loss else [column.metric for column in columns]
     known = BENCHMARKS.get(benchmark)
-    table["group"] = [known.group_of(identity) if known else "" for identity in table.index]
-    records = Records(table, metrics)
-    mean = _strata(table, metrics).mean if rows else np.array([])
-    wanted = np.array(list(stored.values()))
-    tolerance = AGREEMENT_NATS if loss else AGREEMENT
-    if len(mean) != len(wanted) or np.any(np.abs(mean - wanted) > tolerance):
-        shown = ", ".join(f"{metric} {value:.2f}" for metric, value in stored.items())
-        raise DataError(file, None, f"its scores do not give the stored {shown}: edited or cut.")
-    return records
+    rows = {}
+    for record in read_records(place):
+        if missing := {*names, *(["tokens"] if loss else [])} - record.scores.keys():
+            raise UserError(f"{place}: the record of {record.id} has no {missing.pop()}.")
+        values = [record.scores[name] * (1 if loss else 100) for name in names]
+        weight = record.scores["tokens"] if loss else 1.0
+        group = known.group_of(record.id) if known else ""
+        rows[record.id] = (*values, weight, group, record.prompt_sha256 or "")
+    header = [*(column.name for column in columns), "weight", "group", "prompt"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=header)
 
 
-def _check_hash(file: Path, content: bytes) -> None:
-    """Refuse records that are not those that the metrics beside them were made of."""
-    try:
-        expected = read_json(file.with_name("metrics.json")).get("records_sha256")
-    except (FileNotFoundError, AttributeError):
-        return
-    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
-        raise DataError(file, None, "not the records that metrics.json was made of: edited or cut.")
-
-
-def _strata(table: pd.DataFrame, metrics: Sequence[str]) -> Strata:
-    groups = table.groupby("group", sort=False)[[*metrics, "weight"]]
-    return Strata(tuple(group.to_numpy(dtype=float) for _, group in groups))
-
-
-def paired_strata(first: Sequence[Records], second: Sequence[Records]) -> Strata | None:
+def paired_strata(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame]) -> Strata | None:
     """Differences first - second per example, averaged over seeds.
 
     Args:
-        first, second: one entry per seed, in the same order of seeds.
+        first, second: what `scores_of` gives, one a seed, in the same order of seeds.
 
     Returns:
         None where the two were not asked the same prompts.
     """
-    reference = first[0].asked.sort_index()
-    if not all(r.asked.sort_index().equals(reference) for r in (*first, *second)):
+    asked = ["weight", "group", "prompt"]
+    reference = first[0][asked].sort_index()
+    if not all(table[asked].sort_index().equals(reference) for table in (*first, *second)):
         return None
-    metrics = list(first[0].metrics)
-    tables = [pd.concat([r.table[metrics] for r in records]) for records in (first, second)]
-    one, two = (table.groupby(level=0).mean() for table in tables)
-    return _strata((one - two).join(reference), metrics)
+    one, two = (
+        pd.concat([table.drop(columns=asked) for table in tables]).groupby(level=0).mean()
+        for tables in (first, second)
+    )
+    weighted = (one - two).join(reference[["weight", "group"]])
+    groups = weighted.groupby("group", sort=False)
+    return [group.drop(columns="group").to_numpy(dtype=float) for _, group in groups]

@@ -9,8 +9,8 @@ from typing import Any
 
 from mos.methods import METHODS, row_label
 from mos.report import paper
-from mos.report.build import Report, build
-from mos.report.tables import Line
+from mos.report.formats import Sheet
+from mos.report.page import Report, build
 
 METHOD_OF = {row_label({"method": name}, chat): name for name in METHODS for chat in (True, False)}
 SEVEN_B = 2_498_560  # trainable parameters of LLaMA2-7B per unit of equivalent rank
@@ -70,9 +70,21 @@ def report_of(*roots: Path, **options: Any) -> Report:
     return build([str(root) for root in roots], **options)
 
 
-def lines_of(report: Report, table: int = 2) -> dict[tuple[str, str], Line]:
-    """The rows of a table by label and printed rank."""
-    return {line.row.key: line for line in report.filled[table - 1].lines}
+def cell(
+    report: Report, row: str, column: str = "mmlu.exact_match", table: str = "table2"
+) -> dict[int, float]:
+    """The value of each seed in a cell of a table."""
+    cells = report.cells
+    own = cells[(cells["table"] == table) & (cells["row"] == row) & (cells["column"] == column)]
+    return dict(zip(own["seed"], own["value"], strict=True))
+
+
+def shown(sheet: Sheet, texts: int = 2) -> dict[tuple[str, ...], dict[str, str]]:
+    """A sheet's figures by the names that begin its rows, and by title."""
+    return {
+        tuple(row[:texts]): dict(zip(sheet.frame.columns[texts:], row[texts:], strict=True))
+        for row in sheet.frame.itertuples(index=False, name=None)
+    }
 
 
 def parameters_of(row: paper.Row, model: str) -> int:
@@ -94,7 +106,8 @@ def write_paper(root: Path, offsets: Mapping[int, float] | None = None) -> None:
             for experiment, benchmarks in paper.PAIRS.items():
                 for seed, offset in (offsets or {0: 0.0, 1: 0.0}).items():
                     metrics = {
-                        b: {c.metric: values[c.key] + offset for c in columns} | {"n": n[b]}
+                        b: {c.key.partition(".")[2]: values[c.key] + offset for c in columns}
+                        | {"n": n[b]}
                         for b in benchmarks
                         if (columns := [c for c in table.columns if c.benchmark == b])
                     }

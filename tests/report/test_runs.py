@@ -10,10 +10,9 @@ import pytest
 
 from mos.errors import UserError
 from mos.files import hash_json
-from mos.report.build import write
-from mos.report.cells import column
+from mos.report.page import write
 from mos.report.runs import read_runs
-from tests.report.synthetic import SEVEN_B, lines_of, report_of, write_run
+from tests.report.synthetic import SEVEN_B, cell, report_of, write_run
 
 
 def edit(folder, **changes):
@@ -98,15 +97,12 @@ def test_bad_runs_are_named_and_in_no_mean(tmp_path, name):
     bad = write_run(tmp_path, seed=1, metrics={"mmlu": {"exact_match": 10.0}})
     spoil(bad)
     report = report_of(tmp_path)
-    assert report.counts == {
-        "found": 2, "used": 1, "left out": consequence == "left out",
-        "refused": consequence == "refused",
-    }  # fmt: skip
+    assert [report.counts[key] for key in ("found", "used", consequence)] == [2, 1, 1]
     named = [p for p in report.problems if p.where == str(bad)]
     assert [p.consequence for p in named] == [consequence]
     assert reason in named[0].reason
-    group = lines_of(report)["MoS", "16/32"].group
-    assert group.folders_of(column("mmlu", "exact_match")) == {0: str(good)}
+    assert cell(report, "MoS 16/32") == {0: 47.0}
+    assert set(report.cells["run"]) == {str(good)}
 
 
 def test_a_report_of_nothing_says_what_is_there(tmp_path):
@@ -126,7 +122,7 @@ def test_a_partially_evaluated_run_counts_with_what_it_has(tmp_path):
     run = write_run(tmp_path, metrics={"mmlu": {"exact_match": 47.0}})
     status("trained")(run)
     runs, problems = read(tmp_path)
-    assert len(runs.frame) == 1
+    assert len(runs.runs) == 1
     assert [str(p) for p in problems] == [f"noted: {run}: partially evaluated: mmlu so far"]
     (run / "results.json").unlink()
     assert [p.reason for p in read(tmp_path)[1]] == ["trained, not evaluated"]
@@ -137,7 +133,7 @@ def test_folders_are_found_at_any_depth_and_once(tmp_path):
     other = write_run(tmp_path / "d", seed=1)
     (tmp_path / "a" / "seed7").mkdir()
     runs, problems = read(tmp_path, deep, f"{tmp_path}/d/**/seed1")
-    assert sorted(runs.frame.index) == sorted([str(deep), str(other)])
+    assert sorted(runs.runs.index) == sorted([str(deep), str(other)])
     assert runs.folders == 3
     assert [p.where for p in problems] == [str(tmp_path / "a" / "seed7")]
 
@@ -146,8 +142,8 @@ def test_since_leaves_out_older_results(tmp_path):
     new, old = write_run(tmp_path), write_run(tmp_path, seed=1)
     earlier = time.time() - 7 * 3600
     os.utime(old / "results.json", (earlier, earlier))
-    assert list(read(tmp_path, since="6h")[0].frame.index) == [str(new)]
-    assert len(read(tmp_path, since="0.4d")[0].frame) == 2
+    assert list(read(tmp_path, since="6h")[0].runs.index) == [str(new)]
+    assert len(read(tmp_path, since="0.4d")[0].runs) == 2
     with pytest.raises(UserError, match="as in 6h"):
         read(tmp_path, since="yesterday")
 
@@ -166,5 +162,5 @@ def test_thousands_of_runs_in_seconds(tmp_path, count):
     write(report, tmp_path / "summary", with_plots=False)
     elapsed = time.process_time() - start
     assert report.counts["used"] == count
-    assert lines_of(report)["MoS", "16/32"].cell(column("mmlu", "exact_match")).n == seeds
+    assert len(cell(report, "MoS 16/32")) == seeds
     assert elapsed < 1 + count * 1.6e-3

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import pytest
 
 from mos.errors import UserError
-from mos.report.cells import column
-from tests.report.synthetic import SEVEN_B, lines_of, report_of, write_run
-
-MMLU = column("mmlu", "exact_match")
+from tests.report.synthetic import SEVEN_B, cell, report_of, write_run
 
 
 def mmlu(report):
-    cell = lines_of(report)["MoS", "16/32"].cell(MMLU)
-    return None if cell is None else dict(cell.per_seed)
+    return cell(report, "MoS 16/32")
 
 
 def test_scales_are_never_mixed(tmp_path):
@@ -24,11 +21,11 @@ def test_scales_are_never_mixed(tmp_path):
     write_run(tmp_path, seed=1, scale="local", setup="ffffffff")
     report = report_of(tmp_path)
     assert (report.runs.scale, mmlu(report)) == ("paper", {0: 47.0})
-    assert report.counts == {"found": 2, "used": 1, "left out": 1, "refused": 0}
+    assert [report.counts[key] for key in ("found", "used", "left out")] == [2, 1, 1]
     assert any("of scale local" in p.reason for p in report.problems)
     local = report_of(tmp_path, scale="local")
     assert mmlu(local) == {1: 47.0}
-    assert not local.filled[1].comparable
+    assert not local.filled["table2"].comparable
     with pytest.raises(UserError, match="scale=huge: no such results"):
         report_of(tmp_path, scale="huge")
 
@@ -43,7 +40,7 @@ def partial(seed, value=12.0, reason="limit=100"):
     return {
         "seed": seed,
         "metrics": {"mmlu": {"exact_match": value, "n": 100, "partial": reason}},
-        "setup": f"{seed:08x}",
+        "setup": reason.replace("=", ""),
     }
 
 
@@ -66,7 +63,7 @@ def test_held_out_loss_stands_beside_cut_benchmarks(tmp_path):
         "mmlu.exact_match", "heldout.loss",
     ]  # fmt: skip
     report = report_of(tmp_path)
-    assert [c.key for c in report.filled[1].table.columns] == ["heldout.loss"]
+    assert [c.key for c in report.filled["table2"].table.columns] == ["heldout.loss"]
 
 
 def test_fewer_examples_without_a_mark_are_not_the_whole_benchmark(tmp_path):
@@ -92,7 +89,7 @@ def with_config(folder, **config):
     (folder / "config.yaml").write_text(json.dumps(config))
 
 
-def test_other_setups_are_named_with_what_differs(tmp_path):
+def test_other_setups_are_said_and_stand_apart(tmp_path):
     for seed in (0, 1):
         run = write_run(tmp_path, seed=seed, setup="aaaaaaaa")
         with_config(run, seed=seed, trainer={"learning_rate": 2e-4}, paths={"output_dir": "x"})
@@ -102,9 +99,9 @@ def test_other_setups_are_named_with_what_differs(tmp_path):
     with_config(other, seed=2, trainer={"learning_rate": 1e-3}, paths={"output_dir": "y"})
     report = report_of(tmp_path)
     assert mmlu(report) == {0: 47.0, 1: 47.0}
-    problem = next(p for p in report.problems if p.where == str(other))
-    assert "trainer.learning_rate" in problem.reason
-    assert "paths" not in problem.reason
+    (problem,) = report.problems
+    assert str(problem).startswith("noted: MoS 16/32: 1 run(s) of 1 other setup(s) are among the")
+    assert set(report.cells[report.cells["table"] == "others"]["run"]) == {str(other)}
 
 
 def test_seeds_that_also_seed_the_routing_are_one_setup(tmp_path):
@@ -120,16 +117,17 @@ def test_a_benchmark_after_training_on_other_data_is_not_in_the_tables(tmp_path)
     metrics = {"mmlu": {"exact_match": 40.0}, "bbh": {"exact_match": 30.0}}
     write_run(tmp_path, metrics=metrics)
     report = report_of(tmp_path)
-    assert list(lines_of(report)["MoS", "16/32"].group.scores) == ["mmlu.exact_match"]
+    assert mmlu(report) == {0: 40.0}
+    assert not cell(report, "MoS 16/32", "bbh.exact_match")
     assert any("not the paper's pair" in p.reason for p in report.problems)
 
 
 def test_an_untrained_model_may_be_evaluated_anywhere(tmp_path):
     metrics = {"mmlu": {"exact_match": 41.0}, "bbh": {"exact_match": 33.0}}
     write_run(tmp_path, "Vanilla (no-chat)", None, 0, metrics=metrics, method="none")
-    assert set(lines_of(report_of(tmp_path))["Vanilla (no-chat)", "-"].group.scores) == {
-        "mmlu.exact_match", "bbh.exact_match",
-    }  # fmt: skip
+    report = report_of(tmp_path)
+    assert cell(report, "Vanilla (no-chat)") == {0: 41.0}
+    assert cell(report, "Vanilla (no-chat)", "bbh.exact_match") == {0: 33.0}
 
 
 def test_rows_that_answered_other_prompts_are_said(tmp_path):
@@ -146,7 +144,7 @@ def test_rows_that_answered_other_prompts_are_said(tmp_path):
 def test_own_experiments_are_used_and_said(tmp_path):
     write_run(tmp_path, experiment="mine", metrics={"bbh": {"exact_match": 30.0}})
     report = report_of(tmp_path)
-    assert lines_of(report)["MoS", "16/32"].group.scores["bbh.exact_match"].mean() == 30.0
+    assert cell(report, "MoS 16/32", "bbh.exact_match") == {0: 30.0}
     assert any("experiment 'mine' is used" in p.reason for p in report.problems)
 
 
@@ -155,7 +153,7 @@ def test_unknown_rows_are_named_and_apart(tmp_path):
     write_run(tmp_path, "MoSLoRA", method="moslora", metrics={"mmlu": {"exact_match": 99.0}})
     report = report_of(tmp_path)
     assert mmlu(report) == {0: 47.0}
-    assert [group.label for group in report.others] == ["MoSLoRA"]
+    assert list(report.sheets["others"].frame["method.label"]) == ["MoSLoRA"]
     (problem,) = report.problems
     assert str(problem) == "noted: row MoSLoRA: no method 'moslora' is known here (1 run(s))"
 
@@ -165,14 +163,19 @@ def test_known_labels_outside_of_the_tables_are_not_unknown(tmp_path):
         write_run(tmp_path, label)
     report = report_of(tmp_path)
     assert not report.problems
-    assert len(report.others) == 4
+    assert len(report.sheets["others"].frame) == 4
+
+
+def average(report, row, table):
+    filled = report.filled[table]
+    return [frame.at[row, "average"] for frame in (filled.mean, filled.std, filled.n)]
 
 
 def test_the_average_waits_for_all_columns(tmp_path):
     write_run(tmp_path)
-    line = report_of(tmp_path).filled[1].lines[10]
-    assert line.group is not None
-    assert line.average is None
+    report = report_of(tmp_path)
+    assert mmlu(report)
+    assert math.isnan(average(report, "MoS 16/32", "table2")[0])
 
 
 def test_the_average_of_seeds_uses_those_that_all_columns_share(tmp_path):
@@ -186,11 +189,13 @@ def test_the_average_of_seeds_uses_those_that_all_columns_share(tmp_path):
                 tmp_path, "MoS", 8, 7_823_360, experiment=experiment, seed=seed,
                 model="LLaMA2-13B", metrics=metrics,
             )  # fmt: skip
-    average = report_of(tmp_path).filled[2].lines[4].average
-    assert (average.mean, average.n, average.per_seed) == (30.0, 1, {1: 30.0})
-    assert average.std is None
+    mean, std, n = average(report_of(tmp_path), "MoS 4/8", "table3")
+    assert (mean, n) == (30.0, 1)
+    assert math.isnan(std)
 
 
 def test_budgets_tell_rows_of_one_rank_apart(tmp_path):
     write_run(tmp_path, rank=16, parameters=2 * SEVEN_B)
-    assert all(line.group is None for line in report_of(tmp_path).filled[1].lines)
+    report = report_of(tmp_path)
+    assert set(report.cells["table"]) == {"others"}
+    assert report.filled["table2"].about.empty

@@ -7,13 +7,14 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from mos import summarize as entry
 from mos.config import compose_config
-from mos.report import figures
-from tests.report.synthetic import SEVEN_B, write_run
+from mos.report import plots
+from tests.report.synthetic import write_run
 
 
 def summarize(*overrides):
@@ -30,7 +31,7 @@ def page(paper_runs, tmp_path_factory):
         for shards in (1, 4):
             for private in (0, 1):
                 setup = f"{rank:04x}{shards}{private}aa"
-                run = write_run(
+                write_run(
                     root / "outputs" / "sweep", "MoS", rank, 7, setup=setup,
                     config={
                         "r": rank, "shards_per_vector": shards, "private_rank": private,
@@ -41,11 +42,10 @@ def page(paper_runs, tmp_path_factory):
                         "riddles": {"exact_match": 50.0 + rank, "stderr": 1.0, "n": 4},
                     },
                 )  # fmt: skip
-        lines = [{"step": s, "loss": 2 - s / 1000, "learning_rate": 1e-4} for s in range(0, 900, 3)]
-        (run / "loss.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     metrics = {"riddles": {"exact_match": 99.0, "n": 4}}
     write_run(root / "outputs" / "other", "Gate", 8, 9, method="gate", metrics=metrics)
-    summarize(f"runs={root}/outputs", f"out={root}/summary")
+    by = ["rows=method.config.r", "columns=method.config.shards_per_vector"]
+    summarize(f"runs={root}/outputs", f"out={root}/summary", *by)
     return root / "summary"
 
 
@@ -75,7 +75,7 @@ def test_every_file_is_written(page):
         f"{t}.{kind}" for t in ("table1", "table2", "table3") for kind in ("md", "tex", "csv")
     }
     assert tables < names
-    assert {"report.html", "claims.md", "runs.csv", "problems.csv", "others.md"} < names
+    assert {"report.html", "claims.md", "cells.csv", "runs.csv", "others.md", "grouped.md"} < names
 
 
 def test_the_page_is_one_well_formed_file(page):
@@ -91,11 +91,23 @@ def test_the_page_shows_tables_verdicts_plots_and_what_was_left_out(page):
     parsed = Page((page / "report.html").read_text())
     for wanted in (
         "Table 1: Sharing and differentiation", "Table 3: LLaMA2-13B", "37.63", "+0.01",
-        "MoS beats every method at 5.00M", "Quality over size.", "Ablations.", "Loss curves.",
-        "Sweeps.", "Paired tests", "Other rows", "shards_per_vector=4, private_rank=1",
+        "MoS beats every method at 5.00M", "Quality over size.", "Ablations.", "By method.config.r",
+        "Other rows, by model", "method.config.shards_per_vector",
     ):  # fmt: skip
         assert wanted in parsed.text
-    assert len(parsed.sources) == 4
+    assert len(parsed.sources) == 3
+
+
+def test_the_runs_behind_each_cell_are_in_cells_csv(page):
+    rows = list(csv.DictReader((page / "cells.csv").open()))
+    assert list(rows[0]) == ["table", "row", "column", "seed", "value", "run"]
+    assert {row["table"] for row in rows} == {"table1", "table2", "table3", "grouped", "others"}
+    wanted = ["table2", "MoS 16/32", "gsm8k.exact_match", "1"]
+    (own,) = (row for row in rows if list(row.values())[:4] == wanted)
+    assert float(own["value"]) == 30.93
+    results = json.loads((Path(own["run"]) / "results.json").read_text())
+    assert results["metrics"]["gsm8k"]["exact_match"] == 30.93
+    assert results["seed"] == 1
 
 
 def test_text_of_runs_is_escaped(tmp_path, capsys):
@@ -111,6 +123,7 @@ def test_text_of_runs_is_escaped(tmp_path, capsys):
     assert r"(y)\textbackslash{}input\{a\}" in written[".tex"]
     assert "'=HYPERLINK(1)" in written[".csv"]
     assert "'=HYPERLINK(1)" in (tmp_path / "out" / "runs.csv").read_text()
+    assert ",=HYPERLINK" not in (tmp_path / "out" / "cells.csv").read_text()
 
 
 def test_a_refused_run_ends_with_status_1_and_a_report(tmp_path, monkeypatch, capsys):
@@ -149,7 +162,7 @@ def test_other_grouping_and_several_sources(tmp_path, capsys):
         "rows='method.label,method.rank'", "filter='seed==0'",
     )  # fmt: skip
     text = (tmp_path / "out" / "grouped.md").read_text()
-    assert "| MoS | 16 | 47.00 (1) | 51.00 (1) | 38.00 (1) |" in text
+    assert "| LoRA | 8 | **47.00 (1)** | **51.00 (1)** | **38.00 (1)** |" in text
     printed = capsys.readouterr().out
     assert "By method.label, method.rank" in printed
     assert "4 of 4" not in printed
@@ -222,18 +235,6 @@ def test_mistakes_get_one_message_and_exit_2(tmp_path, monkeypatch, capsys, argu
 
 def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
     write_run(tmp_path / "runs")
-    monkeypatch.setattr(figures, "available", lambda: False)
+    monkeypatch.setattr(plots, "available", lambda: False)
     summarize(f"runs={tmp_path}/runs", f"out={tmp_path}/out")
     assert "matplotlib is not installed" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_a_damaged_loss_log_is_named_and_the_rest_drawn(tmp_path):
-    run = write_run(tmp_path / "runs", parameters=8 * SEVEN_B)
-    (run / "loss.jsonl").write_text(
-        '{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1}\n'
-    )
-    summary = summarize(f"runs={tmp_path}/runs", f"out={tmp_path}/out")
-    assert [p.reason for p in summary.problems] == [
-        "loss.jsonl is not drawn: line 2: no line of a loss log (was it edited?)."
-    ]
-    assert (tmp_path / "out" / "plots" / "budget.pdf").read_bytes().startswith(b"%PDF")
