@@ -56,10 +56,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"miss_r{r}": ("miss", {"r": r}) for r in (4, 14, 64)},
     "rslora_r8": ("rslora", {}),
     "dora_r8": ("dora", {}),
-    **{
-        name: (name, {})
-        for name in ("rasa", "vblora", "unilora", "lily", "randlora", "lokr", "hira")
-    },
+    **{name: (name, {}) for name in ("vblora", "unilora", "lily", "randlora", "lokr", "hira")},
     "pure_sharing": ("table1_pure_sharing", {}),
     **{f"mos_r{r}": (f"table2_mos_r{r}", {}) for r in (4, 8, 16, 32)},
     **{f"mos_r32_{switch}": (f"table2_mos_r32_{switch}", {}) for switch in ("sp", "vs", "pd")},

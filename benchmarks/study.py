@@ -65,7 +65,6 @@ ROWS = {
     "vblora": (8e-3, "adapter=vblora adapter.num_vectors=32"),
     "lily_r10": (2e-3, "adapter=lily adapter.r=10"),
     "randlora_r96": (2e-3, "adapter=randlora adapter.r=96 adapter.randlora_alpha=1920"),
-    "rasa_r2": (2e-3, "adapter=rasa adapter.r=2"),
 }
 
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mos.adapters.mos import MosConfig
     from mos.adapters.prolora import ProloraConfig
-    from mos.adapters.rasa import RasaConfig
     from mos.adapters.tied_lora import TiedLoraConfig
 
-__all__ = ["MosConfig", "ProloraConfig", "RasaConfig", "TiedLoraConfig"]
+__all__ = ["MosConfig", "ProloraConfig", "TiedLoraConfig"]
 
 # On a CPU, bitsandbytes advises at import to install a package that this project has no use for.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addHandler(logging.NullHandler())

@@ -49,8 +49,8 @@ def load(folder: Path) -> tuple[Any, Any]:
     # Torch and its companions take seconds to import.
     import torch
 
-    from mos.adapters.folder import adapter_config
-    from mos.adapters.folder import load as load_adapter
+    from mos.adapters.saved import adapter_config
+    from mos.adapters.saved import load as load_adapter
     from mos.model_sources import resolve_model
     from mos.modeling import load_base, load_tokenizer
 

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
@@ -207,6 +211,18 @@ class TrainConfig(Section):
     eval: Evaluation
     logging: Logging
     paths: Paths
+
+
+class MethodFiles(SearchPathPlugin):
+    """Has `adapter=` find the files of methods that other packages bring."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for method in entry_points(group="mos.methods"):
+            package = method.module.partition(".")[0]
+            search_path.append("mos.methods", f"pkg://{package}.configs")
+
+
+Plugins.instance().register(MethodFiles)
 
 
 def compose_config(overrides: Iterable[str] = (), name: str = "train") -> DictConfig:

@@ -19,8 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mos.adapters.config import FactoredConfig
-from mos.adapters.factors import lora_factors
-from mos.adapters.linear import features
+from mos.adapters.linear import features, lora_factors
 from mos.config import TrainConfig
 from mos.errors import UserError
 from mos.methods import attach, peft_config, rank

@@ -68,7 +68,7 @@ def export(cfg: DictConfig) -> Path:
 def _export_adapter(config: Mapping[str, Any], quantization: DictConfig) -> Path:
     import torch
 
-    from mos.adapters.folder import adapter_config
+    from mos.adapters.saved import adapter_config
     from mos.interchange import merge, to_lora
     from mos.model_sources import resolve_model
     from mos.modeling import dequantized_base

@@ -16,9 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from eval.engines.vllm import LORA_RANKS
 from mos.adapters.config import FactoredConfig
-from mos.adapters.factors import lora_factors
-from mos.adapters.folder import adapter_config, load, skeleton
-from mos.adapters.saved import all_finite
+from mos.adapters.linear import lora_factors
+from mos.adapters.saved import adapter_config, all_finite, load, skeleton
 from mos.card import carry_card
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError

@@ -9,6 +9,7 @@ reports can read names and colours from the table.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -168,7 +169,6 @@ METHODS: dict[str, Method] = {
     "tied_lora": Method("mos.adapters.tied_lora:TiedLoraConfig", "Tied LoRA", "#e69f00"),
     "vera": Method("peft:VeraConfig", "VeRA", "#cc79a7"),
     "miss": Method("peft:MissConfig", _miss_label, "#56b4e9"),
-    "rasa": Method("mos.adapters.rasa:RasaConfig", "RaSA", "#882255", sizes=by_rank("shared_rank")),
     "vblora": Method("peft:VBLoRAConfig", "VB-LoRA", "#332288", sizes=vblora_sizes),
     "unilora": Method(
         "peft:UniLoraConfig", "Uni-LoRA", "#44aa99", on_quantized=False, sizes=unilora_sizes
@@ -252,7 +252,7 @@ def attach(
     if config is not None:
         try:
             return get_peft_model(model, config, low_cpu_mem_usage=low_cpu_mem_usage)
-        except ValueError as error:
+        except (ValueError, re.error) as error:  # target_modules may be a regular expression
             raise UserError(f"adapter (method '{method}'): {error}") from error
     return model.requires_grad_(method == "full")
 

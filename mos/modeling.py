@@ -168,7 +168,7 @@ def load_base(
             `compute_dtype`).
         device: where the weights go.
     """
-    from mos.adapters.quantized import keep_4bit_weights_unpacked
+    from mos.adapters.linear import keep_4bit_weights_unpacked
 
     products = products_in(quantization["compute_dtype"], torch.device(device).type)
     model = AutoModelForCausalLM.from_pretrained(

@@ -31,7 +31,6 @@ AT_5000 = {
     "tied_lora": ("r=24", 24 * (64 + 128) + 2 * (24 + 128)),
     "vera": ("r=64", 2 * (7 * 64 + 512)),  # its ceiling
     "miss": ("r=5", 5 * 2 * 512),
-    "rasa": ("r=2", 2 * LORA + 7 * 2 * 2),
     "vblora": ("num_vectors=17 vector_length=32", 17 * (32 + 4 * LORA // 32)),
     "unilora": ("theta_d_length=5000", 5000),
     "lily": ("r=2", 5232),

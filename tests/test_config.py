@@ -131,7 +131,6 @@ def test_evaluate_knows_the_keys_of_eval():
         (["adapter.private_rank=9"], "private_rank=9 must not exceed equivalent_rank=8"),
         (["adapter=prolora", "adapter.unshared_rank=99"], "unshared_rank=99 must be"),
         (["adapter=tied_lora", "adapter.tied_lora_dropout=1.0"], "tied_lora_dropout=1.0 must be"),
-        (["adapter=rasa", "adapter.shared_rank=99"], "shared_rank=99 must be"),
         (["adapter.r=four"], "adapter.r=\"four\": expected a valid integer or 'all'"),
         (["+trainer.max_step=3"], "Did you mean 'max_steps'"),
         (["+trainer.output_dir=x"], "set by the program: set paths.output_dir"),

@@ -79,8 +79,8 @@ def test_lora_of_a_directory_is_the_same_file(model, tmp_path):
     assert first == second
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_our_directories_need_no_base_at_all(name, tmp_path):
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mos")])
+def test_directories_of_mos_need_no_base_at_all(name, tmp_path):
     model = adapted(CASES[name]())  # a base without a path
     model.save_pretrained(tmp_path / "adapter")
     path = to_lora(tmp_path / "adapter", tmp_path / "lora")

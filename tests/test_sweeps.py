@@ -208,7 +208,7 @@ def test_every_method_trains_in_one_sweep(tiny_model_dir, tmp_path, paths):
     runs = find_runs(str(tmp_path / "outputs" / "superni_mmlu"))
     assert len(runs) == len(methods)
     assert {run.manifest.method.label for run in runs} == {
-        "MoS", "LoRA", "rsLoRA", "DoRA", "PRoLoRA", "Tied LoRA", "VeRA", "MiSS", "RaSA", "VB-LoRA",
+        "MoS", "LoRA", "rsLoRA", "DoRA", "PRoLoRA", "Tied LoRA", "VeRA", "MiSS", "VB-LoRA",
         "Uni-LoRA", "Lily", "RandLoRA", "LoKr", "HiRA", "Vanilla (chat)", "Full fine-tuning",
     }  # fmt: skip
     for run in runs:

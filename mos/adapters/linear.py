@@ -1,25 +1,86 @@
 """The adapter layer of every method whose update is a product of two factors.
 
 A method says what its factors are made of (`factors`); forward, merging, mixed batches, quantised
-bases and export follow from them and are written once, here.
+bases and export follow from them and are written once, here. So is what the factors of PEFT's own
+layers are.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import singledispatch
 from typing import Any
 
 import torch
+from peft.import_utils import is_bnb_4bit_available
+from peft.tuners.lora import LoraLayer
+from peft.tuners.miss.layer import MissLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.tuners.unilora.layer import UniLoraLayer
+from peft.tuners.vblora.layer import VBLoRALayer
+from peft.tuners.vera.layer import VeraLayer
 from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from mos.adapters.dropout import Dropout
-from mos.adapters.weights import SharedGroup
+from mos.errors import UserError
 
 BASE_ROWS = "__base__"  # PEFT's name, in `adapter_names`, for the rows that get no adapter
+
+
+class Weight(nn.Module):
+    """One trained tensor of one adapter."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(tensor)
+        # PEFT's FSDP policy wraps each trainable module without children by itself, but this one is
+        # read by the layers around it, when it would be sharded.
+        self.child = nn.Identity()
+
+
+class Weights(nn.ModuleDict):
+    """Adapter name -> `Weight`. The parameter is then `<name>.<adapter>.weight`, as `lora_A` has
+    it, which is what others look for (TRL copies what contains `.default.`)."""
+
+    def add(self, adapter_name: str, tensor: torch.Tensor) -> None:
+        self[adapter_name] = Weight(tensor).train(self.training)
+
+    def of(self, adapter_name: str) -> nn.Parameter:
+        """The tensor of an adapter.
+
+        Raises:
+            RuntimeError: FSDP1 has put it into a flat parameter.
+        """
+        module: Any = self[adapter_name]
+        if "weight" not in module._parameters:
+            raise RuntimeError(
+                "Adapter weights cannot be read from FSDP's flat parameters: use FSDP2 "
+                "(fsdp_version: 2), or FSDP1 with use_orig_params=True."
+            )
+        if module.weight.is_meta and hasattr(module, "_hf_hook"):
+            # Offloaded by accelerate, whose hook acts when a module is called: this one is read.
+            module._hf_hook.pre_forward(module)
+        return module.weight
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` with other random numbers on CPUs, where its own take longer than the products
+    with A and B: torch draws 64 random bits for a value there, and 32 are enough.
+
+    A value is dropped with the probability `p`, rounded to a multiple of 2**-32.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` of any shape; in training, zero with the probability p, else x / (1 - p)."""
+        drawn = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not drawn or self.p == 1:
+            return super().forward(x)
+        words = torch.empty((x.numel() + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int32)[: x.numel()].view(x.shape)  # uniform over all of int32
+        kept = bits >= round(self.p * 2**32) - 2**31
+        return x * kept.to(x.dtype).div_(1 - self.p)
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
@@ -192,31 +253,82 @@ class FactoredLinear(nn.Module, BaseTunerLayer):
         return quantization_extra_repr(self)
 
 
-class SharedLinear(FactoredLinear):
-    """A layer that reads tensors of groups, which are the base model's and not registered here."""
+Factors = tuple[torch.Tensor, torch.Tensor, float]
 
-    shared_names: tuple[str, ...] = ()  # those of `adapter_layer_names` that groups hold
 
-    def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
-        super().__init__(base_layer, **quantization_kwargs)
-        self.groups: dict[str, Any] = {}  # adapter -> its group
+@singledispatch
+def lora_factors(layer: BaseTunerLayer, adapter_name: str) -> Factors:
+    """`A (r, in_features)`, `B (out_features, r)` and the scaling of one adapter of a layer.
 
-    def __getattr__(self, name: str) -> Any:
-        if name in self.shared_names:  # PEFT reaches them so, to freeze and to train them
-            return {key: getattr(group, name)[key] for key, group in self.groups.items()}
-        return super().__getattr__(name)
+    A layer class of PEFT's says here how its update is such a product; ours have a method for it.
 
-    def join(self, adapter_name: str, group: SharedGroup) -> None:
-        self.groups[adapter_name] = group
-        group.join(adapter_name, self)
+    Raises:
+        UserError: the update is not linear in its input, or not a product of such factors.
+    """
+    raise _no_lora_form(f"{type(layer).__module__}.{type(layer).__name__}")
 
-    def requires_grad_(self, requires_grad: bool = True) -> SharedLinear:
-        for adapter_name, group in self.groups.items():
-            for weights in group.weights():
-                weights[adapter_name].requires_grad_(requires_grad)
-        return super().requires_grad_(requires_grad)
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        if adapter_name in self.groups:
-            self.groups.pop(adapter_name).forget(adapter_name)
-        super().delete_adapter(adapter_name)
+@lora_factors.register
+def _(layer: FactoredLinear, adapter_name: str) -> Factors:
+    return layer.lora_factors(adapter_name)
+
+
+@lora_factors.register
+def _(layer: LoraLayer, adapter_name: str) -> Factors:
+    if layer.lora_variant.get(adapter_name) is not None or layer.lora_bias.get(adapter_name):
+        raise _no_lora_form("this variant of LoRA")
+    A, B = (side[adapter_name].get_parameter("weight") for side in (layer.lora_A, layer.lora_B))
+    return A, B, layer.scaling[adapter_name]
+
+
+@lora_factors.register
+def _(layer: VeraLayer, adapter_name: str) -> Factors:
+    shared_A: Any = layer.vera_A
+    shared_B: Any = layer.vera_B
+    d = layer.vera_lambda_d[adapter_name]  # (r)
+    b = layer.vera_lambda_b[adapter_name]  # (out_features)
+    A = shared_A[adapter_name][:, : layer.in_features].to(d)
+    B = shared_B[adapter_name][: layer.out_features].to(d)
+    return d[:, None] * A, b[:, None] * B, 1.0
+
+
+@lora_factors.register
+def _(layer: VBLoRALayer | UniLoraLayer, adapter_name: str) -> Factors:
+    return *layer._get_lora_matrices(adapter_name), 1.0  # type: ignore[union-attr]
+
+
+@lora_factors.register
+def _(layer: MissLayer, adapter_name: str) -> Factors:
+    if layer.miss_fn == "bat":  # type: ignore[attr-defined]
+        raise _no_lora_form("MiSS with init_weights=bat, which multiplies the base weight,")
+    block = layer.miss_block[adapter_name]  # (r, out_features), or (r, mini_r) to be repeated
+    r = block.shape[0]
+    repeats = layer.out_features // block.shape[1]
+    # input feature j reads row j mod r
+    A = torch.eye(r, dtype=block.dtype, device=block.device)
+    A = A.repeat(1, -(-layer.in_features // r))[:, : layer.in_features]
+    return A, block.repeat(1, repeats).T, 1.0
+
+
+def _no_lora_form(what: str) -> UserError:
+    return UserError(f"{what} has no exact LoRA form: merge it into the base instead (as=merged).")
+
+
+def keep_4bit_weights_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights at evaluations on AVX512-BF16 CPUs,
+    and undo it where it happened. It then multiplies in a way that autograd does not see, so that
+    gradients are wrong, whether or not the layer is adapted, and merging reads packed data.
+    """
+    if not is_bnb_4bit_available():
+        return
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            weight: Any = module.weight
+            if getattr(weight.quant_state, "packing_format_for_cpu", False):
+                weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(
+                    weight.data, weight.quant_state
+                )

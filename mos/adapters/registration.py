@@ -18,20 +18,13 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import conversion
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import (
-    PeftType,
-    hotswap,
-    register_peft_method,
-    save_and_load,
-    transformers_weight_conversion,
-)
+from peft.utils import PeftType, hotswap, register_peft_method, save_and_load
 from torch import nn
-from transformers.core_model_loading import WeightRenaming
 
 from mos.adapters import saved
 from mos.adapters.config import FactoredConfig
 from mos.adapters.linear import FactoredLinear
-from mos.adapters.weights import SharedTensors
+from mos.adapters.shared import SharedTensors
 
 # Two adapters that differ in these only can take each other's place in a compiled model.
 SWAPPABLE = {
@@ -45,7 +38,6 @@ SWAPPABLE = {
 _convert_module_to_lora = conversion._convert_module_to_lora
 _hotswap_from_state_dict = hotswap.hotswap_adapter_from_state_dict
 _key_prefixes = save_and_load._get_adapter_state_dict_key_prefixes
-_weight_mapping = transformers_weight_conversion.build_peft_weight_mapping
 
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
@@ -93,7 +85,6 @@ def install_hooks() -> None:
     conversion._convert_module_to_lora = convert_module_to_lora
     hotswap.hotswap_adapter_from_state_dict = hotswap_from_state_dict
     save_and_load._get_adapter_state_dict_key_prefixes = key_prefixes
-    transformers_weight_conversion.build_peft_weight_mapping = weight_mapping
 
 
 @torch.no_grad()
@@ -155,14 +146,3 @@ def hotswap_from_state_dict(
 def key_prefixes(model: Any) -> set[str]:
     """State dict prefixes that are not the base model's."""
     return _key_prefixes(model) | saved.shared_prefixes(model.base_model.model)
-
-
-def weight_mapping(
-    weight_conversions: list | None, adapter_name: str, peft_config: Any = None
-) -> list:
-    """How transformers' `load_adapter` renames a file's keys; files of former formats too."""
-    mapping: list[Any] = _weight_mapping(weight_conversions, adapter_name, peft_config)
-    if isinstance(peft_config, FactoredConfig):
-        tuner_cls: Any = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
-        mapping = [WeightRenaming(*renaming) for renaming in tuner_cls.renamed] + mapping
-    return mapping

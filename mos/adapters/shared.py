@@ -1,119 +1,125 @@
-"""The tuner of methods with tensors that many layers read, which the base model's root owns."""
+"""Tensors that many layers read: the base model's root owns them, in groups of layers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from peft import PeftConfig
-from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes
 from torch import nn
 
-from mos.adapters import saved
-from mos.adapters.tuner import FactoredTuner
-from mos.adapters.weights import SharedTensors
+from mos.adapters.linear import FactoredLinear, Weights
 
 
-class SharedTuner(FactoredTuner):
-    """A `FactoredTuner` whose layers share tensors.
+class SharedTensors(nn.Module):
+    """Group of layers -> the tensors that they read. A child of the base model's root.
 
-    Subclasses implement `plan`; `update_layer` of their layers is given what it says of the layer.
+    There it is in the base model's state dict once, goes with the model when a tuner is discarded
+    (PEFT's direct injection, transformers' own adapters), and is in the root's part of a model that
+    FSDP2 has sharded, which is whole while its layers run.
     """
 
-    tensors_cls: type[SharedTensors] = SharedTensors
+    def group(self, name: str, make: Callable[[], SharedGroup]) -> Any:
+        if name not in self._modules:
+            self.add_module(name, make().train(self.training))
+        return self._modules[name]
 
-    @property
-    def tensors(self) -> Any:
-        """The model's own module of shared tensors: `mos` for the prefix `mos_`."""
-        return self.model.get_submodule(self.prefix.rstrip("_"))
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._modules.values())
 
-    def plan(
-        self, adapter_name: str, config: Any, targets: dict[str, nn.Module], device: torch.device
-    ) -> dict[str, tuple]:
-        """Create an adapter's shared tensors, and say what each layer gets of them.
+    def loaded(self) -> None:
+        """Called when tensors were loaded, in place or anew."""
 
-        Args:
-            targets: path -> base linear layer.
-            device: where to create them; moved to the layers' when these join.
+    def forward(self, x: Any) -> Any:
+        return x  # an nn.Sequential calls all of its children
 
-        Returns:
-            Path -> further arguments of the layer's `update_layer`.
+    def forget(self, adapter_name: str) -> None:
+        """Drop an adapter, and groups that have none left."""
+        groups: dict[str, Any] = dict(self._modules)
+        for name, group in groups.items():
+            group.forget(adapter_name)
+            if not group.layers:
+                del self._modules[name]
 
-        Raises:
-            ValueError: the config does not fit the layers.
-        """
-        raise NotImplementedError
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
+        """Called by PEFT after it assigned loaded tensors to an adapter made on the meta device."""
+        for group in self:
+            group.move(adapter_name)
 
-    def _plan(
-        self,
-        adapter_name: str,
-        config: Any,
-        targets: dict[str, nn.Module],
-        low_cpu_mem_usage: bool,
-    ) -> None:
-        name = self.prefix.rstrip("_")
-        if not hasattr(self.model, name):
-            tensors = self.tensors_cls()
-            self.model.add_module(name, tensors)
-            tensors.train(self.model.training)
-        weights = (getattr(base, "weight", None) for base in targets.values())
-        no_memory = all(w is not None and w.is_meta for w in weights) and not _offloaded(self.model)
-        device = torch.device("meta" if low_cpu_mem_usage or no_memory else "cpu")
-        self._places = self.plan(adapter_name, config, targets, device)
 
-    def _update_layer(self, layer: Any, adapter_name: str, config: Any, path: str) -> None:
-        layer.update_layer(adapter_name, config, *self._places[path])
+class SharedGroup(nn.Module):
+    """What one group of layers reads, and the layers themselves by adapter, in their order."""
 
-    def _roll_back(self, adapter_name: str) -> None:
-        super()._roll_back(adapter_name)
-        self.tensors.forget(adapter_name)
-        if not len(list(self.tensors)):
-            self._remove_tensors()
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: dict[str, list[Any]] = {}
 
-    def _remove_tensors(self) -> None:
-        tensors = self.tensors
-        for hooks in (self.model._forward_pre_hooks, self.model._forward_hooks):
-            for handle_id, hook in list(hooks.items()):
-                if getattr(hook, "__self__", None) is tensors:
-                    del hooks[handle_id]
-        delattr(self.model, self.prefix.rstrip("_"))
+    def join(self, adapter_name: str, layer: Any) -> None:
+        """Add a layer that reads this adapter's tensors; the first says where they are."""
+        self.layers.setdefault(adapter_name, []).append(layer)
+        if len(self.layers[adapter_name]) == 1:
+            self.move(adapter_name)
 
-    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        trained = [p for p in self.tensors.parameters() if p.requires_grad]
-        super()._mark_only_adapters_as_trainable(model)
-        for parameter in trained:  # no tuner layer's, so frozen as if they were the base model's
-            parameter.requires_grad_(True)
+    def weights(self) -> dict[str, Weights]:
+        """Its tensors, by the names that its layers call them (`shared_names`)."""
+        modules = ((path.rpartition(".")[2], module) for path, module in self.named_modules())
+        return {name: module for name, module in modules if isinstance(module, Weights)}
 
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for group in self.tensors:
-            group.cast(adapter_name, autocast_adapter_dtype)
+    def forget(self, adapter_name: str) -> None:
+        self.layers.pop(adapter_name, None)
+        for weights in self.weights().values():
+            if adapter_name in weights:
+                del weights[adapter_name]
+
+    def move(self, adapter_name: str, dtype: torch.dtype | None = None) -> None:
+        """To the device of the first layer, where both are real, and to `dtype` if given."""
+        if adapter_name not in self.layers:
+            return
+        layer = self.layers[adapter_name][0]
+        device, _ = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
+        for weights in self.weights().values():
+            weight = weights.of(adapter_name)
+            if not weight.is_meta:
+                to = None if device is None or device.type == "meta" else device
+                weight.data = weight.data.to(device=to, dtype=dtype)
+
+    def cast(self, adapter_name: str, upcast: bool) -> None:
+        """Into the floating type of the first layer, or at least float32."""
+        if adapter_name not in self.layers:
+            return
+        layer = self.layers[adapter_name][0]
+        dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1]
+        if dtype is None or not dtype.is_floating_point:
+            dtype = torch.float32
+        self.move(adapter_name, torch.promote_types(dtype, torch.float32) if upcast else dtype)
+
+
+class SharedLinear(FactoredLinear):
+    """A layer that reads tensors of groups, which are the base model's and not registered here."""
+
+    shared_names: tuple[str, ...]  # those of `adapter_layer_names` that groups hold
+
+    def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
+        super().__init__(base_layer, **quantization_kwargs)
+        self.groups: dict[str, Any] = {}  # adapter -> its group
+        for name in self.shared_names:
+            # Adapter -> `Weight`, for PEFT to freeze and to train; past nn.Module's __setattr__,
+            # which would make it the layer's own.
+            self.__dict__[name] = nn.ModuleDict()
+
+    def join(self, adapter_name: str, group: SharedGroup) -> None:
+        self.groups[adapter_name] = group
+        group.join(adapter_name, self)
+        for name, weights in group.weights().items():
+            getattr(self, name)[adapter_name] = weights[adapter_name]
+
+    def requires_grad_(self, requires_grad: bool = True) -> SharedLinear:
+        for name in self.shared_names:
+            for weight in getattr(self, name).values():
+                weight.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
+        if adapter_name in self.groups:
+            self.groups.pop(adapter_name).forget(adapter_name)
         super().delete_adapter(adapter_name)
-        self.tensors.forget(adapter_name)
-
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
-        self._remove_tensors()
-        return model
-
-    @classmethod
-    def _get_adapter_state_dict(
-        cls,
-        model: nn.Module,
-        config: PeftConfig,
-        adapter_name: str,
-        state_dict: dict[str, torch.Tensor],
-        unwanted_adapter_names: list[str],
-    ) -> dict[str, torch.Tensor]:
-        own = super()._get_adapter_state_dict(
-            model, config, adapter_name, state_dict, unwanted_adapter_names
-        )
-        prefixes = saved.shared_prefixes(model)
-        return {**own, **_filter_state_dict_by_key_prefixes(state_dict, prefixes)}
-
-
-def _offloaded(model: nn.Module) -> bool:
-    """Whether accelerate brings weights in when a layer runs."""
-    return any(hasattr(module, "_hf_hook") for module in model.modules())

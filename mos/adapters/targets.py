@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -33,7 +30,6 @@ from mos.errors import did_you_mean
 
 # Heads that PEFT trains in full, but names in `modules_to_save` only after layers were replaced.
 HEADS = {TaskType.TOKEN_CLS: {"classifier", "score"}, TaskType.QUESTION_ANS: {"qa_outputs"}}
-PATTERN_SECONDS = 5
 
 
 def default_targets(model_config: dict) -> str | set[str]:
@@ -69,13 +65,11 @@ def targeted_linears(
         named: paths of the targets, if these are known, whatever the config says.
 
     Raises:
-        ValueError: a name in `target_modules` that no module has, or a regex that takes too long.
+        ValueError: a name in `target_modules` that no module has.
         TypeError: a target that is not a linear layer.
     """
     if config.target_modules == DUMMY_TARGET_MODULES:
         return {}
-    every_path = [path for path, _ in model.named_modules() if path]
-    check_patterns(config, every_path)
     _resolve_all_linear(model, config)
     inside_adapters = tuple(
         f"{path}." for path, m in model.named_modules() if isinstance(m, BaseTunerLayer)
@@ -90,54 +84,6 @@ def targeted_linears(
         named = {path for path in modules if is_target(config, path)}
     _warn_of_fused_experts(model)
     return {path: _base_linear(model, path, m) for path, m in modules.items() if path in named}
-
-
-def check_patterns(config: Any, paths: list[str]) -> None:
-    """Refuse regular expressions that take forever on the names of a model's modules.
-
-    A regex can take exponential time, and Python's cannot be interrupted in every thread: it is
-    tried in a process of its own first.
-
-    Raises:
-        ValueError: naming the pattern.
-    """
-    patterns = []
-    for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
-        value = getattr(config, name, None)
-        if isinstance(value, str):
-            patterns.append(value)
-        elif name in ("layers_pattern", "modules_to_save"):
-            patterns += value or []  # PEFT builds a regex of these
-    patterns = [p for p in patterns if not p.replace("_", "").replace("-", "").isalnum()]
-    if not patterns:
-        return
-    code = (
-        "import json, re, sys\n"
-        "for pattern, paths in json.load(sys.stdin):\n"
-        "    for path in paths:\n"
-        "        re.fullmatch(pattern, path), re.match(rf'(^|.*\\.){pattern}($|\\..*)', path)"
-    )
-    for pattern in patterns:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-S", "-c", code],
-                input=json.dumps([[pattern, paths]]),
-                text=True,
-                capture_output=True,
-                timeout=PATTERN_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise ValueError(
-                f"The regular expression {pattern!r} of the adapter's config takes more than "
-                f"{PATTERN_SECONDS} s on this model's module names: write it without nested "
-                "repetitions, or name the modules in a list."
-            ) from None
-        if done.returncode:
-            reason = done.stderr.strip().rpartition("\n")[2]
-            raise ValueError(
-                f"The regular expression {pattern!r} of the adapter's config is not one: {reason}"
-            )
 
 
 def _resolve_all_linear(model: nn.Module, config: FactoredConfig) -> None:

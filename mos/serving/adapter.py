@@ -19,10 +19,9 @@ import torch
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import load
 
-from mos.adapters.folder import adapter_config
 from mos.adapters.mos import MosConfig, MosModel
 from mos.adapters.mos.routing import GroupKey, check_index
-from mos.adapters.saved import Shapes, all_finite, keys_of
+from mos.adapters.saved import Shapes, adapter_config, all_finite, keys_of
 from mos.errors import UserError
 from mos.interchange import check_only_factors
 from mos.methods import WEIGHTS
@@ -141,7 +140,7 @@ def _digest(config: MosConfig, stored: Mapping[str, Any]) -> str:
 
 def _plan(config: MosConfig, tensors: Mapping[str, torch.Tensor]) -> Plan:
     shapes = MosModel.saved_shapes(tensors)
-    keys = keys_of(tensors, MosModel.renamed)
+    keys = keys_of(tensors)
     groups: dict[GroupKey, list[str]] = {}
     for path, (in_features, out_features) in shapes.items():
         key = GroupKey(path.rpartition(".")[2], in_features, out_features)

@@ -11,9 +11,8 @@ from peft import prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from mos.adapters.factors import lora_factors
-from mos.adapters.folder import adapter_config, load
-from mos.adapters.quantized import keep_4bit_weights_unpacked
+from mos.adapters.linear import keep_4bit_weights_unpacked, lora_factors
+from mos.adapters.saved import adapter_config, load
 from mos.config import compose_config, resolved, validate
 from mos.errors import UserError
 from mos.interchange import merge

@@ -17,7 +17,6 @@ SMALL = {
     "tied_lora": {"r": 4},
     "vera": {"r": 4},
     "miss": {"r": 4},
-    "rasa": {"r": 4},
     "vblora": {"r": 4, "num_vectors": 8, "vector_length": 16},
     "unilora": {"r": 4, "theta_d_length": 50},
     "lily": {"r": 4},
@@ -86,6 +85,8 @@ def test_an_adapter_that_does_not_fit_the_model_is_named():
         attach(tiny_llama(), adapter("prolora", target_modules=["q_porj", "k_proj"]))
     with pytest.raises(UserError, match="shards_per_vector"):
         attach(tiny_llama(), adapter("mos", shards_per_vector=5))
+    with pytest.raises(UserError, match="unterminated"):
+        attach(tiny_llama(), adapter("mos", target_modules="(q_proj"))
 
 
 def test_full_fine_tuning_of_quantised_weights_is_refused():

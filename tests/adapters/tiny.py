@@ -8,7 +8,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mos import MosConfig, ProloraConfig, RasaConfig, TiedLoraConfig
+from mos import MosConfig, ProloraConfig, TiedLoraConfig
 
 HIDDEN, INTERMEDIATE, KV, BLOCKS, VOCABULARY = 64, 128, 32, 2, 97
 
@@ -32,9 +32,8 @@ CASES: dict[str, Callable[..., PeftConfig]] = {
         **{"r": 4, "unshared_rank": 1, "reduction_a": 3, "reduction_b": 2, **kw}
     ),
     "tied_lora": lambda **kw: TiedLoraConfig(**{"r": 6, **kw}),
-    "rasa": lambda **kw: RasaConfig(**{"r": 4, "shared_rank": 1, **kw}),
 }
-MAIN_CASES = ["mos", "prolora", "tied_lora", "rasa"]
+MAIN_CASES = ["mos", "prolora", "tied_lora"]
 
 
 def tiny_llama(dtype: torch.dtype = torch.float32, blocks: int = BLOCKS) -> LlamaForCausalLM:

@@ -8,17 +8,18 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from mos.adapters.linear import SharedLinear
 from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.pools import SharedPools
 from mos.adapters.mos.routing import Place
+from mos.adapters.shared import SharedLinear
 
 
 class MosLinear(SharedLinear):
     """Knows its place in its group and its frozen indices. The pools are the group's."""
 
     method_name = "mos"
-    adapter_layer_names = ("mos_pool_A", "mos_pool_B")
+    shared_names = ("mos_pool_A", "mos_pool_B")
+    adapter_layer_names = shared_names
     other_param_names = (
         *SharedLinear.other_param_names,
         "mos_index_A",
@@ -33,20 +34,6 @@ class MosLinear(SharedLinear):
         self.mos_index_A = BufferDict(persistent=True)  # (r * l,), integers
         self.mos_index_B = BufferDict(persistent=True)
         self.mos_scale = BufferDict(persistent=True)  # (r,), with random scaling only
-
-    # PEFT freezes and trains the pools through these.
-    @property
-    def mos_pool_A(self) -> nn.ModuleDict:  # noqa: N802
-        return self._pools("A")
-
-    @property
-    def mos_pool_B(self) -> nn.ModuleDict:  # noqa: N802
-        return self._pools("B")
-
-    def _pools(self, side: str) -> nn.ModuleDict:
-        for group in self.groups.values():  # one and the same
-            return group.pool(side).weights_of_adapters
-        return nn.ModuleDict()
 
     def update_layer(
         self, adapter_name: str, config: MosConfig, group: SharedPools, place: Place

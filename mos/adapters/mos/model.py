@@ -18,8 +18,8 @@ from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.layer import MosLinear
 from mos.adapters.mos.pools import MosTensors, SharedPools
 from mos.adapters.mos.routing import GroupKey, check_bounds, check_index, draw, storage_dtype
-from mos.adapters.saved import PREFIX, Shapes, keys_of, paths_with, unwrapped
-from mos.adapters.shared import SharedTuner
+from mos.adapters.saved import Shapes, keys_of, unwrapped
+from mos.adapters.tuner import SharedTuner
 from mos.errors import UserError
 
 
@@ -33,23 +33,27 @@ class MosModel(SharedTuner):
     prefix = "mos_"
     tuner_layer_cls = MosLinear
     tensors_cls = MosTensors
-    renamed = tuple(
-        (
-            rf"^base_model\.mos_groups\.(.+)\.pool_{side}$",
-            rf"{PREFIX}mos.\1.lora_{side}.mos_pool_{side}.weight",
-        )
-        for side in "AB"
-    )
 
     @classmethod
     def saved_shapes(cls, file: safe_open | Mapping[str, torch.Tensor]) -> Shapes:
-        keys = keys_of(file, cls.renamed)
+        """Path -> (in_features, out_features) of each layer that an adapter file is for, blocks in
+        the order of their numbers: it can be read without its base model.
+
+        Args:
+            file: an open `adapter_model.safetensors`, or its tensors.
+
+        Raises:
+            UserError: layers of one name differ in shape.
+        """
+        keys, end = keys_of(file), ".mos_index_A"
         groups: dict[str, list[tuple[int, int]]] = defaultdict(list)  # type of layer -> shapes
         for key in keys:
             if match := re.fullmatch(r"mos\.(.+)_(\d+)x(\d+)\.lora_A\.mos_pool_A\.weight", key):
                 groups[match[1]].append((int(match[2]), int(match[3])))
+        paths = [key.removesuffix(end) for key in keys if key.endswith(end)]
+        paths.sort(key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p)])
         shapes = {}
-        for path in paths_with(keys, ".mos_index_A"):
+        for path in paths:
             kind = path.rpartition(".")[2]
             if len(groups[kind]) != 1:
                 raise UserError(
@@ -114,7 +118,7 @@ class MosModel(SharedTuner):
         """Indices are stored in the smallest integer type, pools in `config.save_dtype`."""
         entries = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
         for keys, layer in _layers(model, adapter_name):
-            dtype = storage_dtype(layer.mos_pool_A[adapter_name].get_parameter("weight").shape[0])
+            dtype = storage_dtype(len(layer.groups[adapter_name].lora_A.of(adapter_name)))
             entries.update({key: entries[key].to(dtype) for key in keys if key in entries})
         if config.storage_dtype is not None:
             pools = [key for key in entries if ".mos_pool_" in key]

@@ -4,12 +4,10 @@ import math
 from typing import Any
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from mos.adapters.linear import FactoredLinear
+from mos.adapters.linear import FactoredLinear, Weights
 from mos.adapters.prolora.config import ProloraConfig
-from mos.adapters.weights import Weights
 
 
 class ProloraLinear(FactoredLinear):
@@ -18,7 +16,6 @@ class ProloraLinear(FactoredLinear):
     Per adapter, with u unshared ranks and reductions m, n:
     `prolora_A_shared (r-u, ceil(in/m))`, `prolora_B_shared (ceil(out/n), r-u)`,
     `prolora_A_unshared (u, in)`, `prolora_B_unshared (out, u)`; a part of rank 0 is absent.
-    `prolora_features (2)` keeps (in, out), which the widths of chunks do not tell, in the file.
     """
 
     method_name = "prolora"
@@ -28,7 +25,7 @@ class ProloraLinear(FactoredLinear):
         "prolora_A_unshared",
         "prolora_B_unshared",
     )
-    other_param_names = (*FactoredLinear.other_param_names, "reductions", "prolora_features")
+    other_param_names = (*FactoredLinear.other_param_names, "reductions")
 
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
         super().__init__(base_layer, **quantization_kwargs)
@@ -36,7 +33,6 @@ class ProloraLinear(FactoredLinear):
         self.prolora_B_shared = Weights()
         self.prolora_A_unshared = Weights()
         self.prolora_B_unshared = Weights()
-        self.prolora_features = BufferDict(persistent=True)
         self.reductions: dict[str, tuple[int, int]] = {}
 
     def update_layer(self, adapter_name: str, config: ProloraConfig) -> None:
@@ -52,8 +48,6 @@ class ProloraLinear(FactoredLinear):
                 )
         self.add_adapter_state(adapter_name, config.r, config.prolora_alpha, config.prolora_dropout)
         self.reductions[adapter_name] = (m, n)
-        features = torch.tensor([self.in_features, self.out_features], dtype=torch.int32)
-        self.prolora_features[adapter_name] = features
         if shared:
             A = torch.empty(shared, math.ceil(self.in_features / m))
             B = torch.empty(math.ceil(self.out_features / n), shared)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mos.adapters.linear import SharedLinear
+from mos.adapters.linear import Weights
+from mos.adapters.shared import SharedGroup, SharedLinear
 from mos.adapters.tied_lora.config import TiedLoraConfig
-from mos.adapters.weights import SharedGroup, Weights
 
 
 class TiedTensors(SharedGroup):

@@ -4,13 +4,11 @@ from collections import defaultdict
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from mos.adapters.linear import features
-from mos.adapters.saved import PREFIX, Shapes, keys_of, paths_with
-from mos.adapters.shared import SharedTuner
 from mos.adapters.tied_lora.layer import TiedLoraLinear, TiedTensors, reset_shared
+from mos.adapters.tuner import SharedTuner
 
 
 class Place(NamedTuple):
@@ -33,32 +31,6 @@ class TiedLoraModel(SharedTuner):
     prefix = "tied_lora_"
     tuner_layer_cls = TiedLoraLinear
     default_targets: ClassVar[set[str]] = {"q_proj", "k_proj", "v_proj"}
-    renamed = (
-        (r"\.tied_lora_u$", r".tied_lora_u.weight"),
-        *(
-            (rf"^base_model\.tied_lora_{x}\.(.+)$", rf"{PREFIX}tied_lora.\1.tied_lora_{x}.weight")
-            for x in "ABv"
-        ),
-    )
-
-    @classmethod
-    def saved_shapes(cls, file: safe_open) -> Shapes:
-        keys = keys_of(file, cls.renamed)
-        paths = paths_with(keys, ".tied_lora_u.weight")
-        blocks = dict.fromkeys(path.rpartition(".")[0] for path in paths)
-        groups = [key.split(".")[1] for key in keys if key.startswith("tied_lora.")]
-        shapes: Shapes = {}
-        for block in blocks:
-            for group in groups:
-                # named by `places_of`: q_proj+k_proj+v_proj:64+32+32x64
-                names, _, sizes = group.rpartition(":")
-                outs, _, in_features = sizes.rpartition("x")
-                for name, out_features in zip(names.split("+"), outs.split("+"), strict=True):
-                    path = f"{block}.{name}" if block else name
-                    u = keys.get(f"{path}.tied_lora_u.weight")
-                    if u is not None and file.get_slice(u).get_shape() == [int(out_features)]:
-                        shapes.setdefault(path, (int(in_features), int(out_features)))
-        return shapes
 
     def plan(
         self, adapter_name: str, config: Any, targets: dict[str, nn.Module], device: torch.device

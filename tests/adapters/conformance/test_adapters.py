@@ -61,6 +61,8 @@ def test_only_the_adapter_is_trainable(make_config):
     assert all(prefix in name for name in trainable(model))
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert model.get_nb_trainable_parameters()[0] == count
+    status = model.get_model_status()
+    assert (status.requires_grad, status.available_adapters) == ({"default": True}, ["default"])
 
 
 def test_switching(two):

@@ -46,7 +46,7 @@ def test_offloaded_bases_train_and_load(make_main_config, base_dir, how, tmp_pat
     expected.eval().save_pretrained(tmp_path / "adapter")
     options = {}
     if how == "disk":  # PEFT distributes the model anew: by a map that names its parts
-        parts = {**DEVICE_MAP, "mos": "cpu", "tied_lora": "cpu", "rasa": "cpu"}
+        parts = {**DEVICE_MAP, "mos": "cpu", "tied_lora": "cpu"}
         options = {
             "device_map": {f"base_model.model.{part}": device for part, device in parts.items()},
             "offload_folder": tmp_path / "b",

@@ -4,12 +4,10 @@ conversion, hot swapping, and files of former formats."""
 from __future__ import annotations
 
 import copy
-import re
 
 import pytest
 import torch
 from peft import (
-    PeftModel,
     convert_to_lora,
     get_peft_model,
     get_peft_model_state_dict,
@@ -19,12 +17,9 @@ from peft import (
 from peft.optimizers import create_loraplus_optimizer
 from peft.utils.hotswap import hotswap_adapter
 from peft.utils.save_and_load import get_base_model_state_dict
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.adapters.tiny import adapted, logits, tiny_llama
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -32,27 +27,6 @@ def saved(make_config, base_dir, tmp_path):
     model = adapted(make_config(), AutoModelForCausalLM.from_pretrained(base_dir))
     model.save_pretrained(tmp_path / "adapter")
     return model, tmp_path / "adapter"
-
-
-def as_format_1(folder):
-    """Rename a file's tensors to what they were called before shared ones were the model's."""
-    tensors = load_file(folder / WEIGHTS)
-    renamed = {}
-    for key, tensor in tensors.items():
-        key = re.sub(
-            r"^base_model\.model\.mos\.(.+)\.lora_[AB]\.mos_pool_([AB])\.weight$",
-            r"base_model.mos_groups.\1.pool_\2",
-            key,
-        )
-        key = re.sub(
-            r"^base_model\.model\.tied_lora\.(.+)\.(tied_lora_[ABv])\.weight$",
-            r"base_model.\2.\1",
-            key,
-        )
-        renamed[re.sub(r"(tied_lora_u|prolora_[AB]_(un)?shared)\.weight$", r"\1", key)] = tensor
-    newer = any("rasa_" in key for key in tensors)  # its names were the same then
-    assert newer or renamed.keys() != tensors.keys()
-    save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def test_transformers_loads_it_by_itself(saved, base_dir):
@@ -65,18 +39,6 @@ def test_transformers_loads_it_by_itself(saved, base_dir):
     loaded.delete_adapter("default")
     assert torch.equal(logits(loaded), logits(model))
     assert not any("default" in key for key in loaded.state_dict())
-
-
-@pytest.mark.parametrize("by", ["peft", "transformers"])
-def test_files_of_format_1_are_read(saved, base_dir, by, tmp_path):
-    model, folder = saved
-    as_format_1(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(base_dir)
-    if by == "peft":
-        loaded = PeftModel.from_pretrained(loaded, folder)
-    else:
-        loaded.load_adapter(str(folder))
-    assert torch.equal(logits(loaded), logits(model))
 
 
 def test_injected_in_place_and_added_by_transformers(make_config, base_dir):
@@ -112,8 +74,8 @@ def test_parameters_are_named_as_loras(make_main_config):
     optimizer = create_loraplus_optimizer(model, torch.optim.SGD, lr=1.0, loraplus_lr_ratio=16.0)
     fast = {id(p) for g in optimizer.param_groups if g["lr"] == 16 for p in g["params"]}
     found = {name for name, p in model.named_parameters() if id(p) in fast}
-    vectors = ("tied_lora_u", "rasa_scale")  # which LoRA+ takes as it does B
-    assert found == {n for n in names if "_B" in n or any(v in n for v in vectors)}
+    vector = "tied_lora_u"  # which LoRA+ takes as it does B
+    assert found == {n for n in names if "_B" in n or vector in n}
 
 
 def test_new_adapter_of_a_model_in_evaluation_is_in_evaluation(make_main_config):

@@ -62,7 +62,7 @@ def test_reentrant_checkpointing_is_refused_among_processes(monkeypatch):
 
 
 def test_gathers_once_per_pass(monkeypatch):
-    from mos.adapters.mos.reader import PoolReader
+    from mos.adapters.mos.pools import PoolReader
 
     calls = []
     forward = PoolReader.forward
