@@ -15,10 +15,9 @@ from peft.utils import AuxiliaryTrainingWrapper, get_quantization_kwargs
 from torch import nn
 
 from mos.adapters import saved
-from mos.adapters.config import FORMAT_VERSION
+from mos.adapters.config import FORMAT_VERSION, default_targets, is_target, targeted_linears
 from mos.adapters.linear import BASE_ROWS, FactoredLinear, keep_4bit_weights_unpacked
 from mos.adapters.shared import SharedTensors
-from mos.adapters.targets import default_targets, is_target, targeted_linears
 
 
 class FactoredTuner(BaseTuner):
