@@ -59,5 +59,5 @@ def test_a_command_starts_without_torch(tmp_path):
     command.append(f"out={tmp_path}/summary")
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "mos.report.build" in imported
+    assert "mos.report.page" in imported
     assert not {"torch", "transformers", "peft", "scipy.stats"} & imported
