@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Options(Strict):
+class CommonOptions(Strict):
     """What holds for the options of all methods."""
 
     @field_validator("r", check_fields=False)
@@ -107,7 +107,7 @@ class Method:
     def options(self) -> type[BaseModel]:
         """The fields of its PEFT config, as a pydantic model."""
         cls: Any = self.config_cls
-        return Options if cls is None else dataclass_model(cls, Options)
+        return CommonOptions if cls is None else dataclass_model(cls, CommonOptions)
 
     def colour_of(self, label: str) -> str:
         """The colour of the row named `label`."""

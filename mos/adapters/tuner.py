@@ -56,7 +56,7 @@ class FactoredTuner(BaseTuner):
         keep_4bit_weights_unpacked(model)
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         try:
-            self._plan(adapter_name, config, targets, low_cpu_mem_usage)
+            self._prepare(adapter_name, config, targets, low_cpu_mem_usage)
             super().inject_adapter(
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
             )
@@ -65,7 +65,7 @@ class FactoredTuner(BaseTuner):
             raise
         config.format_version = FORMAT_VERSION
 
-    def _plan(
+    def _prepare(
         self,
         adapter_name: str,
         config: Any,
@@ -175,7 +175,7 @@ class FactoredTuner(BaseTuner):
 class SharedTuner(FactoredTuner):
     """A `FactoredTuner` whose layers share tensors.
 
-    Subclasses implement `plan`; `update_layer` of their layers is given what it says of the layer.
+    Subclasses implement `share`; `update_layer` of their layers is given what it says of the layer.
     """
 
     tensors_cls: type[SharedTensors] = SharedTensors
@@ -185,7 +185,7 @@ class SharedTuner(FactoredTuner):
         """The model's own module of shared tensors: `mos` for the prefix `mos_`."""
         return self.model.get_submodule(self.prefix.rstrip("_"))
 
-    def plan(
+    def share(
         self, adapter_name: str, config: Any, targets: dict[str, nn.Module], device: torch.device
     ) -> dict[str, tuple]:
         """Create an adapter's shared tensors, and say what each layer gets of them.
@@ -202,7 +202,7 @@ class SharedTuner(FactoredTuner):
         """
         raise NotImplementedError
 
-    def _plan(
+    def _prepare(
         self,
         adapter_name: str,
         config: Any,
@@ -217,7 +217,7 @@ class SharedTuner(FactoredTuner):
         weights = (getattr(base, "weight", None) for base in targets.values())
         no_memory = all(w is not None and w.is_meta for w in weights) and not _offloaded(self.model)
         device = torch.device("meta" if low_cpu_mem_usage or no_memory else "cpu")
-        self._places = self.plan(adapter_name, config, targets, device)
+        self._places = self.share(adapter_name, config, targets, device)
 
     def _update_layer(self, layer: Any, adapter_name: str, config: Any, path: str) -> None:
         layer.update_layer(adapter_name, config, *self._places[path])

@@ -10,7 +10,7 @@ from torch import nn
 
 from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.pools import SharedPools
-from mos.adapters.mos.routing import Place
+from mos.adapters.mos.routing import Route
 from mos.adapters.shared import SharedLinear
 
 
@@ -36,27 +36,27 @@ class MosLinear(SharedLinear):
         self.mos_scale = BufferDict(persistent=True)  # (r,), with random scaling only
 
     def update_layer(
-        self, adapter_name: str, config: MosConfig, group: SharedPools, place: Place
+        self, adapter_name: str, config: MosConfig, group: SharedPools, route: Route
     ) -> None:
         """Add an adapter, whose pools the group has already."""
-        self.position[adapter_name] = place.position
-        rank = place.index_A.shape[0] // config.shards_per_vector
+        self.position[adapter_name] = route.position
+        rank = route.index_A.shape[0] // config.shards_per_vector
         self.add_adapter_state(adapter_name, rank, config.mos_alpha, config.mos_dropout)
-        self.mos_index_A[adapter_name] = place.index_A
-        self.mos_index_B[adapter_name] = place.index_B
-        if place.scale is not None:
-            self.mos_scale[adapter_name] = place.scale
+        self.mos_index_A[adapter_name] = route.index_A
+        self.mos_index_B[adapter_name] = route.index_B
+        if route.scale is not None:
+            self.mos_scale[adapter_name] = route.scale
         self.join(adapter_name, group)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
-    def place(self, adapter_name: str) -> Place:
+    def route(self, adapter_name: str) -> Route:
         """A copy of what an adapter of this layer reads."""
         scale = None
         if adapter_name in self.mos_scale:
             scale = self.mos_scale[adapter_name].clone()
         index_A, index_B = self.mos_index_A[adapter_name], self.mos_index_B[adapter_name]
-        return Place(self.position[adapter_name], index_A.clone(), index_B.clone(), scale)
+        return Route(self.position[adapter_name], index_A.clone(), index_B.clone(), scale)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None

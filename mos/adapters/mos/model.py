@@ -1,4 +1,4 @@
-"""The tuner: plans the groups of layers, makes their pools, and checks what is loaded."""
+"""The tuner: groups the layers, makes their pools, and checks what is loaded."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class MosModel(SharedTuner):
             shapes[path] = groups[kind][0]
         return shapes
 
-    def plan(
+    def share(
         self, adapter_name: str, config: Any, targets: dict[str, nn.Module], device: torch.device
     ) -> dict[str, tuple]:
         members: dict[GroupKey, list[str]] = {}
@@ -74,7 +74,7 @@ class MosModel(SharedTuner):
 
         others = {name: other for name, other in self.peft_config.items() if name != adapter_name}
         twin = next((name for name, other in others.items() if other == config), None)
-        places: dict[str, tuple] = {}
+        routes: dict[str, tuple] = {}
         generator = torch.Generator("cpu").manual_seed(config.routing_seed)
         for key, names in members.items():
             group = self.tensors.group(key.name, lambda key=key: SharedPools(key))
@@ -83,10 +83,10 @@ class MosModel(SharedTuner):
             if twin in group.layers:
                 # One config is one routing, which may have been loaded: TRL copies the parameters
                 # of an adapter into one of the same config, to compare with later.
-                drawn = (layer.place(twin) for layer in group.layers[twin])
-            for name, place in zip(names, drawn, strict=True):
-                places[name] = (group, place)
-        return places
+                drawn = (layer.route(twin) for layer in group.layers[twin])
+            for name, route in zip(names, drawn, strict=True):
+                routes[name] = (group, route)
+        return routes
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any

@@ -30,7 +30,7 @@ class GroupKey:
 
 
 @dataclass
-class Place:
+class Route:
     """A layer's place in its group and what it reads, frozen from the start.
 
     Attributes:
@@ -75,7 +75,7 @@ def check_bounds(config: MosConfig, n_layers: Mapping[GroupKey, int]) -> None:
             )
 
 
-def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterator[Place]:
+def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterator[Route]:
     """Draw what the layers of one group read, in their order."""
     r, n_shards = config.rank(n_layers), config.n_shards(n_layers)
     for layer in range(n_layers):
@@ -91,7 +91,7 @@ def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterat
         if config.random_scaling is not None:
             mean, std = config.random_scaling["mean"], config.random_scaling["std"]
             scale = torch.empty(r).normal_(mean, std, generator=generator)
-        yield Place(layer, index_A, index_B.clone(), scale)
+        yield Route(layer, index_A, index_B.clone(), scale)
 
 
 def _is_pure_sharing(config: MosConfig, n_layers: int) -> bool:

@@ -32,7 +32,7 @@ class TiedLoraModel(SharedTuner):
     tuner_layer_cls = TiedLoraLinear
     default_targets: ClassVar[set[str]] = {"q_proj", "k_proj", "v_proj"}
 
-    def plan(
+    def share(
         self, adapter_name: str, config: Any, targets: dict[str, nn.Module], device: torch.device
     ) -> dict[str, tuple]:
         places = places_of(targets)
