@@ -120,7 +120,7 @@ def test_without_sharing_it_is_lora(options):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"r": 0}, "`r`"),
+        ({"r": 0}, "r="),
         ({"r": 2, "unshared_rank": 3}, "unshared_rank"),
         ({"unshared_rank": -1}, "unshared_rank"),
         ({"reduction_a": 0}, "reduction_a"),

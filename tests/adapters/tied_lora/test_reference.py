@@ -71,7 +71,7 @@ def test_targets_of_another_input_width_are_another_projection():
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"r": 0}, "`r`"), ({"tied_lora_dropout": -1}, "dropout")]
+    ("options", "named"), [({"r": 0}, "r="), ({"tied_lora_dropout": -1}, "dropout")]
 )
 def test_impossible_values_are_named(options, named):
     with pytest.raises(ValueError, match=named):
