@@ -1,230 +1,220 @@
-"""What a job costs, counted on the meta device before anything is loaded: parameters, bytes, time.
-
-Parameters and adapter files are exact. Memory is a sum of exact parts and of what autograd saves
-(activations.py); kernels' scratch space and fragmentation come on top.
-"""
+"""What a training takes, from a simulation of one step: parameters, files, memory, operations."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
+from unittest.mock import patch
 
+import bitsandbytes as bnb
 import torch
+from accelerate.utils import convert_outputs_to_fp32
+from bitsandbytes.functional import QuantState
 from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedModel
 
-from mos.adapters.config import FactoredConfig
-from mos.adapters.linear import features, lora_factors
 from mos.config import TrainConfig
 from mos.errors import UserError
-from mos.methods import attach, peft_config, rank
-from mos.modeling import skeleton
+from mos.methods import rank
+from mos.modeling import skeleton, with_adapter
+from mos.simulation import Simulation
 
-GIB = 2**30
-BF16 = 2
 # Bytes of optimizer state per trainable parameter: two moments in fp32, or in blocks of 8 bits.
-OPTIMIZER_BYTES = {"adamw": 8.0, "8bit": 2 + 8 / 256, "lion": 4.0, "sgd": 0.0, "adafactor": 0.1}
-# Dense bf16 peak of a GPU (FLOP/s), and the share of it that QLoRA training is taken to reach.
-GPU_PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "4090": 165e12, "L40": 181e12}
-GPU_SHARE = 0.35
-# SmolLM2-135M, NF4, batch 4 x 128: 2.2 s a step on two cores (4 FLOP a weight and token).
-CPU_RATE_PER_CORE = 4 * 134.5e6 * 512 / 2.2 / 2
-ASSUMED_GPU = ("A100 40 GB, as the paper's", 40 * GIB)
+OPTIMIZER_BYTES = {"8bit": 2 + 8 / 256, "lion": 4.0, "sgd": 0.0, "adafactor": 0.1}
+ADAM_BYTES = 8.0  # which unknown optimizers count as
+PAGED_FROM = 100_000  # parameters of a tensor from which bitsandbytes pages its state
+GIB = 2**30
+CONTEXT_BYTES = 500 * 2**20  # CUDA's own, with the kernels that torch and bitsandbytes load
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """A model with its adapter, counted.
+class Estimate:
+    """A training, counted; bytes where nothing else is said.
 
     Attributes:
-        base: parameters of the base model, tied ones once.
-        linear: weights of the blocks' linear layers (those that are quantised).
-        linear_rows: their output features in all.
-        linear_width: their input and output features in all: parameters of a LoRA on all of them,
-            a unit of rank.
-        largest_linear: weights of the largest one.
-        head: weights of the output head.
-        trainable: trainable parameters.
-        trainable_bytes: their size in memory.
-        adapter_bytes: tensors of the saved adapter.
-        adapted: (in_features, out_features) of every adapted layer.
-        names: the adapted layers.
+        base_parameters: tied ones once.
         rank: working rank, None without one.
-        lora_parameters: of the adapter written as a LoRA; None where it has no such form.
-        materialised: whether A and B are put together once a forward pass, as the methods of this
-            project do.
+        adapter_bytes: tensors of the saved adapter.
+        weights_bytes: base and adapter in memory.
+        optimizer_bytes: its state, wherever it is.
+        peak_memory_bytes: the most that tensors take on the GPU, as torch counts them.
+        card_memory_bytes: what the GPU needs for that: the allocator's segments, paged optimizer
+            state and CUDA's context.
+        batch_flops: products of one forward and backward pass.
     """
 
-    base: int
-    linear: int
-    linear_rows: int
-    linear_width: int
-    largest_linear: int
-    head: int
-    trainable: int
-    trainable_bytes: int
-    adapter_bytes: int
-    adapted: tuple[tuple[int, int], ...]
-    names: tuple[str, ...]
+    base_parameters: int
+    trainable_parameters: int
     rank: int | None
-    lora_parameters: int | None
-    materialised: bool
+    adapter_bytes: int
+    weights_bytes: int
+    optimizer_bytes: int
+    peak_memory_bytes: int
+    card_memory_bytes: int
+    batch_flops: int
 
 
-def base_model(config: TrainConfig) -> PreTrainedModel:
-    """The base model on the meta device.
+def estimate(config: TrainConfig) -> Estimate:
+    """Count a base model with the adapter of a config, and simulate a training step with them.
+
+    Takes neither weights nor a GPU, and some seconds.
 
     Raises:
-        UserError: its shapes are not known without a download.
+        UserError: unknown shapes, or an adapter that does not fit them.
     """
-    model = skeleton(config.model.dump())
+    return _estimate(config.model_dump_json(include=PARTS))
+
+
+# What a training's memory and operations follow from.
+PARTS: Any = {
+    **dict.fromkeys(("model", "quantization", "adapter", "trainer"), True),
+    "data": {"max_seq_length"},
+}
+
+
+@cache  # members of a sweep may differ in what does not matter here
+def _estimate(parts: str) -> Estimate:
+    config = json.loads(parts)
+    model: Any = skeleton(config["model"])
     if model is None:
         raise UserError(
             f"model.path={config['model']['path']} is not on this machine and model.architecture is"
             " null: give the shapes there (see configs/model/llama2_7b.yaml), or a local folder."
         )
-    return model
-
-
-def count(config: TrainConfig) -> Anatomy:
-    """Count a base model and the adapter of a config.
-
-    Raises:
-        UserError: unknown shapes, or an adapter that does not fit them.
-    """
-    model, adapter = base_model(config), config["adapter"]
+    model.to(getattr(torch, config["quantization"]["compute_dtype"])).config.use_cache = False
     base = sum(p.numel() for p in model.parameters())
-    head = model.get_output_embeddings().weight
-    linears = [
-        m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head
-    ]
-    adapted: Any = attach(model, adapter, low_cpu_mem_usage=True)
-    trainable = [p for p in adapted.parameters() if p.requires_grad]
-    parameters = sum(p.numel() for p in trainable)
-    layers: list[tuple[str, Any]] = []
-    if isinstance(adapted, PeftModel):
-        layers = [
-            (name.removeprefix("base_model.model."), module)
-            for name, module in adapted.named_modules()
-            if isinstance(module, BaseTunerLayer)
-        ]
-        trainable_bytes = sum(p.nbytes for p in trainable)
-        adapter_bytes = sum(t.nbytes for t in get_peft_model_state_dict(adapted).values())
-    else:
-        trainable_bytes = adapter_bytes = _itemsize(config["quantization"]) * parameters
-    return Anatomy(
-        base=base,
-        linear=sum(w.numel() for w in linears),
-        linear_rows=sum(w.shape[0] for w in linears),
-        linear_width=sum(sum(w.shape) for w in linears),
-        largest_linear=max(w.numel() for w in linears),
-        head=head.numel(),
-        trainable=parameters,
-        trainable_bytes=trainable_bytes,
-        adapter_bytes=adapter_bytes,
-        adapted=tuple(features(layer.get_base_layer()) for _, layer in layers),
-        names=tuple(name for name, _ in layers),
-        rank=rank(adapter, model.config.num_hidden_layers),
-        lora_parameters=_lora_parameters([layer for _, layer in layers]),
-        materialised=isinstance(peft_config(adapter), FactoredConfig),
+    _quantise(model, config["quantization"])
+    # Drawing the first values of large adapters takes seconds.
+    with patch("torch.nn.init.kaiming_uniform_", lambda tensor, *_, **__: tensor):
+        adapted: Any = with_adapter(model, config["quantization"], config["adapter"])
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    saved = (
+        get_peft_model_state_dict(adapted).values() if isinstance(adapted, PeftModel) else trained
     )
-
-
-def trainable_parameters(config: TrainConfig) -> int:
-    """Trainable parameters of the adapter of a config, which is quicker than `count`.
-
-    Raises:
-        UserError: as `count`.
-    """
-    adapted = attach(base_model(config), config["adapter"], low_cpu_mem_usage=True)
-    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-
-
-def _lora_parameters(layers: Sequence[Any]) -> int | None:
-    try:
-        # VB-LoRA's factors look at values while training
-        factors = [lora_factors(layer.eval(), "default") for layer in layers]
-    except UserError:
-        return None
-    return sum(A.numel() + B.numel() for A, B, _ in factors) or None
-
-
-def weights_bytes(anatomy: Anatomy, quantization: Mapping[str, Any]) -> int:
-    """The base model in memory: quantised linear layers, all else in the compute type.
-
-    4 bits: blocks of 64 weights share a scale, in fp32, or with double quantisation in 8 bits with
-    an fp32 scale for every 256 of them. 8 bits: an fp32 scale for every output feature.
-    """
-    itemsize = _itemsize(quantization)
-    rest = (anatomy.base - anatomy.linear) * itemsize
-    if quantization["bits"] is None:
-        return rest + anatomy.linear * itemsize
-    if quantization["bits"] == 8:
-        return rest + anatomy.linear + 4 * anatomy.linear_rows
-    blocks = anatomy.linear / 64
-    scales = blocks * (1 + 4 / 256) if quantization["double_quant"] else 4 * blocks
-    return rest + math.ceil(anatomy.linear / 2 + scales)
-
-
-def optimizer_bytes(anatomy: Anatomy, optim: str) -> int:
-    """Optimizer state; paged optimizers may move it to host memory. Unknown ones count as Adam."""
+    optim = config["trainer"]["optim"]
     kind = "8bit" if "8bit" in optim else optim.removeprefix("paged_").split("_")[0]
-    return math.ceil(anatomy.trainable * OPTIMIZER_BYTES.get(kind, OPTIMIZER_BYTES["adamw"]))
-
-
-def training_flops(config: TrainConfig, anatomy: Anatomy) -> float | None:
-    """Floating-point operations of all steps on full-length batches (so an upper bound).
-
-    None where steps are counted in epochs, whose length is known once the data is read.
-    2 a weight and token forward, 2 for the gradient of the input, 2 more for that of the weight
-    where it is trained, 2 more forward with checkpointing; attention likewise on length x width.
-    """
-    trainer, data = config["trainer"], config["data"]
-    length = data["max_seq_length"]
-    if trainer["max_steps"] < 0:
-        return None
-    tokens = (
-        trainer["max_steps"]
-        * trainer["per_device_train_batch_size"]
-        * trainer.get("gradient_accumulation_steps", 1)
-        * length
+    states = {p: round(OPTIMIZER_BYTES.get(kind, ADAM_BYTES) * p.numel()) for p in trained}
+    paged = [s for p, s in states.items() if "paged" in optim and p.numel() >= PAGED_FROM]
+    with Simulation() as simulation:
+        _enter(adapted, simulation)
+        memory = simulation.memory
+        weights = memory.allocated
+        memory.take(sum(states.values()) - sum(paged))
+        passes = _step(adapted, config) if trained else 1
+    return Estimate(
+        base_parameters=base,
+        trainable_parameters=sum(p.numel() for p in trained),
+        rank=rank(config["adapter"], model.config.num_hidden_layers),
+        adapter_bytes=sum(tensor.nbytes for tensor in saved),
+        weights_bytes=weights,
+        optimizer_bytes=sum(states.values()),
+        peak_memory_bytes=memory.peak,
+        card_memory_bytes=memory.reserved + sum(paged) + CONTEXT_BYTES,
+        batch_flops=simulation.flops // passes,
     )
-    full = config["adapter"]["method"] == "full"
-    passes = 2 + int(full) + int(bool(trainer.get("gradient_checkpointing")))
-    shape = base_model(config).config
-    attention = 2 * shape.num_hidden_layers * length * shape.hidden_size
-    adapter = 3 * 2 * (anatomy.lora_parameters or 0)
-    return tokens * (passes * 2 * (anatomy.linear + anatomy.head + attention) + adapter)
 
 
-def device_of(config: TrainConfig) -> dict[str, Any]:
-    """Name, memory (bytes) and training rate (FLOP/s) of the device that the config asks for."""
-    if config["device"] != "cpu" and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        peak = next((rate for name, rate in GPU_PEAK.items() if name in gpu.name), None)
-        return {
-            "name": gpu.name,
-            "memory_bytes": gpu.total_memory,
-            "flops_per_second": peak and peak * GPU_SHARE,
-            "assumed": False,
-        }
-    if config["device"] == "cuda":
-        name, memory = ASSUMED_GPU
-        rate = GPU_PEAK["A100"] * GPU_SHARE
-        return {"name": name, "memory_bytes": memory, "flops_per_second": rate, "assumed": True}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "name": f"CPU, {cores} cores",
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "flops_per_second": (cores or 1) * CPU_RATE_PER_CORE,
-        "assumed": False,
-    }
+def _quantise(model: Any, quantization: Mapping[str, Any]) -> None:
+    """Put bitsandbytes' layers in the place of linear ones, on the meta device."""
+    bits, head = quantization["bits"], model.get_output_embeddings()
+    if bits is None:
+        return
+    model.is_quantized, model.quantization_method = True, "bitsandbytes"
+    setattr(model, f"is_loaded_in_{bits}bit", True)
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear) and linear is not head:
+            with torch.device("meta"):
+                layer = (_with_8_bits if bits == 8 else _with_4_bits)(linear, quantization)
+            model.set_submodule(name, layer)
 
 
-def _itemsize(quantization: Mapping[str, Any]) -> int:
-    return getattr(torch, quantization["compute_dtype"]).itemsize
+def _with_8_bits(linear: nn.Linear, quantization: Mapping[str, Any]) -> nn.Module:
+    shape, bias = linear.weight.shape, linear.bias is not None
+    layer: Any = bnb.nn.Linear8bitLt(shape[1], shape[0], bias, has_fp16_weights=False)
+    layer.weight = bnb.nn.Int8Params(torch.empty(shape, dtype=torch.int8), requires_grad=False)
+    layer.state.SCB = torch.empty(shape[0])
+    return layer
+
+
+class Params4bit(bnb.nn.Params4bit):
+    def __deepcopy__(self, memo: dict) -> Params4bit:
+        return self  # a copy, which DoRA makes, cannot be on the meta device
+
+
+def _with_4_bits(linear: nn.Linear, quantization: Mapping[str, Any]) -> nn.Module:
+    """A scale for 64 weights, in 8 bits with one for 256 of them where they are quantised too."""
+    shape, dtype, bias = linear.weight.shape, linear.weight.dtype, linear.bias is not None
+    double, kind = quantization["double_quant"], quantization["quant_type"]
+    scales, code, options = torch.empty(-(-shape.numel() // 64)), torch.empty(256), {}
+    if double:
+        outer = QuantState(torch.empty(-(-len(scales) // 256)), None, code, 256)
+        outer.dtype, scales = scales.dtype, scales.to(torch.uint8)
+        options = {"offset": torch.zeros((), device="cpu"), "state2": outer}
+    state = QuantState(scales, shape, code, 64, kind, dtype, **options)
+    packed = torch.empty(shape.numel() // 2, 1, dtype=torch.uint8)
+    layer: Any = bnb.nn.Linear4bit(shape[1], shape[0], bias, dtype, double, kind)
+    layer.weight = Params4bit(
+        packed, False, state, compress_statistics=double, quant_type=kind, bnb_quantized=True
+    )
+    return layer
+
+
+def _enter(model: nn.Module, simulation: Simulation) -> None:
+    """Put outlines in the place of a model's tensors."""
+    entered: dict[torch.Tensor, torch.Tensor] = {}  # tied ones once
+
+    def enter(tensor: torch.Tensor) -> torch.Tensor:
+        if not (tensor.is_meta or tensor.is_floating_point()):
+            simulation.hold(tensor)
+            return tensor  # an index, whose values a method looks at
+        if tensor not in entered:
+            outline = torch.empty_like(tensor, device="cpu")
+            if isinstance(tensor, nn.Parameter):
+                outline = nn.Parameter(outline, tensor.requires_grad)
+                # PEFT knows bitsandbytes' weights by the name of their class.
+                outline.__class__ = type(type(tensor).__name__, (type(outline),), tensor.__dict__)
+            entered[tensor] = outline
+        return entered[tensor]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            found: Any = {name: t for name, t in tensors.items() if t is not None}
+            tensors.update({name: enter(tensor) for name, tensor in found.items()})
+        if isinstance(module, nn.Dropout):  # on CUDA a mask takes one byte for a value
+            module.forward = partial(_dropout, module.p)  # type: ignore[method-assign]
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            module.state.CB = module.weight
+        elif state := getattr(getattr(module, "weight", None), "quant_state", None):
+            for level in (state, state.state2)[: 1 + state.nested]:
+                simulation.hold(level.absmax)
+
+
+def _dropout(p: float, x: torch.Tensor) -> torch.Tensor:
+    return torch.native_dropout(x, p, True)[0]
+
+
+def _step(model: Any, config: Mapping[str, Any]) -> int:
+    """Forward and backward passes of full batches, as transformers' Trainer and accelerate do them.
+
+    Returns how many there were.
+    """
+    trainer = config["trainer"]
+    if trainer.get("gradient_checkpointing"):
+        options = trainer.get("gradient_checkpointing_kwargs", {"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    forward = model.train().forward
+    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if trainer.get(key):
+            forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(forward))
+    rows, length = trainer["per_device_train_batch_size"], config["data"]["max_seq_length"]
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    mask = torch.zeros(rows, 1, length, length, dtype=torch.bool)  # as transformers makes it
+    batch = {"input_ids": ids, "labels": ids, "attention_mask": mask}
+    # With several to a step, there are gradients in the forward pass.
+    passes = min(2, trainer.get("gradient_accumulation_steps", 1))
+    for _ in range(passes):
+        forward(**batch, num_items_in_batch=ids.sum())["loss"].backward()
+    return passes

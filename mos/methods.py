@@ -23,16 +23,6 @@ from pydantic import BaseModel, field_validator
 
 from mos.errors import MissingFileError, UserError, unknown
 from mos.schema import Strict, check, dataclass_model
-from mos.sizes import (
-    RANKS,
-    Search,
-    by_rank,
-    lokr_sizes,
-    mos_sizes,
-    randlora_sizes,
-    unilora_sizes,
-    vblora_sizes,
-)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -87,7 +77,6 @@ class Method:
         variants: row name -> colour of those variants that plots tell apart.
         on_quantized: whether it trains on a quantised base.
         merges: whether the update can be added to the base's weights. Without, no engine serves it.
-        sizes: which of its settings a number of trainable parameters is searched in.
     """
 
     config: str | None
@@ -96,7 +85,6 @@ class Method:
     variants: Mapping[str, str] = field(default_factory=dict)
     on_quantized: bool = True
     merges: bool = True
-    sizes: Search = RANKS
 
     @property
     def config_cls(self) -> type[PeftConfig] | None:
@@ -158,24 +146,19 @@ METHODS: dict[str, Method] = {
             "+ Random Scaling": "#7b8794",
             "+ Subset Selection": "#b0b8c1",
         },
-        sizes=mos_sizes,
     ),
     "lora": Method(
         "peft:LoraConfig", _lora_label, "#0072b2", {"rsLoRA": "#003f73", "DoRA": "#7f9fc6"}
     ),
-    "prolora": Method(
-        "mos.adapters.prolora:ProloraConfig", "PRoLoRA", "#009e73", sizes=by_rank("unshared_rank")
-    ),
+    "prolora": Method("mos.adapters.prolora:ProloraConfig", "PRoLoRA", "#009e73"),
     "tied_lora": Method("mos.adapters.tied_lora:TiedLoraConfig", "Tied LoRA", "#e69f00"),
     "vera": Method("peft:VeraConfig", "VeRA", "#cc79a7"),
     "miss": Method("peft:MissConfig", _miss_label, "#56b4e9"),
-    "vblora": Method("peft:VBLoRAConfig", "VB-LoRA", "#332288", sizes=vblora_sizes),
-    "unilora": Method(
-        "peft:UniLoraConfig", "Uni-LoRA", "#44aa99", on_quantized=False, sizes=unilora_sizes
-    ),
+    "vblora": Method("peft:VBLoRAConfig", "VB-LoRA", "#332288"),
+    "unilora": Method("peft:UniLoraConfig", "Uni-LoRA", "#44aa99", on_quantized=False),
     "lily": Method("peft:LilyConfig", "Lily", "#f0e442", merges=False),
-    "randlora": Method("peft:RandLoraConfig", "RandLoRA", "#aa4499", sizes=randlora_sizes),
-    "lokr": Method("peft:LoKrConfig", "LoKr", "#999933", on_quantized=False, sizes=lokr_sizes),
+    "randlora": Method("peft:RandLoraConfig", "RandLoRA", "#aa4499"),
+    "lokr": Method("peft:LoKrConfig", "LoKr", "#999933", on_quantized=False),
     "hira": Method("peft:HiraConfig", "HiRA", "#cc6677"),
     "none": Method(None, _vanilla_label, "#9ca3af"),
     "full": Method(None, "Full fine-tuning", "#111827", on_quantized=False),

@@ -19,6 +19,7 @@ from signal import Signals
 from typing import Any
 
 import torch
+from peft import prepare_model_for_kbit_training
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -32,6 +33,7 @@ from transformers import (
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
 from mos.files import build_once, fingerprint, hash_json
+from mos.methods import attach
 from mos.model_check import load_config
 from mos.model_sources import resolve_model
 from mos.processor import products_in
@@ -184,6 +186,19 @@ def load_base(
         if parameter.dtype == getattr(torch, quantization["compute_dtype"]):
             parameter.data = parameter.data.to(getattr(torch, products))
     return model
+
+
+def with_adapter(
+    model: PreTrainedModel, quantization: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> torch.nn.Module:
+    """A base as `load_base` returns it, frozen, with an adapter on it.
+
+    Args:
+        quantization, adapter: the config groups.
+    """
+    if quantization["bits"] is not None and quantization.get("norms", "float32") == "float32":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return attach(model, adapter)
 
 
 def dequantized_base(

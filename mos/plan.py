@@ -3,221 +3,182 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, PositiveInt
+from omegaconf import DictConfig
+from rich.table import Table
 
-from mos.budget import parameters, show, sized
 from mos.cli import command
-from mos.config import TrainConfig, resolved, validate
+from mos.config import TrainConfig, validate
 from mos.console import console, note, say
-from mos.errors import UserError
 from mos.methods import row_label
-from mos.plan_tables import GIB, plan_table, total_line
-from mos.schema import Strict, check
-
-if TYPE_CHECKING:
-    from mos.estimate import Anatomy
 
 BF16 = 2
-USERS = 10_000
-REFERENCE_RANKS = (16, 64)
-GPU_SIZES = (24, 40, 80)  # GB
-# The paper's motivation: 3.36 TB for 10,000 users of a 70B model, each with a LoRA of rank 16.
-PAPER_FORMULA = "users * rank * blocks * projections * (in + out) * bytes"
-PAPER_FACTORS = {
-    "users": 10_000,
-    "rank": 16,
-    "blocks": 80,
-    "projections": 4,
-    "in + out": 8192 + 8192,
-    "bytes": 4,
-}
-PAPER_ASSUMPTIONS = (
-    "Llama2-70B, LoRA on q, k, v, o, each taken as 8192 x 8192 (grouped queries left aside), fp32"
-)
+GIB = 2**30
+# What a GPU that is sold with so many GB has.
+CARDS = {"24 GB": 23.5 * GIB, "40 GB": 39.4 * GIB, "80 GB": 79.1 * GIB}
+ASSUMED_GPU = "A100 40 GB, as the paper's"
+# Dense bf16 peak of a GPU (FLOP/s); the share of it that training reaches; and how much longer it
+# takes with norms in float32. Both by the bytes that are moved for LLaMA2-7B on an A100.
+GPU_PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "4090": 165e12, "L40": 181e12}
+GPU_SHARE = 0.43
+FLOAT32_NORMS = 1.3
+# SmolLM2-135M, NF4, batch 4 x 128: 2.2 s a step on two cores (4 FLOP a weight and token).
+CPU_RATE_PER_CORE = 4 * 134.5e6 * 512 / 2.2 / 2
 
 
-def plan(cfg: DictConfig | TrainConfig, users: int = USERS) -> dict[str, Any]:
-    """Parameters, bytes and time of one job.
+def plan(cfg: DictConfig | TrainConfig) -> dict[str, Any]:
+    """Parameters, bytes and time of one job, all batches at full length.
 
     Args:
         cfg: configs/train.yaml composed with overrides, or what `mos.config.validate` made of it.
-        users: how many adapters `serving` counts.
 
     Returns:
-        A JSON-serialisable dict; sizes in bytes, times in seconds.
+        A JSON-serialisable dict; sizes in bytes, times in seconds. `peak_memory_bytes` is what
+        results.json calls so, of a training on a GPU; `card_memory_bytes` is what the GPU needs for
+        it, of which quantization.norms=bfloat16 would save `norms_memory_bytes`;
+        `evaluation_bytes` are the weights alone.
 
     Raises:
         UserError: a wrong config, unknown shapes, an adapter that does not fit them.
     """
-    from mos.estimate import count, device_of, training_flops
+    from mos.estimate import estimate
 
     config = validate(cfg) if isinstance(cfg, DictConfig) else cfg
-    adapter = config["adapter"]
-    method = adapter["method"]
-    anatomy = count(config)
-    device = device_of(config)
-    memory = _memory(config, anatomy)
-    peak = sum(memory.values())
-    disk = _disk(config, anatomy)
-    rate = device["flops_per_second"]
-    lora = anatomy.lora_parameters
-    flops = training_flops(config, anatomy) if anatomy.trainable else 0.0
+    trainer, quantization, evaluation = config.trainer, config.quantization, config.eval
+    found, (device, memory, rate) = estimate(config), _device(config.device)
+    quantised, norms = quantization.bits is not None, 0
+    if slow := quantised and quantization.norms == "float32" and found.batch_flops > 0:
+        other = config.but(quantization=quantization.but(norms="bfloat16"))
+        norms = found.card_memory_bytes - estimate(other).card_memory_bytes
+    evaluated = BF16 * found.base_parameters // evaluation.tensor_parallel
+    evaluated *= bool(evaluation.benchmarks)
+    checkpoint = found.adapter_bytes + found.optimizer_bytes
+    disk = {
+        "adapter": found.adapter_bytes,
+        "checkpoints": (trainer.save_total_limit or 1) * checkpoint,
+        "dequantized_base_once_per_model": BF16 * found.base_parameters * quantised,
+    }
+    steps = trainer.max_steps * trainer.gradient_accumulation_steps
+    seconds = None  # of an unknown GPU, or by epochs, whose length the data has
+    if rate and steps >= 0:
+        seconds = steps * found.batch_flops / rate * (FLOAT32_NORMS if slow else 1)
     return {
-        "label": row_label(adapter, config["eval"]["chat"]),
-        "rank": anatomy.rank,
-        "model": config["model"]["name"],
-        "scale": config["scale"]["name"],
-        "experiment": config["experiment"],
-        "base_parameters": anatomy.base,
-        "trainable_parameters": anatomy.trainable,
-        "adapter_bytes": anatomy.adapter_bytes,
-        "lora_bytes": None if lora is None else 4 * lora,
-        **memory,
-        "peak_memory_bytes": peak,
-        "device": device["name"],
-        "device_memory_bytes": device["memory_bytes"],
-        "device_assumed": device["assumed"],
-        "fits": peak <= device["memory_bytes"],
+        "label": row_label(config.adapter.dump(), evaluation.chat),
+        "model": config.model.name,
+        "scale": config.scale.name,
+        "experiment": config.experiment,
+        **asdict(found),
+        "norms_memory_bytes": norms,
+        "evaluation_bytes": evaluated,
+        "device": device,
+        "device_memory_bytes": memory,
+        "fits": found.card_memory_bytes <= memory
+        and evaluated <= evaluation.gpu_memory_utilization * memory,
         "disk_bytes": sum(disk.values()),
         "disk": disk,
-        "seconds": None if rate is None or flops is None else flops / rate,
-        "serving": serving(anatomy, method, users),
-        "assumptions": _assumptions(config, device),
+        "seconds": seconds,
     }
 
 
-def _assumptions(config: TrainConfig, device: Mapping[str, Any]) -> list[str]:
-    batch = config["trainer"]["per_device_train_batch_size"]
-    rate = device["flops_per_second"]
-    speed = f"{rate / 1e12:.3g} TFLOP/s on" if rate else "no rate known for"
-    return [
-        "adapter_bytes: tensors as training saves them; lora_bytes: as a LoRA in fp32",
-        f"memory: batch {batch} x {config['data']['max_seq_length']} tokens at full length;"
-        " activations are what autograd saves in one bf16 forward pass; scratch space of kernels,"
-        " fragmentation and the CUDA context come on top; paged optimizer state counts as on the"
-        " device",
-        f"time: training only, all batches at full length; {speed} {device['name']}",
-    ]
+def _device(kind: str) -> tuple[str, float, float | None]:
+    """Name, memory (bytes) and training rate (FLOP/s) of the device that a config asks for."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if kind == "cpu" or (kind == "auto" and not there):
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return f"CPU, {cores} cores", memory, cores * CPU_RATE_PER_CORE
+    gpu = torch.cuda.get_device_properties(0) if there else None
+    name = gpu.name if gpu else ASSUMED_GPU
+    peak = next((rate for known, rate in GPU_PEAK.items() if known in name), None)
+    return name, gpu.total_memory if gpu else CARDS["40 GB"], peak and peak * GPU_SHARE
 
 
-def _memory(config: TrainConfig, anatomy: Anatomy) -> dict[str, int]:
-    """Parts of the peak, in bytes."""
-    from mos.activations import activations
-    from mos.estimate import optimizer_bytes, weights_bytes
-
-    trainer = config["trainer"]
-    full = config["adapter"]["method"] == "full"
-    memory = {
-        "weights_bytes": weights_bytes(anatomy, config["quantization"]),
-        "trainable_bytes": 0 if full else anatomy.trainable_bytes,
-        "gradient_bytes": anatomy.trainable_bytes,
-        "optimizer_bytes": optimizer_bytes(anatomy, trainer["optim"]),
-        "activation_bytes": 0,
-        "factor_bytes": 0,
-        "dequantization_bytes": 0,
-    }
-    if anatomy.trainable:
-        saved = activations(config, anatomy)
-        memory["activation_bytes"] = saved.peak(bool(trainer.get("gradient_checkpointing")))
-        if anatomy.materialised:
-            # A and B of all layers in the compute type, and their gradients.
-            memory["factor_bytes"] = 2 * BF16 * (anatomy.lora_parameters or 0)
-    if config["quantization"]["bits"] is not None:
-        memory["dequantization_bytes"] = BF16 * anatomy.largest_linear
-    return memory
-
-
-def _disk(config: TrainConfig, anatomy: Anatomy) -> dict[str, int]:
-    from mos.estimate import optimizer_bytes
-
-    trainer = config["trainer"]
-    checkpoint = anatomy.adapter_bytes + optimizer_bytes(anatomy, trainer["optim"])
-    quantised = config["quantization"]["bits"] is not None
-    return {
-        "adapter": anatomy.adapter_bytes,
-        "checkpoints": (trainer.get("save_total_limit") or 1) * checkpoint,
-        "dequantized_base_once_per_model": BF16 * anatomy.base if quantised else 0,
-    }
+def plan_table(plans: Sequence[Mapping[str, Any]]) -> Table:
+    """One plan as a list for a terminal, or several as the rows of a table."""
+    several = len(plans) > 1
+    varying = [key for key in ("model", "experiment") if len({one[key] for one in plans}) > 1]
+    rows: list[dict[str, str]] = []
+    for one in plans:
+        name = one["label"] + ("" if one["rank"] is None else f" r={one['rank']}")
+        row = {
+            "job": ", ".join([name, *(one[key] for key in varying or ["model"])]),
+            "parameters": f"{one['trainable_parameters']:,}",
+            "adapter": size(one["adapter_bytes"]),
+            "tensors": _gib(one["peak_memory_bytes"]),
+            "card needs": _gib(one["card_memory_bytes"]),
+            "fits": "yes" if one["fits"] else "NO",
+            "training": duration(one["seconds"]),
+        }
+        if not several:
+            row["fits"] += f", of {_gib(one['device_memory_bytes'])} ({one['device']})"
+            if norms := one["norms_memory_bytes"]:
+                row["float32 norms"] = f"{_gib(norms)}, and {FLOAT32_NORMS - 1:.0%} more time"
+            row["evaluation"] = f"{_gib(one['evaluation_bytes'])}, weights alone"
+            row["disk"] = size(one["disk_bytes"])
+        rows.append(row)
+    table = Table(box=None, show_header=several, padding=(0, 1, 0, 0))
+    for title in rows[0] if several else ():
+        table.add_column(title.replace(" ", "\n"), justify="left" if title == "job" else "right")
+    for texts in (row.values() for row in rows) if several else rows[0].items():
+        table.add_row(*texts)
+    return table
 
 
-def serving(anatomy: Anatomy, method: str, users: int) -> dict[str, Any]:
-    """Bytes of `users` adapters in bf16.
-
-    This one with its own parameters and as the LoRA that it computes, LoRAs on all linear layers
-    for comparison, and the paper's 3.36 TB with its formula.
-    """
-    indices = anatomy.adapter_bytes - anatomy.trainable_bytes if method == "mos" else 0
-    native = BF16 * anatomy.trainable + indices
-    unit = BF16 * anatomy.linear_width
-    kinds = {"native": native}
-    if anatomy.lora_parameters is not None:
-        kinds["as LoRA"] = BF16 * anatomy.lora_parameters
-    if anatomy.trainable and anatomy.trainable % anatomy.linear_width == 0:
-        budget = anatomy.trainable // anatomy.linear_width
-        kinds[f"LoRA of equal budget, rank {budget}"] = budget * unit
-    kinds |= {f"LoRA rank {r}": r * unit for r in REFERENCE_RANKS}
-    return {
-        "users": users,
-        "dtype": "bfloat16",
-        "formula": "users * (bytes of a parameter * parameters + bytes of the indices)",
-        "bytes_per_user": kinds,
-        "bytes": {kind: users * size for kind, size in kinds.items()},
-        "paper": {
-            "bytes": math.prod(PAPER_FACTORS.values()),
-            "formula": PAPER_FORMULA,
-            "factors": PAPER_FACTORS,
-            "assumptions": PAPER_ASSUMPTIONS,
-        },
-    }
-
-
-def sweep_total(plans: Sequence[Mapping[str, Any]], slots: int) -> dict[str, Any]:
-    """What the members of a sweep take together.
-
-    Args:
-        plans: of the members.
-        slots: members that run at once.
-    """
+def sweep_total(plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the members of a sweep take together, and how many of them fit."""
     seconds = [one["seconds"] for one in plans]
-    hours = None if None in seconds else sum(seconds) / 3600
-    bases = {one["model"]: one["disk"]["dequantized_base_once_per_model"] for one in plans}
-    runs = sum(one["disk"]["adapter"] + one["disk"]["checkpoints"] for one in plans)
+    needs = [one["card_memory_bytes"] for one in plans]
+    shared = {one["model"]: one["disk"]["dequantized_base_once_per_model"] for one in plans}
+    own = sum(one["disk"]["adapter"] + one["disk"]["checkpoints"] for one in plans)
     return {
         "members": len(plans),
-        "hours": hours,
-        "slots": slots,
-        "hours_per_slot": None if hours is None else hours / min(slots, len(plans)),
-        "disk_bytes": runs + sum(bases.values()),
-        "fits": {
-            f"{size} GB": sum(one["peak_memory_bytes"] <= size * GIB for one in plans)
-            for size in GPU_SIZES
-        },
+        "hours": None if None in seconds else sum(seconds) / 3600,
+        "disk_bytes": own + sum(shared.values()),
+        "fits": {name: sum(need <= card for need in needs) for name, card in CARDS.items()},
     }
 
 
-class Options(Strict):
-    """The keys of configs/plan.yaml beside those of mos.train."""
+def _gib(count: float) -> str:
+    return f"{count / GIB:.2f} GiB"
+
+
+def size(count: float) -> str:
+    """On a disk, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class PlanConfig(TrainConfig):
+    """What configs/plan.yaml says."""
 
     format: Literal["table", "json"]
-    users: PositiveInt
-    slots: PositiveInt
-    budget: Annotated[str | int | float | None, AfterValidator(lambda b: b and parameters(b))]
-    methods: list[str]
 
 
 class Plans(Callback):
-    """Prints the plans of a sweep's members, or the settings for a budget, when all are there."""
+    """Prints the plans of a sweep's members when all are there."""
 
     def __init__(self) -> None:
-        self.plans: list[tuple[Options, dict[str, Any]]] = []
+        self.plans: list[dict[str, Any]] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if job_return.status is JobStatus.COMPLETED:
@@ -226,46 +187,25 @@ class Plans(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if not self.plans:
             return
-        options, plans = self.plans[0][0], [plan for _, plan in self.plans]
-        if options.format == "json":
-            several = (
-                {"plans": plans, "total": sweep_total(plans, options.slots)}
-                if options.budget is None
-                else plans
-            )
-            print(json.dumps(plans[0] if len(plans) == 1 else several, indent=2))
-        elif options.budget is not None:
-            for found in plans:
-                show(**found)
-        else:
-            console.print(plan_table(plans[0] if len(plans) == 1 else plans))
-            if len(plans) > 1:
-                say(total_line(sweep_total(plans, options.slots)))
+        total = sweep_total(self.plans)
+        if config.format == "json":
+            found = {"plans": self.plans, "total": total} if self.plans[1:] else self.plans[0]
+            print(json.dumps(found, indent=2))
+            return
+        console.print(plan_table(self.plans))
+        if self.plans[1:]:
+            fits = ", ".join(f"{n} on a GPU of {name}" for name, n in total["fits"].items())
+            hours = duration(None if total["hours"] is None else 3600 * total["hours"])
+            disk = size(total["disk_bytes"])
+            say(f"{len(self.plans)} members: training {hours} in all; disk {disk}; fit: {fits}")
 
 
 @command("plan")
-def main(cfg: DictConfig) -> tuple[Options, dict[str, Any]]:
+def main(cfg: DictConfig) -> dict[str, Any]:
     """Count one member of what was asked for; `Plans` prints all of them."""
-    config = resolved(cfg)
-    values = {key: config.pop(key) for key in Options.model_fields}
-    check(values, Options)
-    options = Options(**values)
-    job = validate(OmegaConf.create(config))
-    if options.budget is not None:
-        return options, _for_budget(job, options.budget, options.methods)
-    if options.methods:
-        raise UserError("methods= are those that a budget is searched for: add budget=0.6M.")
-    note(f"counting {job.adapter.method} on {job.model.name}")
-    return options, plan(job, options.users)
-
-
-def _for_budget(job: TrainConfig, budget: Any, methods: Sequence[str]) -> dict[str, Any]:
-    overrides = HydraConfig.get().overrides.task
-    if chosen := [text for text in overrides if text.startswith("adapter=")]:
-        raise UserError(f"{chosen[0]} has no effect beside budget=: use methods=[...].")
-    fixed = [text for text in overrides if text.lstrip("+").startswith("adapter.")]
-    found = list(sized(job, budget, methods, fixed))
-    return {"budget": budget, "model": job["model"]["name"], "methods": found}
+    config = validate(cfg, PlanConfig)
+    note(f"counting {config.adapter.method} on {config.model.name}")
+    return plan(config)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from pathlib import Path
 
 from eval import BENCHMARKS
@@ -70,6 +71,30 @@ def check_shapes(config: TrainConfig) -> None:
     # Quantised weights cannot be told from plain ones on the meta device, and `full` needs to know.
     if method != "full":
         attach(model, config.adapter.dump())
+
+
+def check_card(config: TrainConfig) -> None:
+    """Hold what a training needs against the GPU, before anything is loaded.
+
+    Raises:
+        UserError: the GPU is too small.
+    """
+    in_shards = "ACCELERATE_USE_FSDP" in os.environ
+    if in_shards or config.adapter.method == "none" or choose_device(config) == "cpu":
+        return
+    import torch
+
+    from mos.estimate import GIB, estimate
+
+    gpu = torch.cuda.get_device_properties(0)
+    if (needed := estimate(config).card_memory_bytes) > gpu.total_memory:
+        raise UserError(
+            f"this training needs {needed / GIB:.1f} GiB, and {gpu.name} has"
+            f" {gpu.total_memory / GIB:.1f}. Lower trainer.per_device_train_batch_size (now"
+            f" {config.trainer.per_device_train_batch_size}) and raise"
+            " trainer.gradient_accumulation_steps, or use trainer.gradient_checkpointing=true or"
+            " quantization=nf4."
+        )
 
 
 def check_consent(evaluation: Evaluation) -> None:

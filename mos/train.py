@@ -31,7 +31,7 @@ from mos.console import (
 from mos.environment import command_of_job, log_files
 from mos.errors import UserError, write_fault
 from mos.identity import finished_run, open_run
-from mos.preflight import check_shapes, choose_device, missing
+from mos.preflight import check_card, check_shapes, choose_device, missing
 from mos.run import Run
 from mos.runs import results_table
 from mos.schema import check
@@ -79,6 +79,8 @@ def run_job(cfg: DictConfig) -> Run | None:
     if config.dry_run:
         say(f"{run.path}: {run.status}")
         return None
+    if config.overwrite or not run.trained:
+        check_card(config)
 
     with run.claimed() if is_main_process() else nullcontext(False) as ours:
         if ours and config.overwrite and (kept := run.set_aside()):
@@ -216,12 +218,11 @@ def outcome_recorded(run: Run) -> Iterator[None]:
 
 def print_plan(config: TrainConfig, run: Run) -> None:
     """What a dry run shows: the config, the run's folder and state, costs, what is missing."""
-    from mos.plan import plan
-    from mos.plan_tables import plan_table
+    from mos.plan import plan, plan_table
     from mos.preflight import missing
 
     console.print(config_tree(config.dump(), "config"))
-    console.print(plan_table(plan(config)))
+    console.print(plan_table([plan(config)]))
     say(f"run: {run.path} ({run.status})")
     for problem in missing(config):
         say(f"missing: {problem}")

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import prepare_model_for_kbit_training
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -23,9 +22,9 @@ from mos.evaluation.jobs import build_benchmarks
 from mos.evaluation.subjects import adapter_hash, write_origin
 from mos.files import beside, fingerprint, set_aside, source_hash
 from mos.identity import model_identity
-from mos.methods import attach, rank, row_label
+from mos.methods import rank, row_label
 from mos.model_sources import resolve_model
-from mos.modeling import load_base, load_tokenizer
+from mos.modeling import load_base, load_tokenizer, with_adapter
 from mos.preflight import choose_device
 from mos.processor import products_in
 from mos.run import Run
@@ -128,10 +127,10 @@ def load_model(
     device: torch.device,
 ) -> nn.Module:
     """The base model, quantised and frozen, with the adapter on it."""
-    model = load_base(model_dir, config.quantization.dump(), device)
-    if config.quantization.bits is not None and config.quantization.norms == "float32":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return attach(model, config.adapter.dump())
+    quantization = config.quantization.dump()
+    return with_adapter(
+        load_base(model_dir, quantization, device), quantization, config.adapter.dump()
+    )
 
 
 def run_trainer(
