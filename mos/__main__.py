@@ -18,13 +18,11 @@ COMMANDS = {
     "summarize": "make the paper's tables, plots and a report from runs",
     "plan": "count parameters, memory, disk and time before anything is loaded",
     "export": "write an adapter as a plain LoRA, or merged into its model",
-    "runs": "a table of runs: state, progress, scores, age, what failed",
-    "show": "records of an evaluation to read: prompt, answer, target",
+    "runs": "list runs: state, progress, scores, what failed; or show one, or its records",
     "chat": "try an adapter in the terminal",
     "inspect": "show what a model is trained on and asked",
     "run": "another tool that uses PEFT, with mos's methods known: mos run -- lm_eval ...",
 }
-MODULES = {"runs": "mos.list_runs"}
 USAGE = "\n".join(
     [
         "usage: mos COMMAND [key=value ...]",
@@ -49,8 +47,7 @@ def main() -> None:
             run_tool(sys.argv[2:])
     else:
         del sys.argv[1]
-        module = MODULES.get(command, f"mos.{command}")
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_module(f"mos.{command}", run_name="__main__", alter_sys=True)
 
 
 def run_tool(arguments: Sequence[str]) -> None:

@@ -1,4 +1,12 @@
-"""The runs on disk: those in a folder, and what their logs say of the losses."""
+"""The runs on disk: find them, list them, show one, or the records of one of its benchmarks.
+
+    mos runs                                 those of outputs/
+    mos runs outputs/x 'outputs/*/mos-*'     those of folders and globs
+    mos runs RUN                             one of them, with all of its scores
+    mos runs RUN BENCHMARK wrong n=5         records of its evaluation to read
+
+Nothing heavy is imported for a list.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +14,10 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +25,20 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from mos.console import printable
-from mos.errors import DataError, MissingFileError
+from eval import BENCHMARKS, build_benchmark
+from mos.console import console, exit_on_user_error, override, printable, say
+from mos.errors import DataError, MissingFileError, UserError, unknown
 from mos.files import SET_ASIDE, read_text
-from mos.records import Results
+from mos.records import Metrics, Record, Results, read_records
 from mos.run import Run
+
+USAGE = """usage: mos runs [FOLDER or glob ...]
+       mos runs RUN [BENCHMARK [wrong] [n=5] [paths.data_dir=DIR]]
+
+Without a benchmark, a line a run: state, steps, age, scores; and why some failed or stopped. With
+one, prompt, answer, what was parsed of it, and the target of n records of the run's evaluation;
+`wrong` leaves out those with a full score. BENCHMARK may be heldout: losses of examples. Prompts
+are built from the benchmark's files below DIR, by default the samples."""
 
 # A folder with one of these files, or with the name of a seed, is a run's.
 MARKERS = frozenset({"results.json", "status.json", "manifest.json", "config.yaml"})
@@ -76,6 +96,59 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from _walk(Path(entry.path))
 
 
+def show_runs(runs: Sequence[Run], reasons: bool = True) -> None:
+    """Print a line a run: what it is, how far, how good, how old.
+
+    Args:
+        reasons: also print, below, why some stopped.
+    """
+    table = Table("run", "state", Column("step", justify="right"), "age", "scores", box=None)
+    table.columns[0].no_wrap = True
+    stopped = []
+    for run in runs:
+        try:
+            state, results, logs = run.state, run.results, run.manifest.logs[-2:]
+            status, reason = state.status, state.reason * (state.status != "trained")
+            row = [status, _progress(run, results), _age(run), _scores(results)]
+        except UserError as error:
+            reason, logs, row = str(error), [], ["damaged", "", "", ""]
+        if reason:
+            stopped.append("; ".join([f"{run.name}: {reason}", *logs]))
+        table.add_row(*(escape(printable(text)) for text in [run.name, *row]))
+    console.print(table)
+    for reason in stopped if reasons else ():
+        console.print(printable(reason), markup=False, highlight=False)
+
+
+def _progress(run: Run, results: Results | None) -> str:
+    """Steps done, of how many where they are not all done."""
+    if train := run.manifest.train or (results and results.train):
+        return str(train.steps)
+    lines = read_losses(run.path / "loss.jsonl")
+    done = lines[-1]["step"] if lines else 0
+    total = run.config.trainer.max_steps if lines else 0
+    return f"{done}/{total}" if total > 0 else str(done)
+
+
+def _scores(results: Results | None) -> str:
+    """The first metric of each benchmark."""
+    first = {row.benchmark: row for row in reversed(results.rows())} if results else {}
+    rows = reversed(first.values())
+    return ", ".join(f"{row.benchmark} {row.metric} {row.value:.2f}" for row in rows)
+
+
+def _age(run: Run) -> str:
+    """Time since the state was written, in its largest unit."""
+    file = run.path / "status.json"
+    if not file.exists():
+        return ""
+    age = timedelta(seconds=time.time() - file.stat().st_mtime).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age >= length:
+            return f"{age / length:.0f} {unit}"
+    return f"{age:.0f} s"
+
+
 def results_table(results: Results) -> Table:
     """The metrics of one run, a line each."""
     method, train = results.method, results.train
@@ -118,3 +191,96 @@ def read_losses(file: Path) -> list[dict[str, Any]]:
             raise DataError(file, number, "no line of a loss log (was it edited?).")
         lines.append(line)
     return lines
+
+
+def show_records(
+    run: Run, benchmark: str, n: int = 5, wrong: bool = False, paths: Sequence[str] = ()
+) -> None:
+    """Print records of a run's evaluation, with their prompts where these can be built.
+
+    Args:
+        wrong: only those that have less than the full score.
+        paths: overrides of the caller's `paths`. Those in the run's config do not count.
+
+    Raises:
+        UserError: the run was not evaluated on that benchmark, or a record is damaged.
+    """
+    folder = run.path / "eval" / benchmark
+    if not folder.is_dir():
+        found = [path.parent.name for path in run.path.glob("eval/*/records.jsonl")]
+        if found:
+            raise unknown("benchmark of this run", benchmark, found)
+        raise MissingFileError(f"{run.path} has no evaluation (a run is a folder such as seed0).")
+    records = read_records(folder)
+    if wrong:
+        records = [record for record in records if any(s != 1 for s in record.scores.values())]
+    chosen = records[:n]
+    try:
+        prompts = _prompts(run, benchmark, paths) if chosen and benchmark in BENCHMARKS else {}
+        if prompts and not any(record.prompt_sha256 in prompts for record in chosen):
+            raise UserError("the run had other files of this benchmark; give paths.data_dir=")
+    except (UserError, OSError) as error:
+        say(f"prompts are not shown: {error}")
+        prompts = {}
+    for record in chosen:
+        _show(record, prompts.get(record.prompt_sha256 or ""))
+    if not chosen:
+        say("no such record")
+
+
+def _prompts(run: Run, benchmark: str, paths: Sequence[str]) -> dict[str, str]:
+    """The prompts of a benchmark as it was evaluated, by their sha256."""
+    from mos.config import compose_config
+    from mos.modeling import tokenizer_of
+
+    result = Metrics.load(run.path / "eval" / benchmark)
+    own = compose_config([f"eval=[base,{benchmark}]", *paths], "evaluate")
+    options = {k: v for k, v in (result.options if result else {}).items() if k != "shard"}
+    options["data_dir"] = own.eval.benchmarks[benchmark].data_dir
+    tokenizer = tokenizer_of(run.config.model.dump(), own.paths.cache_dir)
+    built = build_benchmark(benchmark, tokenizer=tokenizer, **options)
+    return {request.prompt_sha256: request.prompt for request in built.requests}
+
+
+def _show(record: Record, prompt: str | None) -> None:
+    scores = "  ".join(f"{name} {value:.4g}" for name, value in record.scores.items())
+    there = {name: getattr(record, name) for name in record.model_fields_set}
+    parts = {"prompt": prompt, **there, "scores": scores}
+    console.rule(printable(record.id), align="left")
+    for title in ("prompt", "output", "parsed", "target", "scores"):
+        if title in there or parts.get(title) is not None:
+            console.print(f"[bold]{title}")
+            for line in str(parts[title]).splitlines() or [""]:
+                console.print(f"  {printable(line)}", markup=False, highlight=False)
+
+
+def main() -> None:
+    """Show what the command line asks for."""
+    given = sys.argv[1:]
+    if {"-h", "--help"} & set(given):
+        print(USAGE)
+        return
+    with exit_on_user_error():
+        options = [word for word in given if word == "wrong" or re.match(r"[\w.]+=", word)]
+        places = [word for word in given if word not in options] or ["outputs"]
+        n, paths = 5, []
+        for key, _, value in (option.partition("=") for option in options):
+            if key == "n" and value.isdecimal():
+                n = int(value)
+            elif key == "paths.data_dir":
+                paths.append(override(key, value))
+            elif key != "wrong":
+                raise UserError(f"{key}: expected wrong, n=<number> or paths.data_dir=<folder>.")
+        run = Run(Path(places[0]).expanduser())
+        if len(places) == 2 and not (Path(places[1]).exists() or glob.has_magic(places[1])):
+            show_records(run, places[1], n, "wrong" in options, paths)
+            return
+        runs = find_runs(places)
+        show_runs(runs)
+        if [one.path for one in runs] == [run.path] and (results := run.results):
+            console.print(results_table(results))
+            say(f"records: mos runs {places[0]} {'|'.join(results.metrics)}")
+
+
+if __name__ == "__main__":
+    main()

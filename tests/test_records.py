@@ -9,11 +9,10 @@ import pytest
 
 from mos.config import compose_config, validate
 from mos.errors import UserError
-from mos.list_runs import show_runs
 from mos.records import DamagedError, Manifest, Metrics, Results, Status, read_records
 from mos.report.runs import read_runs
 from mos.run import Run
-from mos.runs import find_runs
+from mos.runs import find_runs, show_runs
 
 STUDY = Path(__file__).parent.parent / "benchmarks" / "results" / "study" / "runs"
 RECORDS = [

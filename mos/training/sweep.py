@@ -28,8 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from mos.console import fail, override, say, show_traceback
 from mos.errors import UserError
 from mos.files import read_json, write_json
-from mos.list_runs import show_runs
 from mos.run import Run
+from mos.runs import show_runs
 
 # Launchers and sweepers that an extra of this package installs, with the module they are in.
 PLUGINS = {
