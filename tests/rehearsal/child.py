@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mos.folders import build_once
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -25,6 +24,7 @@ from transformers.trainer import DEFAULT_CALLBACKS
 from eval.engines.vllm import free_memory
 from mos.config import compose_config
 from mos.console import exit_on_user_error
+from mos.files import build_once
 from mos.model_sources import resolve_model
 from mos.modeling import copy_tokenizer
 from mos.places import TINY
@@ -130,7 +130,8 @@ def hollow_model(config: Any) -> Path:
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(**config.model.architecture)).bfloat16()
         tied = set(model._tied_weights_keys) if model.config.tie_word_embeddings else set()
-        header, end = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
         for key, tensor in model.state_dict().items():
             if key not in tied:
                 place = [end, end := end + tensor.nbytes]
@@ -147,7 +148,8 @@ def hollow_model(config: Any) -> Path:
     return build_once(cache / "models" / f"hollow-{config.model.name}", fill)
 
 
-DEFAULT_CALLBACKS.append(Steps())  # also in the process that trains, which imports this module
+callbacks: list[Any] = DEFAULT_CALLBACKS
+callbacks.append(Steps)  # also in the process that trains, which imports this module
 
 if __name__ == "__main__":
     config = compose_config(sys.argv[2:])
