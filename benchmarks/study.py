@@ -45,7 +45,7 @@ SEEDS = (0, 1, 2)
 STEP = 4  # between neighbouring learning rates
 REFERENCE = "lora_r2"
 # Row: the middle one of its learning rates, and the adapter. All but lora_r16 have the trainable
-# parameters of LoRA r=2, as near as `mos plan budget=610560 model=smollm2_135m` gets.
+# parameters of LoRA r=2, 610,560 on SmolLM2-135M, as near as their settings get.
 ROWS = {
     "lora_r2": (2e-3, "adapter=table1_lora_r2"),
     "mos_r8": (2e-3, "adapter=table2_mos_r8"),
