@@ -13,6 +13,7 @@ from pathlib import Path
 from eval import BENCHMARKS
 from eval.sandbox import check_isolation
 from mos.config import Evaluation, Model, TrainConfig
+from mos.console import say
 from mos.errors import UserError
 from mos.files import check_writable, weight_files
 from mos.places import RANDOM, SMOLLM2, smollm2_package
@@ -74,27 +75,29 @@ def check_shapes(config: TrainConfig) -> None:
 
 
 def check_card(config: TrainConfig) -> None:
-    """Hold what a training needs against the GPU, before anything is loaded.
+    """Hold what a training needs against what is free on the GPU, before anything is loaded.
 
     Raises:
-        UserError: the GPU is too small.
+        UserError: its tensors alone do not fit.
     """
     in_shards = "ACCELERATE_USE_FSDP" in os.environ
     if in_shards or config.adapter.method == "none" or choose_device(config) == "cpu":
         return
-    import torch
+    from eval.engines.vllm import free_memory  # in another process: none of the GPU is held here
+    from mos.estimate import CONTEXT_BYTES, GIB, estimate
 
-    from mos.estimate import GIB, estimate
-
-    gpu = torch.cuda.get_device_properties(0)
-    if (needed := estimate(config).card_memory_bytes) > gpu.total_memory:
+    needs, (free, whole) = estimate(config), free_memory(1)
+    here = f"{free / GIB:.1f} of {whole / GIB:.1f} GiB are free on the GPU"
+    if (least := needs.peak_memory_bytes + CONTEXT_BYTES) > free:
         raise UserError(
-            f"this training needs {needed / GIB:.1f} GiB, and {gpu.name} has"
-            f" {gpu.total_memory / GIB:.1f}. Lower trainer.per_device_train_batch_size (now"
+            f"this training needs {least / GIB:.1f} GiB, and {here}. Lower"
+            " trainer.per_device_train_batch_size (now"
             f" {config.trainer.per_device_train_batch_size}) and raise"
             " trainer.gradient_accumulation_steps, or use trainer.gradient_checkpointing=true or"
             " quantization=nf4."
         )
+    if needs.card_memory_bytes > free:
+        say(f"this training may take {needs.card_memory_bytes / GIB:.1f} GiB, and {here}")
 
 
 def check_consent(evaluation: Evaluation) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from mos.config import compose_config, validate
 from mos.errors import UserError
@@ -64,13 +62,17 @@ def test_parameters_are_the_paper_s(overrides, parameters):
     assert estimate(config_of(*overrides)).trainable_parameters == parameters
 
 
-def test_a_card_that_is_too_small_is_refused_before_anything_is_loaded(monkeypatch):
-    card = SimpleNamespace(name="A10", total_memory=int(23.5 * GIB))
+def test_a_card_that_is_too_small_is_refused_before_anything_is_loaded(monkeypatch, capsys):
     monkeypatch.setattr("mos.preflight.choose_device", lambda _: "cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    free = [22.9, 13.0]
+    monkeypatch.setattr("eval.engines.vllm.free_memory", lambda _: (free[0] * GIB, 23.5 * GIB))
     check_card(config_of(PAPER, MOS))
-    with pytest.raises(UserError, match=r"needs 8\d\.\d GiB, and A10 has 23\.5.*per_device_train"):
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"needs 8\d\.\d GiB, and 22\.9 of 23\.5 GiB are free"):
         check_card(config_of(PAPER, MOS, "trainer.gradient_checkpointing=false"))
+    del free[0]
+    check_card(config_of(PAPER, MOS))
+    assert "may take 15.5 GiB" in capsys.readouterr().out
 
 
 def test_a_plan_says_whether_it_fits_and_what_float32_norms_cost(monkeypatch):
