@@ -137,7 +137,8 @@ def read_runs(where: Any, problems: list[Problem], since: str | None = None) -> 
                 continue
             own = _scores(run, results)
             about = {"id": re.sub(r"[/_-]?seed-?\d+$", "", results.run_id), "modified": modified}
-            rows[str(run.path)] = {**_config(run), **dict(flat(results.content())), **about}
+            said = {**_config(run), **dict(flat(results.content())), **about}
+            rows[str(run.path)] = {"method.rank": None, **said}  # some results do not have it
             scores += own
         except UserError as error:
             problems.append(Problem(str(run.path), str(error), REFUSED))
