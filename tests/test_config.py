@@ -164,7 +164,7 @@ def test_wrong_values_are_named(overrides, expected):
     ("command", "expected"),
     [
         ("train eval.engine=vlllm", "Did you mean 'vllm'"),
-        ("export adapter={0} out={0}", "holds files that mos did not write"),
+        ("export adapter={0} out={0}", "which mos did not write"),
         ("chat {0}", "names no base model"),
         ("summarize runs=/nowhere", "runs=/nowhere: no such folder"),
     ],

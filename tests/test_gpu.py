@@ -10,7 +10,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from eval.benchmark import Decoding, Request
-from eval.engines import open_engine
+from eval.engines import engine_settings, start
 from mos import MosConfig
 from mos.model_sources import resolve_model
 from mos.places import SMOLLM2
@@ -70,7 +70,8 @@ def test_vllm_answers_200_prompts_of_a_mos_adapter_as_transformers_does(
 
     def answers(name: str, adapter) -> torch.Tensor:
         """Log-probabilities (200, 4)."""
-        with open_engine(name, folder, device=DEVICE, max_lora_rank=8) as engine:
+        settings = engine_settings(name, folder, device=DEVICE, max_lora_rank=8)
+        with start(settings, folder) as engine:
             prompts = engine.encode(asked)
             given = {i: c for batch in engine.complete(prompts, adapter) for i, c in batch}
         return torch.tensor([given[i].logprobs for i in range(200)])

@@ -130,7 +130,8 @@ def _others(runs: Runs, filled: Iterable[Filled]) -> Pivot | None:
         return None
     scores = runs.scores[runs.scores["run"].isin(rest.index)]
     rows = ["model", "method.label", "method.rank", "method.trainable_parameters"]
-    return pivot(replace(runs, runs=rest, scores=scores), rows, name="others")
+    known = [key for key in rows if rest[key].notna().any()]
+    return pivot(replace(runs, runs=rest, scores=scores), known, name="others")
 
 
 def _yardstick(runs: Runs, key: str | None) -> list[Column]:

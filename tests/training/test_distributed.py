@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.run import Run
 from mos.runs import find_runs, read_losses
@@ -107,10 +108,9 @@ def test_two_processes_with_shards_equal_one_and_are_continued(tmp_path):
     ],
 )
 def test_what_cannot_be_sharded_is_refused_by_name(variable, options, device, words, monkeypatch):
-    config = {
-        "quantization": {"bits": options.get("bits")},
-        "trainer": {"optim": options.get("optim", "adamw_torch")},
-    }
+    quantization = "nf4" if options.get("bits") else "none"
+    optim = options.get("optim", "adamw_torch")
+    config = validate(compose_config([f"quantization={quantization}", f"trainer.optim={optim}"]))
     check_sharding(config, device)
     monkeypatch.setenv(variable, "true")
     with pytest.raises(UserError, match=words):

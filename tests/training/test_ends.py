@@ -253,6 +253,7 @@ def four_gpus(monkeypatch):
     monkeypatch.setattr("mos.preflight.gpu_driver_is_there", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr("eval.engines.vllm.free_memory", lambda _: (39 << 30, 40 << 30))
     for name in ("_lazy_init", "mem_get_info", "set_device"):
         monkeypatch.setattr(torch.cuda, name, touched)
 

@@ -56,8 +56,8 @@ def test_records_and_metrics_have_the_form_of_a_benchmark(tmp_path):
     )
     losses = HeldOut(step=7, nll=[2.0, 6.0, 1.0], tokens=[1, 3, 2], exact=[1.0, 0.0, 1.0])
     entry = write_heldout(tmp_path, rows, losses, {"corpus": "messages"})
-    assert entry["loss"] == pytest.approx(1.5)  # nats per token, not the mean of means
-    assert entry["lower_is_better"] == ["loss"]
+    assert entry.metrics["loss"] == pytest.approx(1.5)  # nats per token, not the mean of means
+    assert entry.lower_is_better == ["loss"]
     folder = tmp_path / "eval" / "heldout"
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     assert [record["scores"] for record in records] == [
@@ -75,7 +75,7 @@ def test_records_and_metrics_have_the_form_of_a_benchmark(tmp_path):
     other = write_heldout(
         tmp_path, rows.select([0, 1]), HeldOut(7, [2.0, 6.0], [1, 3], [1.0, 0.0]), {}
     )
-    assert other["n"] == 2
+    assert other.n == 2
     assert (
         json.loads((folder / "metrics.json").read_text())["prompts_sha256"]
         != (metrics["prompts_sha256"])
