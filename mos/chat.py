@@ -10,11 +10,14 @@ from typing import Any
 from mos.config import compose_config
 from mos.console import console, exit_on_user_error, printable, quiet_libraries
 from mos.errors import UserError
-from mos.evaluation.subjects import read_origin
+from mos.evaluation.subjects import read_adapter_config, read_origin
 
 
 def converse(folder: Path, max_tokens: int = 512) -> None:
     """Answer lines until the input ends; an empty one begins a new conversation."""
+    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    if not read_adapter_config(folder).get("base_model_name_or_path"):
+        raise UserError(f"{folder} names no base model: give a trained run or an adapter.")
     import torch  # with its companions, it takes seconds
     from transformers import AutoTokenizer, GenerationConfig, TextStreamer
 
@@ -29,7 +32,6 @@ def converse(folder: Path, max_tokens: int = 512) -> None:
 
     quiet_libraries()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
     config, origin = adapter_config(folder), read_origin(folder) or {}
     cache_dir = compose_config([], "evaluate").paths.cache_dir
     base = resolve_model(str(config.base_model_name_or_path), cache_dir, config.revision)
