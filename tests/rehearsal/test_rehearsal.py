@@ -28,7 +28,7 @@ def test_a_step_launches_waits_and_holds_what_it_did(case):
 
 def test_a_run_that_was_stopped_goes_on(tmp_path):
     """With the paper's optimizer, whose paged state must be paged again after loading."""
-    settings = (*TINY, "trainer.save_steps=2", "trainer.logging_steps=1")
+    settings = (*CASES["3B MoS"], "trainer.save_steps=2", "trainer.logging_steps=1")
     stopped = training(tmp_path, *settings, MOS_STOP_AFTER="2")
     assert len(stopped.steps) == 2, stopped.output
     resumed = training(tmp_path, *settings)
