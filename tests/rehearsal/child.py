@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -124,22 +125,27 @@ class Steps(TrainerCallback):
 
 
 def hollow_model(config: Any) -> Path:
-    """A folder with the shapes of a composed config, whose weights are a hole in a file."""
+    """A folder with the shapes of a composed config, whose weights are holes in files."""
 
     def fill(folder: Path) -> Path:
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(**config.model.architecture)).bfloat16()
-        tied = set(model._tied_weights_keys) if model.config.tie_word_embeddings else set()
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for key, tensor in model.state_dict().items():
-            if key not in tied:
-                place = [end, end := end + tensor.nbytes]
-                header[key] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": place}
-        text = json.dumps(header).encode()
-        with (folder / "model.safetensors").open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(file.tell() + end)
+        tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+        weights = {name: t for name, t in model.state_dict().items() if name not in tied}
+        shards = split_torch_state_dict_into_shards(weights)
+        for name, tensors in shards.filename_to_tensors.items():
+            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+            end = 0
+            for key in tensors:
+                place = [end, end := end + weights[key].nbytes]
+                shape = list(weights[key].shape)
+                header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": place}
+            text = json.dumps(header).encode()
+            with (folder / name).open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                file.truncate(file.tell() + end)
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         model.config.save_pretrained(folder)
         copy_tokenizer(resolve_model(TINY, cache), folder)
         return folder
