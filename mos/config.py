@@ -9,7 +9,7 @@ takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -38,7 +38,7 @@ from pydantic import (
 from eval import options_model
 from mos.errors import UserError, unknown
 from mos.files import parse_yaml, read_text
-from mos.methods import METHODS, check_adapter, check_quantized_base
+from mos.methods import METHODS, check_quantized_base, peft_config
 from mos.places import CONFIG_DIR
 from mos.schema import Number, Strict, check
 from mos.trainer_config import Trainer, check_trainer
@@ -78,24 +78,6 @@ class Section(Strict):
         """A copy with other values, which are not checked again."""
         return self.model_copy(update=changes)
 
-    def __getitem__(self, key: str) -> Any:
-        try:
-            return getattr(self, key)
-        except AttributeError:
-            raise KeyError(key) from None
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, key, default)
-
-    def keys(self) -> list[str]:
-        return list(self.dump())
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        return ((key, self[key]) for key in self.keys())
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.model_fields_set
-
 
 class Scale(Section):
     name: str
@@ -124,10 +106,6 @@ class Adapter(Section):
     model_config = ConfigDict(extra="allow")
 
     method: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {key: value for key, value in self.dump().items() if key != "method"}
 
 
 class Data(Section):
@@ -319,7 +297,7 @@ def benchmark_model(name: str) -> type[Benchmark]:
 
 
 def _check_adapter(config: TrainConfig) -> None:
-    check_adapter(config.adapter.dump())
+    peft_config(config.adapter.dump())
     method = config.adapter.method
     if config.quantization.bits is not None:
         check_quantized_base(method)

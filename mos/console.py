@@ -27,6 +27,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def launched_processes() -> int:
+    """How many processes a launcher (`accelerate launch`, torchrun) has started for this job."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 console = Console(soft_wrap=True, quiet=not is_main_process())
 errors = Console(stderr=True, soft_wrap=True)
 

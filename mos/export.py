@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,18 +53,17 @@ def export(cfg: DictConfig) -> Path:
         UserError: a wrong config, an adapter that has no exact LoRA form or does not fit its base,
             files in the folder that an export did not write.
     """
-    config = resolved(cfg)
-    check(config, ExportConfig)
-    quantization = compose_config([f"quantization={config['quantization']}"]).quantization
-    check_adapter_folder(Path(config["adapter"]))
-    check_output(config["out"], "export")
-    say(f"exporting {config['adapter']}")
+    config = check(resolved(cfg), ExportConfig)
+    quantization = compose_config([f"quantization={config.quantization}"]).quantization
+    check_adapter_folder(Path(config.adapter))
+    check_output(config.out, "export")
+    say(f"exporting {config.adapter}")
     out = _export_adapter(config, quantization)
     say(f"wrote {out}")
     return out
 
 
-def _export_adapter(config: Mapping[str, Any], quantization: DictConfig) -> Path:
+def _export_adapter(config: ExportConfig, quantization: DictConfig) -> Path:
     import torch
 
     from mos.adapters.saved import adapter_config
@@ -73,15 +71,15 @@ def _export_adapter(config: Mapping[str, Any], quantization: DictConfig) -> Path
     from mos.model_sources import resolve_model
     from mos.modeling import dequantized_base
 
-    dtype = config["dtype"] and getattr(torch, config["dtype"])
-    if config["as"] == "lora":
-        return to_lora(config["adapter"], config["out"], dtype, config["pad"])
-    base = config["base"] or adapter_config(Path(config["adapter"])).base_model_name_or_path
+    dtype = config.dtype and getattr(torch, config.dtype)
+    if config.form == "lora":
+        return to_lora(config.adapter, config.out, dtype, config.pad)
+    base = config.base or adapter_config(Path(config.adapter)).base_model_name_or_path
     if not base:
         raise UserError("The adapter does not name its base model: give base=...")
-    cache_dir = config["cache_dir"]
-    folder = dequantized_base(resolve_model(base, cache_dir), quantization, cache_dir)
-    return merge(folder, config["adapter"], config["out"], dtype)
+    folder = resolve_model(base, config.cache_dir)
+    folder = dequantized_base(folder, quantization, config.cache_dir)
+    return merge(folder, config.adapter, config.out, dtype)
 
 
 @command("export")

@@ -173,15 +173,6 @@ def register_all() -> None:
             import_module(method.config.partition(":")[0])
 
 
-def check_adapter(adapter: Mapping[str, Any]) -> None:
-    """Check an adapter config, as `peft_config` does.
-
-    Raises:
-        UserError: as `peft_config`.
-    """
-    peft_config(adapter)
-
-
 def peft_config(adapter: Mapping[str, Any]) -> PeftConfig | None:
     """The PEFT config that an adapter config describes; None for the methods `none` and `full`.
 

@@ -23,6 +23,7 @@ from mos.console import (
     config_tree,
     console,
     is_main_process,
+    launched_processes,
     logged_to,
     override,
     quiet_libraries,
@@ -30,6 +31,7 @@ from mos.console import (
 )
 from mos.environment import command_of_job, log_files
 from mos.errors import UserError, write_fault
+from mos.evaluation.subjects import CALLERS
 from mos.identity import finished_run, open_run
 from mos.preflight import check_card, check_shapes, choose_device, missing
 from mos.run import Run
@@ -37,9 +39,6 @@ from mos.runs import results_table
 from mos.schema import check
 from mos.training.sweep import as_member, in_sweep, in_turn, note_member, sweep_dir
 from mos.training.tracking import tracked
-
-# Settings that an evaluation takes from who starts it, not from the run.
-OF_THIS_MACHINE = ("sandbox", "tensor_parallel")
 
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
@@ -120,7 +119,7 @@ def train_adapter(config: TrainConfig, run: Run, wanted: bool) -> None:
     or starts the next member of a sweep, and must not hold memory of the GPU then.
     """
     # Torch and its companions take seconds to import, which a finished run need not wait for.
-    from mos.training.distributed import in_own_process, launched_processes
+    from mos.training.distributed import in_own_process
     from mos.training.fit import record_bare
 
     bare, alone = config.adapter.method == "none", launched_processes() == 1
@@ -168,8 +167,7 @@ def evaluate(config: TrainConfig, run: Run) -> None:
     overrides = [
         override("paths.cache_dir", config.paths.cache_dir),
         override("paths.data_dir", config.paths.data_dir),
-        f"eval.allow_code_execution={str(config.eval.allow_code_execution).lower()}",
-        *(f"eval.{key}={getattr(config.eval, key)}" for key in OF_THIS_MACHINE),
+        *(f"eval.{key}={str(getattr(config.eval, key)).lower()}" for key in CALLERS),
     ]
     for name, options in config.eval.benchmarks.items():
         if Path(options.data_dir) != Path(config.paths.data_dir, name):
@@ -219,7 +217,6 @@ def outcome_recorded(run: Run) -> Iterator[None]:
 def print_plan(config: TrainConfig, run: Run) -> None:
     """What a dry run shows: the config, the run's folder and state, costs, what is missing."""
     from mos.plan import plan, plan_table
-    from mos.preflight import missing
 
     console.print(config_tree(config.dump(), "config"))
     console.print(plan_table([plan(config)]))

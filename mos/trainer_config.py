@@ -111,9 +111,6 @@ def trainer_model() -> type[BaseModel]:
 
 
 def check_trainer(trainer: dict[str, Any]) -> None:
-    if trainer.get("num_train_epochs") is None:
-        # A config without the key is the same run as before there was one.
-        trainer.pop("num_train_epochs", None)
     for key in trainer:
         if key in OVERRULED:
             raise UserError(f"trainer.{key} is set by the program: {OVERRULED[key]}.")

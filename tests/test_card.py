@@ -35,7 +35,7 @@ def run(tmp_path):
         train={"steps": 16, "train_loss": 2.5},
         method={
             "name": "mos", "label": "MoS", "rank": 32, "trainable_parameters": 2_442_240,
-            "adapter_bytes": 1, "config": dict(config["adapter"]),
+            "adapter_bytes": 1, "config": config.adapter.dump(),
         },
     )  # fmt: skip
     return run

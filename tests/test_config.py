@@ -24,9 +24,9 @@ def options(group: str) -> list[str]:
 @pytest.mark.parametrize(("experiment", "scale"), product(options("experiment"), options("scale")))
 def test_every_experiment_validates_at_every_scale(experiment, scale):
     config = validate(compose_config([f"+experiment={experiment}", f"scale={scale}"]))
-    assert config["experiment"] == experiment
-    assert config["scale"]["name"] == scale
-    assert bool(config["eval"]["benchmarks"]) != experiment.startswith("study_")
+    assert config.experiment == experiment
+    assert config.scale.name == scale
+    assert bool(config.eval.benchmarks) != experiment.startswith("study_")
 
 
 @pytest.mark.parametrize("adapter", options("adapter"))
@@ -43,30 +43,30 @@ def test_every_option_of_a_group_validates(group):
 
 def test_paper_scale_has_the_values_of_appendix_a():
     config = validate(compose_config(["scale=paper"]))
-    trainer = config["trainer"]
-    assert config["model"]["path"] == "meta-llama/Llama-2-7b-hf"
+    trainer = config.trainer
+    assert config.model.path == "meta-llama/Llama-2-7b-hf"
     assert config.quantization.dump() == {
         "bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16",
         "norms": "float32",
     }  # fmt: skip
-    assert trainer["optim"] == "paged_adamw_32bit"
-    assert trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == 16
-    assert config["data"]["max_seq_length"] == 512
-    assert trainer["max_grad_norm"] == 0.3
-    assert trainer["max_steps"] == 10_000
-    assert trainer["lr_scheduler_type"] == "linear"
-    assert trainer["warmup_steps"] == 0.03
-    assert trainer["learning_rate"] == 2e-4
-    assert trainer["weight_decay"] == 0.0
-    assert config["data"]["eval_size"] == 1024
-    assert trainer["eval_steps"] == trainer["save_steps"] == 1000
-    assert config["adapter"]["mos_alpha"] == 16
-    assert config["adapter"]["mos_dropout"] == 0.1
-    assert len(config["adapter"]["target_modules"]) == 7
-    assert trainer["train_sampling_strategy"] == "group_by_length"
-    assert trainer["bf16"]
-    assert trainer["tf32"]
-    assert trainer["gradient_checkpointing"]
+    assert trainer.optim == "paged_adamw_32bit"
+    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps == 16
+    assert config.data.max_seq_length == 512
+    assert trainer.max_grad_norm == 0.3
+    assert trainer.max_steps == 10_000
+    assert trainer.lr_scheduler_type == "linear"
+    assert trainer.warmup_steps == 0.03
+    assert trainer.learning_rate == 2e-4
+    assert trainer.weight_decay == 0.0
+    assert config.data.eval_size == 1024
+    assert trainer.eval_steps == trainer.save_steps == 1000
+    assert config.adapter.mos_alpha == 16
+    assert config.adapter.mos_dropout == 0.1
+    assert len(config.adapter.target_modules) == 7
+    assert trainer.train_sampling_strategy == "group_by_length"
+    assert trainer.bf16
+    assert trainer.tf32
+    assert trainer.gradient_checkpointing
 
 
 def test_the_command_line_wins_over_the_scale():
@@ -183,17 +183,17 @@ def test_a_wrong_value_of_ours_waits_for_neither_torch_nor_peft(command, expecte
 
 
 def test_the_identity_of_a_run_does_not_know_epochs_that_are_not_asked_for():
-    assert "num_train_epochs" not in validate(compose_config())["trainer"]
+    assert "num_train_epochs" not in validate(compose_config()).trainer.dump()
     epochs = ["trainer.num_train_epochs=3", "trainer.max_steps=-1"]
-    assert validate(compose_config(epochs))["trainer"]["num_train_epochs"] == 3
+    assert validate(compose_config(epochs)).trainer.num_train_epochs == 3
 
 
 def test_programs_of_a_model_need_consent():
     cfg = compose_config(["eval=[base,humaneval]"])
     with pytest.raises(UserError, match=r"eval\.allow_code_execution=true"):
-        check_consent(validate(cfg)["eval"])
+        check_consent(validate(cfg).eval)
     cfg.eval.allow_code_execution = True
-    check_consent(validate(cfg)["eval"])
+    check_consent(validate(cfg).eval)
 
 
 @pytest.mark.parametrize(

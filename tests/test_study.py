@@ -37,8 +37,8 @@ def args(tmp_path):
 def test_every_row_is_a_valid_config(study, args):
     for row in study.ROWS:
         config = validate(compose_config(study.overrides(args, "cot", row)))
-        assert (config["experiment"], config["scale"]["name"]) == ("study_cot", "study")
-        assert config["data"]["test_size"] == 512
+        assert (config.experiment, config.scale.name) == ("study_cot", "study")
+        assert config.data.test_size == 512
 
 
 def test_other_seeds_are_trained_at_the_best_rates(study, args, monkeypatch):

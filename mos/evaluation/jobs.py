@@ -27,14 +27,11 @@ from mos.console import logged_to, say
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
 from mos.evaluation.serving import FULL, LORA, MERGED, Server
-from mos.evaluation.subjects import Subject, adapter_hash, read_origin
+from mos.evaluation.subjects import CONSENT, Subject, adapter_hash, read_origin
 from mos.files import fingerprint, hash_json, source_hash
 from mos.model_sources import resolve_model
 from mos.modeling import load_tokenizer
 from mos.records import Evaluated
-
-# What the caller says of programs that are run.
-_CONSENT = ("allow_code_execution", "sandbox")
 
 
 @dataclass
@@ -106,7 +103,7 @@ def build_options(evaluation: Evaluation, name: str) -> dict[str, Any]:
         **evaluation.benchmarks[name].dump(),
     }
     if BENCHMARKS[name].runs_code:  # how, is not for a benchmark's own settings to say
-        options |= {key: getattr(evaluation, key) for key in _CONSENT}
+        options |= {key: getattr(evaluation, key) for key in CONSENT}
     return options
 
 
@@ -122,7 +119,7 @@ def has_all(evaluated: Mapping[str, Evaluated], wanted: Evaluation) -> bool:
     """Whether a run has the results that its config asks for, and not just parts of them."""
 
     def options(of: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in of.items() if k not in ("data_dir", *_CONSENT) and v is not None}
+        return {k: v for k, v in of.items() if k not in ("data_dir", *CONSENT) and v is not None}
 
     return all(
         name in evaluated

@@ -19,7 +19,8 @@ from mos.schema import check
 ADAPTER_CONFIG = "adapter_config.json"
 ORIGIN = "trained_on.json"  # beside an adapter's files: the base that it was trained on
 # What may harm the caller's machine, or is a matter of it, comes from the caller alone.
-CALLERS = ("allow_code_execution", "sandbox", "tensor_parallel")
+CONSENT = ("allow_code_execution", "sandbox")
+CALLERS = (*CONSENT, "tensor_parallel")
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -128,10 +128,9 @@ def _others(runs: Runs, filled: Iterable[Filled]) -> Pivot | None:
     rest = runs.runs[~runs.runs.index.isin(tabulated)]
     if rest.empty:
         return None
-    scores = runs.scores[runs.scores["run"].isin(rest.index)]
     rows = ["model", "method.label", "method.rank", "method.trainable_parameters"]
     known = [key for key in rows if rest[key].notna().any()]
-    return pivot(replace(runs, runs=rest, scores=scores), known, name="others")
+    return pivot(runs.only(rest), known, name="others")
 
 
 def _yardstick(runs: Runs, key: str | None) -> list[Column]:

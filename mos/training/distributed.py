@@ -71,7 +71,7 @@ def check_sharding(config: TrainConfig, device: str) -> None:
         raise UserError("FSDP shards weights over GPUs, and the device is the CPU.")
     # Nobody has seen whether bitsandbytes' kernels know a shard from a whole tensor, or whether
     # the state of others comes back from a checkpoint.
-    optim = config.trainer.get("optim", "adamw_torch")
+    optim = getattr(config.trainer, "optim", "adamw_torch")
     if optim not in ("adamw_torch", "adamw_torch_fused"):
         raise UserError(
             f"FSDP with trainer.optim={optim}: only torch's AdamW was compared with one process."
@@ -81,11 +81,6 @@ def check_sharding(config: TrainConfig, device: str) -> None:
 
 def _launched_with(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() == "true"
-
-
-def launched_processes() -> int:
-    """How many processes a launcher (`accelerate launch`, torchrun) has started for this job."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def agreed(decision: bool, device: str) -> bool:

@@ -25,7 +25,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mos.console import fail, override, say, show_traceback
+from mos.console import fail, launched_processes, override, say, show_traceback
 from mos.errors import UserError
 from mos.files import read_json, write_json
 from mos.run import Run
@@ -57,7 +57,7 @@ def check_sweep(arguments: list[str]) -> None:
             the processes of one run.
     """
     sweep = bool({"-m", "--multirun"} & set(arguments))
-    if sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if sweep and launched_processes() > 1:
         raise UserError("accelerate launch and torchrun start the processes of one run: omit -m.")
     if sweep and "dry_run=true" in arguments:
         launchers = ("hydra/launcher", "hydra.launcher.", "+hydra.launcher.")

@@ -81,7 +81,7 @@ def test_peft_and_the_tables_know_it_by_being_installed(first, package):
 def test_a_job_validates_plans_trains_and_is_named(tmp_path):
     paths = [f"paths.output_dir={tmp_path}/outputs", f"paths.cache_dir={tmp_path}/cache"]
     cfg = compose_config([*JOB, *paths, "eval.defer=true"])
-    assert validate(cfg).adapter.options["rasa_alpha"] == 16
+    assert validate(cfg).adapter.dump()["rasa_alpha"] == 16
     with pytest.raises(UserError, match="Did you mean 'rasa_alpha'"):
         validate(compose_config([*JOB, "+adapter.rasa_alhpa=1"]))
     with pytest.raises(UserError, match="shared_rank=9 must be"):

@@ -41,14 +41,14 @@ def config(tmp_path, monkeypatch):
 
 def test_the_page_makes_a_corpus(config, tiny_tokenizer, tmp_path):
     with pytest.raises(MissingFileError, match=r"no .*proverbs.*prepare_train_data"):
-        check_source("proverbs", config["data"]["source"])
+        check_source("proverbs", config.data.source)
     path = tmp_path / "proverbs" / "proverbs.jsonl"
     path.parent.mkdir()
     path.write_text('{"begin": "A stitch in time", "end": "saves nine."}\n' * 3)
-    data = load_training_data(tiny_tokenizer, cache_dir=tmp_path / "cache", **config["data"])
+    data = load_training_data(tiny_tokenizer, cache_dir=tmp_path / "cache", **config.data.dump())
     assert (len(data.train), len(data.eval)) == (2, 1)
     text = tiny_tokenizer.decode(data.train[0]["input_ids"])
     assert re.search(r"(Finish|Go on): A stitch in time\n<\|assistant\|>\nsaves nine\.</s>", text)
     path.write_text(json.dumps({"begin": "A rolling stone"}))
     with pytest.raises(DataError, match=r"proverbs\.jsonl:1: field 'end' is missing"):
-        load_training_data(tiny_tokenizer, cache_dir=tmp_path / "cache", **config["data"])
+        load_training_data(tiny_tokenizer, cache_dir=tmp_path / "cache", **config.data.dump())

@@ -273,6 +273,6 @@ def test_one_process_trains_on_one_gpu_and_says_so(tmp_path, job, four_gpus, mon
         arguments = training_arguments(config, Run(tmp_path), "cuda")
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert arguments.train_batch_size == config["trainer"]["per_device_train_batch_size"]
+    assert arguments.train_batch_size == config.trainer.per_device_train_batch_size
     assert arguments.n_gpu == 1
     assert "4 GPUs are visible" in capsys.readouterr().out
