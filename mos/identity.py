@@ -73,12 +73,12 @@ def training_identity(config: TrainConfig, model_id: str) -> dict[str, Any]:
         del data["test_size"]
     trainer = {k: v for k, v in config.trainer.dump().items() if k not in BOOKKEEPING}
     is_trained = config.adapter.method != "none"
-    quantization = config.quantization.dump()
-    if quantization.get("norms") == "float32":  # which earlier versions always had
-        del quantization["norms"]
+    base = config.quantization
+    plain = base.bits is None or "float32" in (base.norms, base.compute_dtype)
     return {
         "model": [model_id, config.model.pad_token],
-        "quantization": quantization,
+        # Where norms are float32 as in earlier versions, the key is left out as there.
+        "quantization": base.dump(exclude={"norms"} if plain else set()),
         "adapter": config.adapter.dump(),
         "data": data if is_trained else None,
         "trainer": trainer if is_trained else None,
