@@ -226,12 +226,21 @@ def build_once(target: Path, build: Callable[[Path], object]) -> Path:
     return target
 
 
+def as_readable(folder: Path) -> None:
+    """Let who may read `folder` read the files below it: safetensors makes its own private."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
 def seal(folder: Path) -> None:
     """Flush every file below `folder` to disk; then list size, time and sha256 of each in `.seal`.
 
     Whenever a process is killed, a folder with a seal is whole.
     """
     files = {}
+    as_readable(folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL):
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -310,6 +319,7 @@ def output(
         target.mkdir(parents=True, exist_ok=True)
         with beside(target / "output") as scratch:
             yield scratch
+            as_readable(scratch)
             _take_over(scratch, target, command, f"{key}={folder}")
     except OSError as error:
         if isinstance(error, UserError):

@@ -19,7 +19,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, ValidationInfo, field_validator
 
 from mos.errors import MissingFileError, UserError, unknown
 from mos.schema import Strict, check, dataclass_model
@@ -32,12 +32,19 @@ if TYPE_CHECKING:
 class CommonOptions(Strict):
     """What holds for the options of all methods."""
 
-    @field_validator("r", check_fields=False)
+    @field_validator("r", "num_vectors", "vector_length", "theta_d_length", check_fields=False)
     @classmethod
-    def _rank(cls, r: Any) -> Any:
-        if isinstance(r, int) and r < 1:
-            raise ValueError(f"the rank must be at least 1, got {r}.")
-        return r
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"it must be at least 1, got {value}.")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _probability(cls, value: Any, info: ValidationInfo) -> Any:
+        if str(info.field_name).endswith("dropout") and not 0 <= value < 1:
+            raise ValueError(f"it must be in [0, 1), got {value}.")
+        return value
 
     @field_validator("save_only_topk_weights", check_fields=False)
     @classmethod

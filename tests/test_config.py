@@ -127,10 +127,12 @@ def test_evaluate_knows_the_keys_of_eval():
         (["device=gpu"], "cuda"),
         (["model=custom"], "model.path"),
         (["+adapter.shard_per_vector=2"], "shards_per_vector"),
-        (["adapter.r=0"], "adapter.r: the rank must be at least 1"),
+        (["adapter.r=0"], "adapter.r: it must be at least 1"),
+        (["adapter=vblora", "adapter.num_vectors=-1"], "adapter.num_vectors: it must be at least"),
+        (["adapter=lora", "adapter.lora_dropout=-0.5"], "adapter.lora_dropout: it must be in"),
         (["adapter.private_rank=9"], "private_rank=9 must not exceed equivalent_rank=8"),
         (["adapter=prolora", "adapter.unshared_rank=99"], "unshared_rank=99 must be"),
-        (["adapter=tied_lora", "adapter.tied_lora_dropout=1.0"], "tied_lora_dropout=1.0 must be"),
+        (["adapter=tied_lora", "adapter.tied_lora_dropout=1.0"], "tied_lora_dropout: it must be"),
         (["adapter.r=four"], "adapter.r=\"four\": expected a valid integer or 'all'"),
         (["+trainer.max_step=3"], "Did you mean 'max_steps'"),
         (["+trainer.output_dir=x"], "set by the program: set paths.output_dir"),
@@ -199,7 +201,7 @@ def test_programs_of_a_model_need_consent():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["adapter.r=64"], "r=64"),
+        (["adapter.target_modules=[q_porj]"], "q_porj"),
         (["data.max_seq_length=9000"], "context of 8192"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,17 @@ class FactoredConfig(PeftConfig):
     trainable_token_indices: dict[str, list[int]] | None = field(default=None)
     init_weights: bool = field(default=True)
     format_version: int = field(default=FORMAT_VERSION)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        own = [field.name for field in fields(cls)]
+        for name in sorted(kwargs.keys() - set(own)):
+            kind = name.removeprefix("lora")
+            close = [n for n in own if kind != name and n.endswith(kind)]
+            hint = f" Here it is {close[0]}." if close else did_you_mean(name, own)
+            if name == "bias":
+                hint = " Biases of the base model are not trained."
+            raise TypeError(f"{cls.__name__}() got an unexpected keyword argument '{name}'.{hint}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,6 @@ from torch import nn
 from mos.adapters import saved
 from mos.adapters.config import FactoredConfig
 from mos.adapters.linear import FactoredLinear
-from mos.adapters.shared import SharedTensors
 
 # Two adapters that differ in these only can take each other's place in a compiled model.
 SWAPPABLE = {
@@ -138,9 +137,6 @@ def hotswap_from_state_dict(
     in_model = model.state_dict()
     for key, tensor in entries.items():
         in_model[key].copy_(tensor)
-    for module in model.modules():
-        if isinstance(module, SharedTensors):
-            module.loaded()
 
 
 def key_prefixes(model: Any) -> set[str]:

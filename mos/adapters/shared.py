@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,9 +27,6 @@ class SharedTensors(nn.Module):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._modules.values())
-
-    def loaded(self) -> None:
-        """Called when tensors were loaded, in place or anew."""
 
     def forward(self, x: Any) -> Any:
         return x  # an nn.Sequential calls all of its children
@@ -102,6 +100,7 @@ class SharedLinear(FactoredLinear):
     def __init__(self, base_layer: nn.Module, **quantization_kwargs: Any) -> None:
         super().__init__(base_layer, **quantization_kwargs)
         self.groups: dict[str, Any] = {}  # adapter -> its group
+        self.to_train = False  # an adapter was not added for inference alone
         for name in self.shared_names:
             # Adapter -> `Weight`, for PEFT to freeze and to train; past nn.Module's __setattr__,
             # which would make it the layer's own.
@@ -114,6 +113,12 @@ class SharedLinear(FactoredLinear):
             getattr(self, name)[adapter_name] = weights[adapter_name]
 
     def requires_grad_(self, requires_grad: bool = True) -> SharedLinear:
+        shared = any(len(group.layers[name]) > 1 for name, group in self.groups.items())
+        if self.to_train and shared and not requires_grad:
+            warnings.warn(
+                "What this layer trains is shared: freezing it freezes all layers that share it.",
+                stacklevel=2,
+            )
         for name in self.shared_names:
             for weight in getattr(self, name).values():
                 weight.requires_grad_(requires_grad)

@@ -54,6 +54,8 @@ class FactoredTuner(BaseTuner):
             named = {key.rsplit(f".{self.prefix}", 1)[0] for key in state_dict}
         targets = targeted_linears(model, config, named)
         keep_4bit_weights_unpacked(model)
+        # Another tuner may have put one of this name there: as with LoRA, the new one replaces it.
+        self._forget(adapter_name)
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         try:
             self._prepare(adapter_name, config, targets, low_cpu_mem_usage)
@@ -77,8 +79,11 @@ class FactoredTuner(BaseTuner):
     def _roll_back(self, adapter_name: str) -> None:
         for parent, name, original in self._replaced:
             setattr(parent, name, original)
+        self._forget(adapter_name)
+
+    def _forget(self, adapter_name: str) -> None:
         for layer in self.model.modules():
-            if isinstance(layer, self.tuner_layer_cls) and adapter_name in layer.r:
+            if isinstance(layer, FactoredLinear) and adapter_name in layer.r:
                 layer.delete_adapter(adapter_name)
 
     def _create_and_replace(
@@ -99,7 +104,7 @@ class FactoredTuner(BaseTuner):
         layer._active_adapter = adapter_name
         self._update_layer(layer, adapter_name, peft_config, current_key)
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # a further adapter does not train by itself
+            layer.set_requires_grad(adapter_name, False)  # it does not train by itself
         self._replaced.append((parent, target_name, target))
         self._replace_module(parent, target_name, layer, target)
 
@@ -221,10 +226,16 @@ class SharedTuner(FactoredTuner):
 
     def _update_layer(self, layer: Any, adapter_name: str, config: Any, path: str) -> None:
         layer.update_layer(adapter_name, config, *self._places[path])
+        layer.to_train |= not config.inference_mode
+
+    def _forget(self, adapter_name: str) -> None:
+        super()._forget(adapter_name)
+        for module in self.model.modules():
+            if isinstance(module, SharedTensors):
+                module.forget(adapter_name)
 
     def _roll_back(self, adapter_name: str) -> None:
         super()._roll_back(adapter_name)
-        self.tensors.forget(adapter_name)
         if not len(list(self.tensors)):
             self._remove_tensors()
 

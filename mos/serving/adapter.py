@@ -147,7 +147,8 @@ def _plan(config: MosConfig, tensors: Mapping[str, torch.Tensor]) -> Plan:
         groups.setdefault(key, []).append(path)
     if not groups:
         raise ValueError(f"{WEIGHTS} adapts no layer")
-    ranks = {config.rank(len(paths)) for paths in groups.values()}
+    configs = {key: config.fitted(len(paths), *key.features) for key, paths in groups.items()}
+    ranks = {configs[key].rank(len(paths)) for key, paths in groups.items()}
     if len(ranks) > 1:
         raise ValueError(f"its layers have the ranks {sorted(ranks)}, and vLLM wants one")
     (rank,) = ranks
@@ -155,12 +156,12 @@ def _plan(config: MosConfig, tensors: Mapping[str, torch.Tensor]) -> Plan:
     pools: dict[str, tuple[str, str]] = {}
     dtypes = set()
     for group, paths in groups.items():
+        fitted = configs[group]
         names = [f"mos.{group.name}.lora_{side}.mos_pool_{side}.weight" for side in "AB"]
-        widths = group.in_features, group.out_features
         pools[group.name] = keys[names[0]], keys[names[1]]
-        for name, width in zip(names, widths, strict=True):
+        for name, width in zip(names, group.features, strict=True):
             pool = tensors[keys.pop(name)]
-            expected = (config.n_shards(len(paths)), width // config.shards_per_vector)
+            expected = (fitted.n_shards(len(paths)), width // fitted.shards_per_vector)
             if tuple(pool.shape) != expected or not pool.is_floating_point():
                 raise ValueError(f"{name} is {pool.dtype} {tuple(pool.shape)}, expected {expected}")
             dtypes.add(pool.dtype)
@@ -169,13 +170,13 @@ def _plan(config: MosConfig, tensors: Mapping[str, torch.Tensor]) -> Plan:
             for side in "AB":
                 name = f"{path}.mos_index_{side}"
                 index = tensors[keys.pop(name)]
-                length = rank * config.shards_per_vector
+                length = rank * fitted.shards_per_vector
                 if tuple(index.shape) != (length,) or index.is_floating_point():
                     raise ValueError(
                         f"{name} is {index.dtype} {tuple(index.shape)}, but by adapter_config.json"
                         f" it is {length} integers"
                     )
-                check_index(config, len(paths), position, index, name)
+                check_index(fitted, len(paths), position, index, name)
                 indices.append(index.long())
             scale = None
             if config.random_scaling is not None:

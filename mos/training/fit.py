@@ -20,7 +20,15 @@ from mos.data.dataset import TrainingData, load_training_data
 from mos.environment import describe_environment, peak_memory_bytes
 from mos.evaluation.jobs import build_benchmarks
 from mos.evaluation.subjects import adapter_hash, write_origin
-from mos.files import beside, fingerprint, set_aside, source_hash
+from mos.files import (
+    as_readable,
+    beside,
+    fingerprint,
+    read_json,
+    set_aside,
+    source_hash,
+    write_json,
+)
 from mos.identity import model_identity
 from mos.methods import rank, row_label
 from mos.model_sources import resolve_model
@@ -64,6 +72,9 @@ def record_bare(config: TrainConfig, run: Run) -> None:
     """What `fit` leaves, for a model without an adapter."""
     describe(config, run)
     record(config, run, trainable=0, train=None)
+
+
+NAMES = ("target_modules", "exclude_modules")  # of an adapter config, kept as sets
 
 
 def fit(config: TrainConfig, run: Run) -> None:
@@ -178,6 +189,12 @@ def save_adapter(trainer: CrashSafeTrainer, folder: Path) -> None:
             tokenizer: Any = trainer.processing_class
             (new / CARD).unlink(missing_ok=True)  # PEFT's form to fill in
             (new / CHAT_TEMPLATE_FILE).write_text(chat_template(tokenizer), "utf-8")
+            if (config := new / "adapter_config.json").exists():
+                # PEFT keeps names in sets, whose order differs from process to process.
+                said = read_json(config)
+                said |= {k: sorted(said[k]) for k in NAMES if isinstance(said.get(k), list)}
+                write_json(config, said)
+            as_readable(new)
             if folder.exists():
                 set_aside(folder)
             new.rename(folder)

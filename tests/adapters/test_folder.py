@@ -78,7 +78,7 @@ def test_what_cannot_be_used_is_one_message(method, damage, base_dir, tmp_path):
 
 def test_sizes_of_the_file_are_compared_before_memory_is_taken(base_dir, tmp_path):
     adapted(CASES["mos"]()).save_pretrained(tmp_path / "a")
-    edit_config(tmp_path / "a", equivalent_rank=100_000)
+    edit_config(tmp_path / "a", r=100_000, equivalent_rank=100_000)
     with pytest.raises(UserError, match="not the one that was saved beside this file"):
         merge(base_dir, tmp_path / "a", tmp_path / "merged")
 

@@ -83,8 +83,6 @@ def test_mistakes_are_named_before_a_model_is_needed(options, message):
 def test_an_adapter_that_does_not_fit_the_model_is_named():
     with pytest.raises(UserError, match="q_porj"):
         attach(tiny_llama(), adapter("prolora", target_modules=["q_porj", "k_proj"]))
-    with pytest.raises(UserError, match="shards_per_vector"):
-        attach(tiny_llama(), adapter("mos", shards_per_vector=5))
     with pytest.raises(UserError, match="unterminated"):
         attach(tiny_llama(), adapter("mos", target_modules="(q_proj"))
 

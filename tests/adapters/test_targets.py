@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from peft import get_peft_model
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
+    AutoModelForTokenClassification,
     BertConfig,
     BertForQuestionAnswering,
     BertForTokenClassification,
@@ -19,6 +30,7 @@ from transformers import (
 )
 
 from mos import MosConfig, ProloraConfig
+from mos.adapters.mos import MosLinear
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -82,21 +94,59 @@ def test_other_models_are_adapted_but_for_their_head():
     assert "classifier" not in targets(vit())
 
 
+def test_a_group_takes_the_rank_and_the_shards_that_it_can_hold():
+    config = MosConfig(r=32, equivalent_rank=22, shards_per_vector=6, private_rank=1)
+    with pytest.warns(UserWarning, match=r"project_out_64x32 r=22, shards_per_vector=2"):
+        model = get_peft_model(opt_350m(), config)
+    layer = model.base_model.model.model.decoder.project_out
+    assert layer.r == {"default": 22}
+    assert layer.scaling == {"default": 16 / 22}
+    pools = [layer.mos_pool_A["default"].weight, layer.mos_pool_B["default"].weight]
+    assert [tuple(pool.shape) for pool in pools] == [(22 * 2, 32), (22 * 2, 16)]
+
+
+# By the class that loads them; their configs are the defaults, with two layers.
+ARCHITECTURES = {
+    AutoModelForCausalLM: "cohere deepseek_v3 falcon_h1 gemma3_text gemma3n_text glm4 gpt2 gpt_oss "
+    "granite llama llama4_text mamba2 mixtral olmo2 opt phi phi3 qwen3 qwen3_moe qwen3_next "
+    "smollm3",
+    AutoModelForSeq2SeqLM: "bart t5",
+    AutoModelForSpeechSeq2Seq: "whisper",
+    AutoModelForImageTextToText: "gemma3 llava qwen2_5_vl qwen3_vl",
+    AutoModel: "clip dinov2",
+    AutoModelForSequenceClassification: "bert llama modernbert",
+    AutoModelForTokenClassification: "bert",
+    AutoModelForQuestionAnswering: "bert",
+    AutoModelForImageClassification: "vit",
+}
+
+
+def with_two_layers(config_cls):
+    config = config_cls()
+    names = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "depth")
+    shape = {config.attribute_map.get(n, n): 2 for n in names if hasattr(config, n)}
+    if config.model_type == "gemma3n_text":
+        shape |= {"num_kv_shared_layers": 0, "layer_types": ["full_attention"] * 2}
+    for name in config_cls.sub_configs:
+        if (part := getattr(config, name, None)) is not None:
+            shape[name] = with_two_layers(type(part)).to_dict()
+    return config_cls(**shape)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (
-            opt_350m,
-            {"r": 32},
-            r"project_out .* r up to 8 fits; .*exclude_modules=\['project_out'\]",
-        ),
-        (opt_350m, {"shards_per_vector": 3}, "Those that divide .* targets: 1, 2, 4, 8, 16, 32"),
-        (qwen_moe, {}, r"shared_expert_gate .*exclude_modules=\['shared_expert_gate'\]"),
-    ],
+    ("auto", "kind"), [(auto, kind) for auto, ks in ARCHITECTURES.items() for kind in ks.split()]
 )
-def test_what_does_not_fit_is_refused_with_what_does(make, options, message):
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(make(), MosConfig(**options))
+def test_the_setting_of_the_readme_attaches_wherever_all_linear_does(auto, kind):
+    with torch.device("meta"):
+        base = auto.from_config(with_two_layers(CONFIG_MAPPING[kind]))
+    config = MosConfig(r=16, equivalent_rank=8, target_modules="all-linear")
+    model = get_peft_model(base, config)
+    layers = [m for m in model.modules() if isinstance(m, MosLinear)]
+    assert layers
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    heads = sum(p.numel() for n, p in model.named_parameters() if "modules_to_save.default" in n)
+    assert trained - heads == 8 * sum(m.in_features + m.out_features for m in layers)
 
 
 def test_experts_that_are_not_adapted_are_named():

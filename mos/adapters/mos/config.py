@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,11 +35,12 @@ class MosConfig(FactoredConfig):
     trained besides, is said as for every method, see [`FactoredConfig`]; L counts the adapted ones.
 
     Args:
-        r: working rank of every block, or "all" for the whole pool, `equivalent_rank * L` (needs
-            the three ablations above). Such a layer reads the pool in its own order.
+        r: working rank of every block, at least `equivalent_rank`; or "all" for the whole pool,
+            `equivalent_rank * L` (needs the three ablations above), which is read in its own order.
+            Layers whose pools hold fewer vectors for one of them, `(e - p) L + p`, have that rank.
         equivalent_rank: e, the rank of the LoRA that has as many trainable parameters.
-        shards_per_vector: l, the shards that make one row of A or one column of B. Must divide the
-            widths of every target.
+        shards_per_vector: l, the shards that make one row of A or one column of B. Layers with a
+            width that it does not divide take its largest divisor that does.
         private_rank: p, how many of the `r` ranks are built from shards that no other block reads.
             `p = e` needs `r = e`: nothing is shared then, and MoS is LoRA of rank e.
         mos_alpha: the update is scaled by `mos_alpha / r`.
@@ -105,26 +108,34 @@ class MosConfig(FactoredConfig):
                 )
             return
         self.check_whole("r", 1)
-        if p > r:
-            raise ValueError(f"private_rank={p} must not exceed r={r}.")
+        if e > r:
+            raise ValueError(
+                f"equivalent_rank={e} must not exceed r={r}: some shards would never be read."
+            )
         if p == e and r != e:
             raise ValueError(
                 f"private_rank={p} equals equivalent_rank, which leaves no shards to share: r must "
                 f"be {e} then (LoRA of rank {e}), got r={r}."
             )
 
-    def file_sizes(self) -> dict[str, tuple[int, int]]:
-        return {} if self.r == "all" else {"mos_index_": (0, self.r * self.shards_per_vector)}
-
     def check_file(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        super().check_file(shapes)
-        per_layer, n_layers = self.n_shards(1), sum("mos_index_A" in key for key in shapes)
+        n_layers, e = sum("mos_index_A" in key for key in shapes), self.equivalent_rank
         for key, shape in shapes.items():
-            if "pool_" in key and (shape[0] % per_layer or shape[0] > per_layer * n_layers):
+            if "pool_" in key and (shape[0] % e or shape[0] > self.n_shards(n_layers)):
                 raise ValueError(
-                    f"shape {shape}, but by adapter_config.json a layer has {per_layer} shards: "
-                    f"{key}. The config is not the one that was saved beside this file."
+                    f"shape {shape}, but by adapter_config.json a layer has {self.n_shards(1)} "
+                    f"shards or fewer: {key}. The config is not the one that was saved beside this "
+                    "file."
                 )
+
+    def fitted(self, n_layers: int, in_features: int, out_features: int) -> MosConfig:
+        """This config as a group of so many layers of such widths can hold it: r is at most
+        `(e - p) L + p`, and l the largest divisor of it that divides both widths."""
+        config, (e, p) = copy(self), (self.equivalent_rank, self.private_rank)
+        if self.r != "all":
+            config.r = min(self.r, (e - p) * n_layers + p)
+        config.shards_per_vector = math.gcd(self.shards_per_vector, in_features, out_features)
+        return config
 
     def rank(self, n_layers: int) -> int:
         """The working rank of a layer whose pools serve `n_layers` layers."""

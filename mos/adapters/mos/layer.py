@@ -40,7 +40,7 @@ class MosLinear(SharedLinear):
     ) -> None:
         """Add an adapter, whose pools the group has already."""
         self.position[adapter_name] = route.position
-        rank = route.index_A.shape[0] // config.shards_per_vector
+        rank = route.index_A.shape[0] // group.configs[adapter_name].shards_per_vector
         self.add_adapter_state(adapter_name, rank, config.mos_alpha, config.mos_dropout)
         self.mos_index_A[adapter_name] = route.index_A
         self.mos_index_B[adapter_name] = route.index_B
@@ -55,8 +55,8 @@ class MosLinear(SharedLinear):
         scale = None
         if adapter_name in self.mos_scale:
             scale = self.mos_scale[adapter_name].clone()
-        index_A, index_B = self.mos_index_A[adapter_name], self.mos_index_B[adapter_name]
-        return Route(self.position[adapter_name], index_A.clone(), index_B.clone(), scale)
+        index_A, index_B = (self.index(side, adapter_name).clone() for side in "AB")
+        return Route(self.position[adapter_name], index_A, index_B, scale)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -71,18 +71,21 @@ class MosLinear(SharedLinear):
             if adapter_name in buffers:
                 buffers[adapter_name] = buffers[adapter_name].to(device)
 
+    def index(self, side: str, adapter_name: str) -> torch.Tensor:
+        """The shards that A or B is made of, `(r * l,)`."""
+        return getattr(self, f"mos_index_{side}")[adapter_name]
+
     def factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
         rank, group = self.r[adapter_name], self.groups[adapter_name]
-        A = _read(group.lora_A.of(adapter_name), self.mos_index_A[adapter_name]).view(rank, -1)
-        B = _read(group.lora_B.of(adapter_name), self.mos_index_B[adapter_name]).view(rank, -1).T
+        A, B = (_read(group.pool(s, adapter_name), self.index(s, adapter_name)) for s in "AB")
+        A, B = A.view(rank, -1), B.view(rank, -1).T
         if adapter_name in self.mos_scale:
             B = B * self.mos_scale[adapter_name].to(B)
         return A, B.contiguous()
 
     def _hidden(self, x: torch.Tensor, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        A, B = self.groups[adapter_name].vectors(adapter_name, self.position[adapter_name])
-        if A.device != x.device:
-            A, B = A.to(x.device), B.to(x.device)
+        group = self.groups[adapter_name]
+        A, B = (group.vectors(side, adapter_name, self).to(x.device) for side in "AB")
         x = self.adapter_dropout[adapter_name](self._cast_input_dtype(x, A.dtype))
         hidden = nn.functional.linear(x, A)
         if adapter_name in self.mos_scale:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from mos.adapters.linear import features
 from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.layer import MosLinear
 from mos.adapters.mos.pools import MosTensors, SharedPools
-from mos.adapters.mos.routing import GroupKey, check_bounds, check_index, draw, storage_dtype
+from mos.adapters.mos.routing import GroupKey, check_index, draw, storage_dtype
 from mos.adapters.saved import Shapes, keys_of, unwrapped
 from mos.adapters.tuner import SharedTuner
 from mos.errors import UserError
@@ -70,16 +71,17 @@ class MosModel(SharedTuner):
         for name, base in targets.items():
             key = GroupKey(name.rpartition(".")[2], *features(base))
             members.setdefault(key, []).append(name)
-        check_bounds(config, {key: len(names) for key, names in members.items()})
-
+        configs = {key: config.fitted(len(ns), *key.features) for key, ns in members.items()}
+        _say_what_was_fitted(config, configs)
         others = {name: other for name, other in self.peft_config.items() if name != adapter_name}
         twin = next((name for name, other in others.items() if other == config), None)
         routes: dict[str, tuple] = {}
         generator = torch.Generator("cpu").manual_seed(config.routing_seed)
         for key, names in members.items():
             group = self.tensors.group(key.name, lambda key=key: SharedPools(key))
-            group.add(adapter_name, config, *_new_pools(config, key, len(names), device))
-            drawn = draw(config, len(names), generator)
+            fitted = configs[key]
+            group.add(adapter_name, fitted, *_new_pools(fitted, key, len(names), device))
+            drawn = draw(fitted, len(names), generator)
             if twin in group.layers:
                 # One config is one routing, which may have been loaded: TRL copies the parameters
                 # of an adapter into one of the same config, to compare with later.
@@ -98,8 +100,6 @@ class MosModel(SharedTuner):
         ):
             model.register_forward_pre_hook(self.tensors.before_forward)
             model.register_forward_hook(self.tensors.after_forward)
-        for group in self.tensors:
-            group.route([adapter_name])
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -118,7 +118,7 @@ class MosModel(SharedTuner):
         """Indices are stored in the smallest integer type, pools in `config.save_dtype`."""
         entries = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
         for keys, layer in _layers(model, adapter_name):
-            dtype = storage_dtype(len(layer.groups[adapter_name].lora_A.of(adapter_name)))
+            dtype = storage_dtype(len(layer.groups[adapter_name].pool("A", adapter_name)))
             entries.update({key: entries[key].to(dtype) for key in keys if key in entries})
         if config.storage_dtype is not None:
             pools = [key for key in entries if ".mos_pool_" in key]
@@ -140,8 +140,9 @@ class MosModel(SharedTuner):
                     raise ValueError(
                         f"{key} is stored as {entries[key].dtype}, expected an integer type."
                     )
-                n_layers = layer.groups[adapter_name].n_layers(adapter_name)
-                check_index(config, n_layers, layer.position[adapter_name], entries[key], key)
+                group = layer.groups[adapter_name]
+                fitted, n_layers = group.configs[adapter_name], len(group.layers[adapter_name])
+                check_index(fitted, n_layers, layer.position[adapter_name], entries[key], key)
                 loaded[key] = entries[key].to(torch.int32)
             index_A, index_B = (loaded[key] for key in keys)
             if not config.pair_dissociation and not torch.equal(index_A, index_B):
@@ -157,6 +158,24 @@ class MosModel(SharedTuner):
 
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _say_what_was_fitted(config: MosConfig, configs: Mapping[GroupKey, MosConfig]) -> None:
+    said = []
+    for key, fitted in configs.items():
+        values = [
+            f"{name}={getattr(fitted, name)}"
+            for name in ("r", "shards_per_vector")
+            if getattr(fitted, name) != getattr(config, name)
+        ]
+        if values:
+            said.append(f"{key.name} {', '.join(values)}")
+    if said:
+        warnings.warn(
+            f"r={config.r}, shards_per_vector={config.shards_per_vector} do not fit all groups of "
+            f"layers, by their number or widths: {'; '.join(said)}.",
+            stacklevel=2,
+        )
 
 
 def _new_pools(

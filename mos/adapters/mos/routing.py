@@ -7,8 +7,7 @@ its private ones in order. Row j of A is the concatenation of shards `index[j*l 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,10 @@ class GroupKey:
     type: str
     in_features: int
     out_features: int
+
+    @property
+    def features(self) -> tuple[int, int]:
+        return self.in_features, self.out_features
 
     @property
     def name(self) -> str:
@@ -44,35 +47,6 @@ class Route:
     index_A: torch.Tensor  # noqa: N815
     index_B: torch.Tensor  # noqa: N815
     scale: torch.Tensor | None
-
-
-def check_bounds(config: MosConfig, n_layers: Mapping[GroupKey, int]) -> None:
-    """Check that MoS can be built on groups of so many layers.
-
-    Raises:
-        ValueError: naming the type of layer, the value and those that fit.
-    """
-    shards, e, p = config.shards_per_vector, config.equivalent_rank, config.private_rank
-    widths = math.gcd(*(width for k in n_layers for width in (k.in_features, k.out_features)))
-    for key, n in n_layers.items():
-        where = f"{key.type} (in {key.in_features}, out {key.out_features}, {n} layers)"
-        for side, width in (("in_features", key.in_features), ("out_features", key.out_features)):
-            if width % shards:
-                fit = ", ".join(str(d) for d in range(1, min(widths, 64) + 1) if widths % d == 0)
-                raise ValueError(
-                    f"{where}: {side}={width} is not divisible by shards_per_vector={shards}. "
-                    f"Those that divide the widths of all targets: {fit}. Or leave this one out: "
-                    f"exclude_modules=['{key.type}']."
-                )
-        needed = (config.rank(n) - p) * shards
-        if needed > config.n_public(n):
-            raise ValueError(
-                f"{where}: r={config.r} with private_rank={p} picks {needed} different public "
-                "shards for a layer, but the pool has only (equivalent_rank - private_rank) * "
-                f"layers * shards_per_vector = ({e} - {p}) * {n} * {shards} = "
-                f"{config.n_public(n)}. r up to {(e - p) * n + p} fits; or raise equivalent_rank, "
-                f"or leave this layer out: exclude_modules=['{key.type}']."
-            )
 
 
 def draw(config: MosConfig, n_layers: int, generator: torch.Generator) -> Iterator[Route]:

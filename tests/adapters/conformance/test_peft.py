@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from peft import (
+    PeftModel,
     convert_to_lora,
     get_peft_model,
     get_peft_model_state_dict,
@@ -121,3 +122,36 @@ def test_hot_swapping_recompiles_nothing(make_main_config, tmp_path):
     adapted(make_main_config(r=3)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="Configs are incompatible: for r"):
         hotswap_adapter(model, tmp_path, "default", torch_device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["again", "wrapped", "other targets"])
+def test_a_second_adapter_of_one_name_takes_the_place_of_the_first(how, make_main_config, tmp_path):
+    """As with LoRA, in a notebook's cell that is run twice."""
+    base = tiny_llama()
+    first = adapted(make_main_config(), base)
+    options = {"target_modules": ["q_proj"]} if how == "other targets" else {}
+    second = adapted(make_main_config(**options), first if how == "wrapped" else base, seed=2)
+    assert torch.equal(logits(first), logits(second))
+    assert second.get_model_status().requires_grad == {"default": True}
+    second.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_llama(), tmp_path)), logits(second))
+
+
+def test_loading_two_folders_onto_one_base(make_config, tmp_path):
+    models = [adapted(make_config(), seed=seed) for seed in (1, 2)]
+    base = tiny_llama()
+    for i, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(i))
+        loaded = PeftModel.from_pretrained(base, tmp_path / str(i))
+        assert torch.equal(logits(loaded), logits(model))
+
+
+def test_freezing_a_layer_of_a_shared_pool_is_said(make_main_config):
+    model = adapted(make_main_config())
+    layer = model.get_submodule("base_model.model.model.layers.1.self_attn.q_proj")
+    if model.base_model.prefix == "prolora_":
+        layer.requires_grad_(False)  # its own: nothing to say
+        return
+    with pytest.warns(UserWarning, match="freezes all layers that share"):
+        layer.requires_grad_(False)

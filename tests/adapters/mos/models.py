@@ -36,7 +36,7 @@ SWITCHES = {
     "pure sharing + subset selection": {**PURE_SHARING, "r": 3},
     "mos + random scaling": {**MOS, "random_scaling": {"mean": 0.0, "std": 2.0}},
     "nothing shared": {**MOS, "r": 3, "private_rank": 3},
-    "private ranks only": {**MOS, "r": 2, "private_rank": 2},
+    "private ranks only": {**MOS, "r": 3, "private_rank": 3},
 }
 
 

@@ -20,7 +20,7 @@ from tests.adapters.mos.models import MOS, PURE_SHARING, TYPES, llama, mos_llama
         ({"shards_per_vector": -1}, "shards_per_vector=-1"),
         ({"private_rank": -1}, "private_rank=-1"),
         ({"private_rank": 4}, "private_rank=4 must not exceed equivalent_rank=3"),
-        ({"r": 1, "private_rank": 2}, "private_rank=2 must not exceed r=1"),
+        ({"r": 2}, "equivalent_rank=3 must not exceed r=2"),
         ({"r": 5, "private_rank": 3}, "r must be 3 then"),
         ({"r": "all"}, "needs pair_dissociation=False, shards_per_vector=1 and private_rank=0"),
         ({"mos_dropout": 1.0}, "mos_dropout=1.0 must be in"),
@@ -40,15 +40,9 @@ def test_bad_values_are_named(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"shards_per_vector": 3},
-            "q_proj .*in_features=64 is not divisible by shards_per_vector=3",
-        ),
-        ({"r": 40}, r"q_proj .*picks 156 different public shards.*\(3 - 1\) \* 3 \* 4 = 24"),
         ({"target_modules": ["q_proj", "k_prj"]}, "'k_prj'.* Did you mean 'k_proj'"),
         ({"target_modules": ["nothing"]}, "not found in the base model"),
         ({"target_modules": ["q_proj", "input_layernorm"]}, "input_layernorm .* is not supported"),
-        ({**PURE_SHARING, "r": 7}, "picks 7 different public shards"),
     ],
 )
 def test_what_does_not_fit_the_model_leaves_it_untouched(settings, message):
@@ -64,11 +58,25 @@ def test_what_does_not_fit_the_model_leaves_it_untouched(settings, message):
 def test_a_second_adapter_that_does_not_fit_leaves_the_first_untouched():
     model = mos_llama()
     keys, expected = model.state_dict().keys(), model(tokens()).logits
-    with pytest.raises(ValueError, match="is not divisible"):
-        model.add_adapter("other", MosConfig(**{**MOS, "shards_per_vector": 3}))
+    with pytest.raises(ValueError, match="not found in the base model"):
+        model.add_adapter("other", MosConfig(**MOS, target_modules=["nothing"]))
     assert model.state_dict().keys() == keys
     assert list(model.peft_config) == ["default"]
     assert (model(tokens()).logits == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_alpha": 16}, "'lora_alpha'. Here it is mos_alpha"),
+        ({"lora_dropout": 0.1}, "'lora_dropout'. Here it is mos_dropout"),
+        ({"bias": "none"}, "'bias'. Biases of the base model are not trained"),
+        ({"use_rslora": True}, "unexpected keyword argument 'use_rslora'"),
+    ],
+)
+def test_arguments_of_lora_are_answered_with_ours(settings, message):
+    with pytest.raises(TypeError, match=message):
+        MosConfig(**settings)
 
 
 def test_a_failure_while_modules_are_replaced_is_rolled_back(monkeypatch):
