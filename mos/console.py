@@ -7,14 +7,22 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
-from rich.tree import Tree
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mos.errors import UserError, write_fault
 
@@ -90,7 +98,60 @@ def signals_interrupt() -> None:
     """
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, _interrupt)
+
+
+signals_got: set[int] = set()  # Python drops what a handler raises within a `__del__`
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signals_got.add(number)
+    raise KeyboardInterrupt
+
+
+class Bar:
+    """How far some work is, with the time left: a bar on a terminal, else a line each half minute.
+
+    Of `total` steps, `done` were done before.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, on: Console = console) -> None:
+        first = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        then = TextColumn("{task.fields[text]}"), TimeRemainingColumn()
+        self.on, self.said, still = on, time.monotonic(), not on.is_terminal
+        self.bars = Progress(*first, *then, console=on, disable=still, speed_estimate_period=600)
+        self.bars.add_task(what, total=total, completed=done, text="")
+        self.task = self.bars.tasks[0]
+        self.bars.start()
+
+    def move(self, done: int, text: str = "") -> None:
+        """To a number of steps; the text, if any, stands beside."""
+        self.bars.update(self.task.id, completed=done, text=text or self.task.fields["text"])
+        if not self.on.is_terminal and time.monotonic() - self.said > 30:
+            self.say(self.task.fields["text"])
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.said, left = time.monotonic(), self.task.time_remaining
+        to_go = f"  about {timedelta(seconds=int(left))} to go" if left else ""
+        step = f"{self.task.description} {int(self.task.completed)}/{self.task.total}"
+        self.on.print(f"  {step}  {text}{to_go}", highlight=False)
+
+    def close(self) -> None:
+        self.bars.stop()
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say what takes some seconds: a line, which on a terminal has a clock that runs meanwhile."""
+    if not console.is_terminal:
+        say(f"{what} ...")
+        yield
+        return
+    columns = TextColumn("{task.description} ..."), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(printable(what).replace("[", "\\["), total=None)
+        yield
 
 
 def override(key: str, value: object) -> str:
@@ -119,22 +180,6 @@ def exit_on_user_error() -> Iterator[None]:
         file = getattr(error, "filename", None) or "a file"
         fail(f"{file} cannot be written ({reason}). The same command continues from what is kept.")
         sys.exit(UserError.exit_status)
-
-
-def config_tree(config: Mapping[str, Any], title: str) -> Tree:
-    """A nested config as a tree."""
-    tree = Tree(Text(title, "bold"))
-    _grow(tree, config)
-    return tree
-
-
-def _grow(tree: Tree, config: Mapping[str, Any]) -> None:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            _grow(tree.add(Text(str(key), "cyan")), value)
-        else:
-            shown = "null" if value is None else printable(str(value))
-            tree.add(Text.assemble((str(key), "cyan"), f": {shown}"))
 
 
 @contextmanager
