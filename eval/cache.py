@@ -10,12 +10,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
 from eval.benchmark import Completion, Request
 from mos.console import say
 from mos.errors import UserError
-from mos.files import hash_json, set_aside
+from mos.files import hash_json, lock_at, set_aside
 
 
 class DiskError(UserError):
@@ -44,13 +44,14 @@ class CompletionStore:
     def __init__(self, cache_dir: str | Path, identity: Mapping[str, Any], benchmark: str) -> None:
         folder = Path(cache_dir) / "completions" / hash_json(identity)[:16]
         self.path = folder / f"{benchmark}.sqlite"
-        self._lock = FileLock(f"{self.path}.lock")
+        self._lock: BaseFileLock | None = None
         self._found: dict[str, Completion] = {}
         self._file: sqlite3.Connection | None = None
 
     def __enter__(self) -> CompletionStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_at(Path(f"{self.path}.lock"))
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
@@ -66,7 +67,8 @@ class CompletionStore:
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def get(self, request: Request) -> Completion | None:
         return self._found.get(request_key(request))

@@ -5,6 +5,8 @@ Nothing here removes a file that this program did not write, or that was edited 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock
 
 from mos.console import say
 from mos.errors import DataError, MissingFileError, UserError
@@ -29,6 +31,7 @@ SEAL = ".seal"  # without .json, so that it is not taken for a part of a model
 MANIFEST = ".written-by-mos.json"  # command -> file -> sha256 of each content that it may have
 SET_ASIDE = re.compile(r"\.old-\d{8}-\d{6}(-\d+)?$")
 
+NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -56,6 +59,26 @@ def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
         memo.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(memo, digest.hexdigest())
     return digest.hexdigest()
+
+
+def lock_at(file: Path) -> BaseFileLock:
+    """A lock that ends with its process, in a folder that is there.
+
+    Where the file system has no flock (Lustre, some NFS), another file names the process.
+    """
+    with tempfile.TemporaryFile(dir=file.parent) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            return soft_lock(file)
+    return FileLock(file)
+
+
+def soft_lock(file: Path) -> SoftFileLock:
+    """The one of `lock_at` without flock, whose name is not that of a left-over of the other."""
+    return SoftFileLock(f"{file}.pid")
 
 
 def hash_file(path: Path) -> str:
@@ -210,7 +233,7 @@ def build_once(target: Path, build: Callable[[Path], object]) -> Path:
     if target.is_dir() and not damage(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with lock_at(Path(f"{target}.lock")):
         if os.path.lexists(target):
             if not (fault := damage(target)):
                 return target

@@ -21,13 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from omegaconf import OmegaConf
 
 from mos.config import TrainConfig, load_config
 from mos.console import is_main_process, say
 from mos.errors import UserError
-from mos.files import name_aside, set_aside, write_atomically
+from mos.files import NO_FLOCK, lock_at, name_aside, set_aside, soft_lock, write_atomically
 from mos.records import SCHEMA, DamagedError, Manifest, Metrics, Results, Stage, Status
 
 
@@ -40,7 +40,8 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lock = FileLock(self.path / ".lock")
+        self._file = self.path / ".lock"
+        self._lock: BaseFileLock | None = None
 
     @property
     def id(self) -> str:
@@ -111,14 +112,20 @@ class Run:
     @property
     def busy(self) -> bool:
         """Whether a process works on this run now. Asking writes nothing."""
-        lock = self.path / ".lock"
-        if not lock.is_file():
+        if holder := soft_lock(self._file).pid:
+            status = Status.load(self.path)
+            elsewhere = status is not None and status.host != socket.gethostname()
+            return elsewhere or Path(f"/proc/{holder}").exists()
+        if not self._file.is_file():
             return False
-        with lock.open("rb") as handle:
+        with self._file.open("rb") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
+            except OSError as error:
+                if error.errno not in NO_FLOCK:
+                    raise
         return False
 
     @contextmanager
@@ -133,8 +140,11 @@ class Run:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._lock = self._lock or lock_at(self._file)
+            if lock.lock_file != str(self._file):
+                say(f"no flock below {self.path}: {lock.lock_file} names the process at work")
             # A process that only asks whether the run is busy holds the lock for an instant.
-            self._lock.acquire(timeout=-1 if wait else 0.5)
+            lock.acquire(timeout=-1 if wait else 0.5)
         except Timeout:
             yield False
             return
@@ -146,7 +156,7 @@ class Run:
         try:
             yield True
         finally:
-            self._lock.release()
+            lock.release()
 
     def set_status(self, status: Stage, reason: str = "") -> None:
         """Record running, trained, evaluated, interrupted, or failed with the reason."""
@@ -209,6 +219,6 @@ class Run:
         kept.mkdir()
         # The status last: until then the run is not new, and the next call moves the rest.
         for item in sorted(self.path.iterdir(), key=lambda item: item.name == "status.json"):
-            if item.name != ".lock":
+            if not item.name.startswith(self._file.name):
                 item.rename(kept / item.name)
         return kept

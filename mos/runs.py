@@ -40,9 +40,8 @@ one, prompt, answer, what was parsed of it, and the target of n records of the r
 `wrong` leaves out those with a full score. BENCHMARK may be heldout: losses of examples. Prompts
 are built from the benchmark's files below DIR, by default the samples."""
 
-# A folder with one of these files, or with the name of a seed, is a run's.
+# A folder with one of these files is a run's; names say nothing.
 MARKERS = frozenset({"results.json", "status.json", "manifest.json", "config.yaml"})
-SEED_FOLDER = re.compile(r"seed-?\d+$")
 
 
 def find_runs(where: str | Path | Iterable[str | Path]) -> list[Run]:
@@ -85,7 +84,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     except PermissionError:
         yield folder  # its reader says why it cannot be used
         return
-    if SEED_FOLDER.search(folder.name) or any(entry.name in MARKERS for entry in entries):
+    if any(entry.name in MARKERS for entry in entries):
         yield folder
         return
     for entry in entries:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -191,7 +194,37 @@ def test_find_runs_at_any_depth_without_those_set_aside(tmp_path):
 
 def test_a_run_below_a_name_with_brackets_is_found(tmp_path):
     (tmp_path / "[v1]" / "seed0").mkdir(parents=True)
+    (tmp_path / "[v1]" / "seed0" / "config.yaml").write_text("seed: 0\n")
     assert [run.path.name for run in find_runs(tmp_path / "[v1]" / "seed0")] == ["seed0"]
+
+
+@pytest.mark.parametrize("above", ["exp-seed42", "seed42"])
+def test_names_of_folders_above_a_run_say_nothing(tmp_path, above):
+    run = tmp_path / above / "custom" / "lora-1" / "seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0\n")
+    assert [found.path for found in find_runs(tmp_path / above)] == [run]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_flock_a_lock_file_serves_and_that_is_said(tmp_path, number, monkeypatch, capsys):
+    def no_flock(handle, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_flock)
+    run, other = Run(tmp_path / "seed0"), Run(tmp_path / "seed0")
+    with run.claimed() as ours, other.claimed() as theirs:
+        run.set_status("running")
+        assert (ours, theirs) == (True, False)
+        assert other.status == "running"
+    assert "no flock" in capsys.readouterr().out
+    assert other.status == "interrupted"
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    (run.path / ".lock.pid").write_text(f"{killed.pid}\n{socket.gethostname()}\n")
+    assert other.status == "interrupted"
+    with other.claimed() as ours:
+        assert ours
 
 
 def test_losses_are_read_up_to_a_line_that_a_kill_cut(tmp_path):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +27,7 @@ from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
 from mos.evaluation.serving import FULL, LORA, MERGED, Server
 from mos.evaluation.subjects import CONSENT, Subject, adapter_hash, read_origin
-from mos.files import fingerprint, hash_json, source_hash
+from mos.files import fingerprint, hash_json, lock_at, source_hash
 from mos.model_sources import resolve_model
 from mos.modeling import load_tokenizer
 from mos.records import Evaluated
@@ -325,7 +324,7 @@ def _record(job: Job, name: str, result: Metrics, cache_dir: str | Path) -> None
     if run is None or beside is None or beside.key != result.key:
         return
     locks = Path(cache_dir) / "locks"
-    with FileLock(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
+    with lock_at(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
         kept = {"prompts_sha256", "options", "weights", "engine", "scoring", "timing"}
         how = {**result.model_dump(include=kept), "settings": job.settings.describe()}
         evaluation = {**run.manifest.content().get("evaluation", {}), name: how}
