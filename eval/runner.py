@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from filelock import BaseFileLock
 
 from eval.benchmark import Benchmark, Completion, Request
 from eval.cache import CompletionStore, unwritable
 from eval.engines import Engine, EngineError
 from eval.results import METRICS, SCHEMA, Metrics
-from mos.console import say
+from mos.console import Bar, errors, say
 from mos.errors import UserError
-from mos.files import hash_json
+from mos.files import hash_json, lock_at
 
 
 @dataclass(frozen=True)
@@ -139,26 +138,14 @@ def _compute(benchmark: Benchmark, store: CompletionStore, engine: OpenEngine) -
     prompts = running.encode(missing)
     tokens = 0
     started = time.perf_counter()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
+    done = len(requests) - len(missing)
     try:
-        with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
-            bar = progress.add_task(
-                benchmark.name,
-                total=len(requests),
-                completed=len(requests) - len(missing),
-                speed="",
-            )
+        with closing(Bar(benchmark.name, len(requests), done, errors)) as bar:
             for batch in running.complete(prompts, adapter):
                 store.add((missing[i], completion) for i, completion in batch)
+                done += len(batch)
                 tokens += sum(c.prompt_tokens + sum(c.output_tokens) for _, c in batch)
-                speed = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s"
-                progress.update(bar, advance=len(batch), speed=speed)
+                bar.move(done, f"{tokens / (time.perf_counter() - started):,.0f} tokens/s")
     except EngineError as error:
         kept = sum(store.get(request) is not None for request in requests)
         raise EngineError(
@@ -225,8 +212,8 @@ def _about(completion: Completion) -> dict[str, Any]:
     return about
 
 
-def result_lock(out_dir: Path, cache_dir: str | Path) -> FileLock:
+def result_lock(out_dir: Path, cache_dir: str | Path) -> BaseFileLock:
     """One evaluator at a time for a result; the lock lies in the cache, not beside the result."""
     locks = Path(cache_dir) / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{hash_json(str(out_dir.resolve()))[:16]}.lock")
+    return lock_at(locks / f"{hash_json(str(out_dir.resolve()))[:16]}.lock")

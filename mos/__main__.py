@@ -6,7 +6,8 @@ import importlib.util
 import runpy
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from contextlib import suppress
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 from mos.console import exit_on_user_error, fail
@@ -25,7 +26,7 @@ COMMANDS = {
 }
 USAGE = "\n".join(
     [
-        "usage: mos COMMAND [key=value ...]",
+        "usage: mos COMMAND [key=value ...] | --version",
         "",
         *(f"  {name:<10} {line}" for name, line in COMMANDS.items()),
         "",
@@ -39,6 +40,8 @@ def main() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print(USAGE)
+    elif command == "--version":
+        print(f"mos {version('mos-tuning')}")
     elif command not in COMMANDS:
         fail(str(unknown("command", command, COMMANDS)))
         sys.exit(2)
@@ -68,7 +71,10 @@ def run_tool(arguments: Sequence[str]) -> None:
     name, *rest = arguments[arguments[:1] == ["--"] :] or [""]
     scripts = entry_points(group="console_scripts", name=name)
     is_file = name.endswith(".py") and Path(name).is_file()
-    if not (scripts or is_file or (name and _is_module(name))):
+    is_module = False
+    with suppress(ImportError, ValueError):  # of its package; there is no name
+        is_module = importlib.util.find_spec(name) is not None
+    if not (scripts or is_file or is_module):
         raise UserError(
             f"run: there is no Python program '{name}' here. Expected, after `mos run --`, a"
             " command that a package installed in this environment, a .py file or a module."
@@ -81,13 +87,6 @@ def run_tool(arguments: Sequence[str]) -> None:
         runpy.run_path(name, run_name="__main__")
     else:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 if __name__ == "__main__":

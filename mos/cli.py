@@ -5,18 +5,20 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import glob
 import itertools
 import os
 import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -48,15 +50,40 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
             signals_interrupt()
             try:
                 with exit_on_user_error(), hydra_errors_explained(), sweep_ended():
+                    check_words(name, sys.argv[1:])
                     check_sweep(sys.argv)
                     hydra.main(str(folder_of(name)), name, version_base="1.3")(run)()
-            except KeyboardInterrupt:
-                fail("interrupted; what was finished is kept, and the same command continues it")
+            except KeyboardInterrupt as stop:
+                kept = "interrupted; what was finished is kept, and the same command continues it"
+                fail(str(stop) or kept)
                 sys.exit(INTERRUPTED)
 
         return main
 
     return decorate
+
+
+def check_words(name: str, arguments: Sequence[str]) -> None:
+    """Raises a UserError for what is no key=value on a command line, with what may be meant."""
+    given, flags = get_args_parser().parse_known_args(arguments)
+    for at, word in enumerate(arguments):
+        if word not in (*given.overrides, *flags) or re.match(r"~|[^-=][^=]*=", word):
+            continue
+        around = [*arguments[at - 1 : at], *arguments[at + 1 : at + 2]]
+        options = [*CONFIG_DIR.glob(f"*/{glob.escape(word)}.yaml")]
+        if word.startswith("-"):
+            key, _, value = word.lstrip("-").partition("=")
+            meant = f"{key.replace('-', '_')}={value or ''.join(around[-1:])}, without dashes"
+        elif "=" in word or any(one[0] == "=" or one[-1] == "=" for one in around if one):
+            meant = "without spaces around '='"
+        elif options:
+            group = options[0].parent.name
+            meant = f"{'+' * (group == 'experiment')}{group}={word}"
+        else:
+            meant = f"{'adapter' if name == 'export' else 'runs'}={word}"
+        raise UserError(
+            f"'{word}': expected key=value ({meant}?). mos {name} --help lists the keys."
+        )
 
 
 @contextmanager

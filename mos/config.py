@@ -275,6 +275,16 @@ def validate(cfg: DictConfig, kind: type[TrainConfig] = TrainConfig) -> TrainCon
     Raises:
         UserError: naming the key, what was found, what was expected.
     """
+    config = typed(cfg, kind)
+    _check_adapter(config)
+    check_trainer(config.trainer.dump())
+    if config.trainer.load_best_model_at_end and config.data.eval_size == 0:
+        raise UserError("trainer.load_best_model_at_end=true needs held-out rows: data.eval_size=.")
+    return config
+
+
+def typed(cfg: DictConfig, kind: type[C]) -> C:
+    """What `validate` returns, of which keys of PEFT and transformers are not checked: at once."""
     values = resolved(cfg)
     if (
         isinstance(values.get("trainer"), dict)
@@ -283,10 +293,13 @@ def validate(cfg: DictConfig, kind: type[TrainConfig] = TrainConfig) -> TrainCon
         # A config without the key is the same run as before there was one.
         values["trainer"].pop("num_train_epochs", None)
     config = check(values, kind)
-    _check_adapter(config)
-    check_trainer(config.trainer.dump())
-    if config.trainer.load_best_model_at_end and config.data.eval_size == 0:
-        raise UserError("trainer.load_best_model_at_end=true needs held-out rows: data.eval_size=.")
+    held_out = config.data.eval_size + config.data.test_size
+    if config.data.max_rows and held_out >= config.data.max_rows:
+        raise UserError("data.max_rows: no row is left beside data.eval_size and data.test_size.")
+    if getattr(config.adapter, "target_modules", True) == []:
+        raise UserError("adapter.target_modules=[]: name layers, such as [q_proj,v_proj].")
+    if config.device == "cpu" and getattr(config.trainer, "fp16", False):
+        raise UserError("trainer.fp16=true needs a GPU: use trainer.bf16=true on a CPU.")
     return config
 
 

@@ -50,8 +50,10 @@ def gpu_driver_is_there() -> bool:
     return True
 
 
-def check_shapes(config: TrainConfig) -> None:
+def check_shapes(config: TrainConfig) -> int | None:
     """Put the adapter onto the model's shapes, without weights, and hold lengths against them.
+
+    Returns how many parameters are trained; None where the shapes are not known.
 
     Raises:
         UserError: widths that do not divide, too few shards, target modules that are not there;
@@ -62,7 +64,7 @@ def check_shapes(config: TrainConfig) -> None:
 
     model, method = skeleton(config.model.dump()), config.adapter.method
     if model is None or method == "none":
-        return
+        return None if model is None else 0
     length = config.data.max_seq_length
     context = getattr(model.config, "max_position_embeddings", length)
     if length > context:
@@ -70,8 +72,8 @@ def check_shapes(config: TrainConfig) -> None:
             f"data.max_seq_length={length}: {config.model.name} has a context of {context} tokens."
         )
     # Quantised weights cannot be told from plain ones on the meta device, and `full` needs to know.
-    if method != "full":
-        attach(model, config.adapter.dump())
+    adapted = model if method == "full" else attach(model, config.adapter.dump())
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def check_card(config: TrainConfig) -> None:
@@ -125,6 +127,7 @@ def missing(config: TrainConfig) -> list[str]:
     checks = (
         lambda config: check_consent(config.eval),
         lambda config: check_writable(config.paths.output_dir, "paths.output_dir"),
+        lambda config: check_writable(config.paths.cache_dir, "paths.cache_dir"),
         _check_trackers,
         lambda config: check_benchmark_data(config.eval),
         _check_training_data,

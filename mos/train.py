@@ -10,17 +10,18 @@ from __future__ import annotations
 import gc
 import math
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mos.cli import command
-from mos.config import TrainConfig, validate
+from mos.config import TrainConfig, typed, validate
 from mos.console import (
-    config_tree,
     console,
     is_main_process,
     launched_processes,
@@ -28,17 +29,25 @@ from mos.console import (
     override,
     quiet_libraries,
     say,
+    working,
 )
 from mos.environment import command_of_job, log_files
 from mos.errors import UserError, write_fault
 from mos.evaluation.subjects import CALLERS
+from mos.files import hash_json
 from mos.identity import finished_run, open_run
+from mos.places import CONFIG_DIR
 from mos.preflight import check_card, check_shapes, choose_device, missing
 from mos.run import Run
 from mos.runs import results_table
 from mos.schema import check
 from mos.training.sweep import as_member, in_sweep, in_turn, note_member, sweep_dir
-from mos.training.tracking import tracked
+
+USAGE = """usage: mos train +experiment=NAME [key=value ...]
+       mos train data=messages data.source=FILE eval=base [key=value ...]
+       mos train -m +experiment=NAME KEY=VALUE,VALUE ...       a sweep
+
+dry_run=true shows what it will take; mos train --help lists the keys."""
 
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
@@ -60,10 +69,14 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
 
 def run_job(cfg: DictConfig) -> Run | None:
     """As `train`; the run, if this process has come to the end of it."""
-    config = validate(cfg)
-    say(f"scale={config.scale.name}: {config.scale.note}")
+    config = typed(cfg, TrainConfig)
+    if not in_sweep() or HydraConfig.get().job.num == 0:
+        say(f"scale={config.scale.name}: {config.scale.note}")
     if not (config.overwrite or config.dry_run) and (run := finished_run(config)):
+        note_member(runs=[str(run.path)])
         return report(run)
+    with nullcontext() if "torch" in sys.modules else working("importing torch and PEFT"):
+        config = validate(cfg)
 
     if (in_sweep() or not config.dry_run) and (problems := missing(config)):
         raise UserError("\n".join(problems))
@@ -73,10 +86,10 @@ def run_job(cfg: DictConfig) -> Run | None:
     if config.dry_run and not in_sweep():
         print_plan(config, run)
         return None
-    if config.overwrite or not run.complete:
-        check_shapes(config)
+    if config.overwrite or config.dry_run or not run.complete:
+        parameters = check_shapes(config)
     if config.dry_run:
-        say(f"{run.path}: {run.status}")
+        print_member(config, run, parameters)
         return None
     if config.overwrite or not run.trained:
         check_card(config)
@@ -152,7 +165,7 @@ def _train_here(values: dict[str, Any], folder: Path, wanted: bool, group: str |
 
 def _train(config: TrainConfig, run: Run, wanted: bool, group: str | None) -> None:
     from mos.training.distributed import agreed
-    from mos.training.fit import fit
+    from mos.training.fit import fit, tracked
 
     quiet_libraries()
     if agreed(wanted, choose_device(config)):
@@ -198,41 +211,69 @@ def outcome_recorded(run: Run) -> Iterator[None]:
             reason = str(stop) if isinstance(stop, KeyboardInterrupt) else run.state.reason
             reason = reason or "stopped by a signal"
             run.set_status("interrupted", reason)
-            say(f"interrupted: {run.path} is kept ({reason}); the same command continues it")
+            kept = f"interrupted: {run.path} is kept ({reason}); the same command continues it"
+            if isinstance(stop, KeyboardInterrupt):
+                raise KeyboardInterrupt(kept) from stop
+            say(kept)
             raise
         except BaseException as error:
             known = isinstance(error, UserError)
-            reason = str(error) if known else f"{type(error).__name__}: {error}"
             with suppress(OSError):
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
                 run.set_status("failed", reason)
             fault = error.strerror if isinstance(error, OSError) else write_fault(error)
-            if fault and not known:
-                raise UserError(
-                    f"{getattr(error, 'filename', None) or run.path} cannot be written ({fault})."
-                    " What was finished is kept; the same command continues from there."
-                ) from error
-            raise
+            if known or not fault:
+                raise
+            place = getattr(error, "filename", None) or run.path
+            raise UserError(
+                f"{place} cannot be written ({fault}); the same command goes on."
+            ) from error
 
 
 def print_plan(config: TrainConfig, run: Run) -> None:
-    """What a dry run shows: the config, the run's folder and state, costs, what is missing."""
+    """What a dry run shows: the run's folder and state, costs, what is missing."""
     from mos.plan import plan, plan_table
 
-    console.print(config_tree(config.dump(), "config"))
-    console.print(plan_table([plan(config)]))
+    with working(f"counting {config.adapter.method} on {config.model.name}"):
+        table = plan_table([plan(config)])
+    console.print(table)
     say(f"run: {run.path} ({run.status})")
     for problem in missing(config):
         say(f"missing: {problem}")
-    say("dry run: nothing was done")
+    say("dry run: nothing was done (--cfg job in its place prints the whole config)")
+
+
+def print_member(config: TrainConfig, run: Run, parameters: int | None) -> None:
+    """What a dry run shows of a member of a sweep.
+
+    Members of one base and batch take about the time of the first of them: the base's products are
+    nearly all, and simulating a step takes seconds.
+    """
+    from mos.plan import plan
+
+    hours, gigabytes = 0.0, 0.0
+    if parameters:
+        batch = [getattr(config.trainer, name, None) for name in BATCH]
+        key = hash_json([config.model.dump(), config.quantization.dump(), config.device, *batch])
+        if key not in _plans:
+            _plans[key] = plan(config)
+        of_first = _plans[key]
+        hours = (of_first["seconds"] or math.nan) / 3600
+        own = of_first["disk"]["adapter"] + of_first["disk"]["checkpoints"]
+        gigabytes = own * parameters / of_first["trainable_parameters"] / 1e9
+    counted = "unknown shapes" if parameters is None else f"{parameters:,} parameters"
+    note_member(plan=[None if math.isnan(hours) else hours, gigabytes])
+    say(f"  {counted}, {hours:.2g} h, {gigabytes:.2g} GB; {run.path}: {run.status}")
+
+
+# What the time of a training depends on beside its model.
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")
+_plans: dict[str, dict[str, Any]] = {}
 
 
 @command("train")
 def main(cfg: DictConfig) -> float:
-    """Train.
-
-    Returns:
-        The held-out loss, which sweepers such as Optuna minimise; infinite where there is none.
-    """
+    """Train; returns the held-out loss, which Optuna minimises, infinite where there is none."""
     loss = None
     with as_member():
         if (run := run_job(cfg)) and (trained := run.manifest.train):
@@ -241,6 +282,10 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        known = ", ".join(sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")))
+        print(f"{USAGE}\n\nexperiments: {known}")
+        sys.exit(2)
     # Launchers pickle `main` with what it refers to, which in __main__ would go by value.
     from mos.train import main as importable_main
 

@@ -144,6 +144,7 @@ def make_environment(anew: bool) -> None:
         return
     # A folder that is no environment holds somebody's files.
     clear = (VENV / "pyvenv.cfg").is_file() and (anew or not PYTHON.exists())
+    print(f"  making {VENV.name}", flush=True)
     try:
         venv.create(VENV, with_pip=True, clear=clear)
     except subprocess.CalledProcessError as error:
@@ -197,7 +198,7 @@ def install(what: str, *arguments: str) -> None:
     if found := uv():
         command = [found, "pip", "install"]
         print(f"  {what}, by uv", flush=True)
-        command += ["--python", PYTHON, *quiet(), *arguments]
+        command += ["--python", PYTHON, *arguments]
         if subprocess.run(command).returncode == 0:
             return
     print(f"  {what}, by pip", flush=True)
@@ -213,6 +214,8 @@ def uv() -> str | None:
         return found
     fetched = VENV / "bin" / "uv"
     command = [PYTHON, "-m", "pip", "install", "--quiet", *HASHED, "-r", LOCKS / "uv.lock"]
+    if not fetched.exists():
+        print("  fetching uv, which installs", flush=True)
     if not fetched.exists() and subprocess.run(command, capture_output=True).returncode:
         print("  uv cannot be had here: pip installs, which takes longer", flush=True)
         return None
@@ -220,10 +223,10 @@ def uv() -> str | None:
 
 
 def pip(*arguments: str, capture: bool = False, given: str = "") -> str:
-    """Install with the new environment's pip."""
+    """Install with the new environment's pip, which says how far it is, as uv does."""
     command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--no-compile"]
     done = subprocess.run(
-        [*command, *quiet(), *arguments],
+        [*command, *arguments],
         input=given,
         stdout=subprocess.PIPE if capture else None,
         stderr=subprocess.PIPE,
@@ -232,11 +235,6 @@ def pip(*arguments: str, capture: bool = False, given: str = "") -> str:
     if done.returncode:
         sys.exit(f"{done.stderr}pip install {' '.join(arguments)} failed: see above.")
     return done.stdout or ""
-
-
-def quiet() -> list[str]:
-    """An option for uv and pip: only a terminal is shown how far they are."""
-    return [] if sys.stdout.isatty() else ["--quiet"]
 
 
 def compile_modules() -> None:

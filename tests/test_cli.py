@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -14,6 +18,7 @@ import mos.plan
 import mos.summarize
 import mos.train
 
+REPO = Path(__file__).parents[1]
 COMMANDS = {
     "train": mos.train,
     "evaluate": mos.evaluate,
@@ -75,6 +80,12 @@ def test_help_is_of_what_is_chosen(run):
         ("train", ["+experimnt=superni_mmlu"], "'experimnt'. Did you mean 'experiment'?"),
         ("train", ["adapter=mos,lora"], "add -m"),
         ("train", ["data.source=my (1).jsonl"], "If the value is meant as it stands"),
+        ("train", ["--max_steps", "4"], "'--max_steps': expected key=value (max_steps=4,"),
+        ("train", ["trainer.max_steps", "=", "4"], "without spaces around '='"),
+        ("train", ["trainer.max_steps=", "4"], "without spaces around '='"),
+        ("train", ["superni_mmlu"], "(+experiment=superni_mmlu?)"),
+        ("train", ["-m", "adapter=lora,mos", "lora"], "(adapter=lora?)"),
+        ("summarize", ["outputs/sweep"], "(runs=outputs/sweep?)"),
         ("evaluate", ["adapter=data/samples"], "mos.evaluate adapters=[data/samples]"),
         ("evaluate", ["eval.engine=vlllm"], "Did you mean 'vllm'"),
         ("summarize", ["runs=/nowhere"], "/nowhere"),
@@ -87,6 +98,26 @@ def test_a_mistake_is_one_message_and_exit_status_2(run, command, arguments, mes
     assert err.startswith("error: ")
     assert message in err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("empty", ["+experiment=glob(nothing*)", "seed=range(0)"])
+def test_a_sweep_of_nothing_is_refused(run, empty, tmp_path):
+    code, _, err = run("train", "-m", empty, f"paths.output_dir={tmp_path}")
+    assert code == 2
+    assert "no members" in err
+    assert "\n" not in err.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [(["train"], 2, "usage: mos train"), (["--version"], 0, "mos 0."), ([], 0, "usage: mos")],
+)
+def test_what_is_said_without_a_job(arguments, code, words, tmp_path):
+    command = [sys.executable, "-m", "mos", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, stdout=PIPE)
+    assert (done.returncode, list(tmp_path.iterdir())) == (code, [])
+    assert words in done.stdout
 
 
 def test_broken_yaml_is_one_message(run, tmp_path):

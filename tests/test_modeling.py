@@ -14,9 +14,14 @@ from mos import model_sources, modeling
 from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.model_sources import resolve_model
-from mos.modeling import dequantize_weight, dequantized_base, load_base, load_tokenizer
+from mos.modeling import (
+    dequantize_weight,
+    dequantized_base,
+    load_base,
+    load_tokenizer,
+    with_adapter,
+)
 from mos.processor import products_in
-from mos.training.fit import load_model
 
 NF4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 
@@ -70,7 +75,9 @@ def test_on_a_gpu_a_base_is_dequantised_in_a_process_that_ends(
 def test_norms_say_the_type_of_the_sums_between_the_blocks(norms, tiny_model_dir):
     overrides = ["model=tiny_random", "adapter.r=8", f"quantization.norms={norms}"]
     config = validate(compose_config(overrides))
-    model = load_model(config, tiny_model_dir, torch.device("cpu"))
+    quantization = config.quantization.dump()
+    base = load_base(tiny_model_dir, quantization, torch.device("cpu"))
+    model = with_adapter(base, quantization, config.adapter.dump())
     sums = []
     block = model.get_submodule("base_model.model.model.layers.0")
     block.register_forward_pre_hook(lambda _, args: sums.append(args[0].dtype))

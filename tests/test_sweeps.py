@@ -57,6 +57,8 @@ def test_a_dry_run_lists_each_member_with_its_run(sweep, paths, capsys, tmp_path
     assert "member 8 of 8: adapter=mos adapter.r=64 seed=1" in out
     assert "failed: adapter=mos adapter.r=64 seed=1: " in out
     assert "2 of 8 failed" in out
+    assert out.count(" parameters, ") == 6
+    assert " h of training and " in out
     for seed in range(2):
         job = ["+experiment=superni_mmlu", "adapter=lora", "adapter.r=8", f"seed={seed}"]
         run = open_run(validate(compose_config([*job, *TINY, *paths])))

@@ -20,6 +20,7 @@ from mos.data.chat import render_chat
 from mos.errors import UserError
 from mos.export import merge, to_lora
 from mos.model_sources import resolve_model
+from mos.modeling import load_base
 from mos.run import Run
 from mos.runs import find_runs
 from mos.train import train
@@ -116,12 +117,22 @@ def test_one_run_and_its_records_are_shown(run, monkeypatch, capsys):
     assert "Did you mean 'mmlu'" in capsys.readouterr().err
 
 
-def test_chat_answers_in_the_terminal(run, monkeypatch, capsys):
-    for place in (run.path, run.adapter_dir):
+def test_chat_answers_in_the_terminal_greedily(run, monkeypatch, capsys):
+    said = []
+    for place, penalty in ((run.path, 1.0), (run.adapter_dir, 50.0)):
+
+        def load(*given, penalty=penalty):
+            model = load_base(*given)
+            model.generation_config.repetition_penalty = penalty  # as some bases come with
+            return model
+
+        monkeypatch.setattr("mos.modeling.load_base", load)
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nHello\n"))
         with pytest.raises(EOFError):
-            chat.converse(place, max_tokens=4)
-        assert capsys.readouterr().out.count("you:") == 4
+            chat.converse(place, max_tokens=12)
+        said.append(capsys.readouterr().out.partition("you:")[2])
+        assert said[-1].count("you:") == 3
+    assert said[0] == said[1]
 
 
 def test_adapter_exports_and_merged_models_speak_the_format_of_training(run, paths, tmp_path):
@@ -143,6 +154,14 @@ def test_adapter_exports_and_merged_models_speak_the_format_of_training(run, pat
 def test_asking_again_does_nothing_and_says_so(results, paths, capsys):
     assert train(compose_config([*TINY, *paths])) == results
     assert "complete:" in capsys.readouterr().out
+
+
+def test_a_finished_sweep_is_told_without_torch(results, paths, tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('it takes seconds')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    done = run_cli("-m", "seed=0", *TINY, *paths)
+    assert done.returncode == 0, done.stderr
+    assert "complete:" in done.stdout
 
 
 def test_a_dry_run_of_the_paper_needs_neither_gpu_nor_weights(paths, capsys):
@@ -195,9 +214,13 @@ def test_bad_input_gets_one_message_and_a_nonzero_exit(overrides, words, paths):
     [
         ("paths.data_dir=/nowhere", "/nowhere"),
         ("paths.output_dir=/proc/outputs", r"paths\.output_dir=/proc/outputs cannot be written"),
+        ("paths.cache_dir=/proc/cache", r"paths\.cache_dir=/proc/cache cannot be written"),
+        ("data.eval_size=60", "no row is left"),
+        ("adapter.target_modules=[]", r"adapter\.target_modules=\[\]: name layers"),
+        ("+trainer.fp16=true", r"fp16=true needs a GPU"),
     ],
 )
-def test_places_that_cannot_be_used_are_named(override, message, paths):
+def test_what_cannot_be_used_is_named_before_there_is_a_run(override, message, paths):
     with pytest.raises(UserError, match=message):
         train(compose_config([*TINY, *paths, override]))
 

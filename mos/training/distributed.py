@@ -19,68 +19,39 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from mos.config import TrainConfig
 from mos.console import INTERRUPTED, STOP_SIGNALS
 from mos.errors import UserError
 
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "MASTER_",
-    "LOCAL_",
-    "GROUP_",
-    "TORCHELASTIC_",
-    "ACCELERATE_",
-)
-
-
+LAUNCHER = ["RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "TORCHELASTIC_", "ACCELERATE_"]
 # What a launcher may have a handler for that puts its job back into the queue (submitit: SIGUSR2).
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 SIGNALS = (*STOP_SIGNALS, *REQUEUE_SIGNALS)
 
 
 def check_sharding(config: TrainConfig, device: str) -> None:
-    """Refuse what cannot be trained with weights in shards, as `accelerate launch` asks for it.
-
-    Args:
-        config: of the training.
-        device: "cuda" or "cpu".
-
-    Raises:
-        UserError: DeepSpeed; FSDP with a quantised base, on a CPU, or with another optimizer than
-            torch's AdamW.
-    """
-    if _launched_with("ACCELERATE_USE_DEEPSPEED"):
+    """Refuse what cannot be trained with weights in shards, as `accelerate launch` asks for it."""
+    deepspeed, fsdp = (
+        os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+        for name in ("DEEPSPEED", "FSDP")
+    )
+    if deepspeed:
+        raise UserError("DeepSpeed is not supported: use configs/accelerate/fsdp.yaml or ddp.yaml.")
+    bits, optim = config.quantization.bits, getattr(config.trainer, "optim", "adamw_torch")
+    if fsdp and bits is not None:
         raise UserError(
-            "DeepSpeed is not supported: weights are sharded with configs/accelerate/fsdp.yaml, and"
-            " several GPUs that each hold the whole model take configs/accelerate/ddp.yaml."
+            f"FSDP with quantization.bits={bits}: quantised weights are not trained in shards. Use"
+            " quantization=none, or configs/accelerate/ddp.yaml: the whole model on each GPU."
         )
-    if not _launched_with("ACCELERATE_USE_FSDP"):
-        return
-    if (bits := config.quantization.bits) is not None:
-        raise UserError(
-            f"FSDP with quantization.bits={bits}: quantised weights are not trained in shards here."
-            " Use quantization=none, or configs/accelerate/ddp.yaml, where each GPU holds the whole"
-            " model."
-        )
-    if device == "cpu":
+    if fsdp and device == "cpu":
         raise UserError("FSDP shards weights over GPUs, and the device is the CPU.")
     # Nobody has seen whether bitsandbytes' kernels know a shard from a whole tensor, or whether
     # the state of others comes back from a checkpoint.
-    optim = getattr(config.trainer, "optim", "adamw_torch")
-    if optim not in ("adamw_torch", "adamw_torch_fused"):
-        raise UserError(
-            f"FSDP with trainer.optim={optim}: only torch's AdamW was compared with one process."
-            " Use trainer.optim=adamw_torch."
-        )
-
-
-def _launched_with(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() == "true"
+    if fsdp and optim not in ("adamw_torch", "adamw_torch_fused"):
+        raise UserError(f"FSDP with trainer.optim={optim}: use trainer.optim=adamw_torch.")
 
 
 def agreed(decision: bool, device: str) -> bool:
@@ -93,21 +64,14 @@ def agreed(decision: bool, device: str) -> bool:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process. All must call this, after `agreed`."""
-    state = PartialState()
-    if state.num_processes == 1:
-        return flag
-    flags = torch.tensor(int(flag), device=state.device)
-    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-    return bool(flags)
+    return any(gather_object([flag]))
 
 
 def in_own_process(work: Callable[..., None], *args: Any) -> None:
     """Call `work(*args)` in a new process, which takes with it what it held on a GPU.
 
-    It gets the signals that stop or requeue a job from here, and dies with this process.
-
-    Args:
-        work: importable, as its arguments are picklable.
+    It gets the signals that stop or requeue a job from here, and dies with this process. `work` is
+    importable, and its arguments are picklable.
 
     Raises:
         UserError: the process was killed.
@@ -238,7 +202,9 @@ def evaluate_apart(arguments: Sequence[str]) -> None:
         UserError: it ended otherwise than well, and has said why.
     """
     command = [sys.executable, "-m", "mos.evaluate", *arguments]
-    with subprocess.Popen(command, env=plain_environment()) as evaluation:
+    # It is no part of a launcher's job.
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(tuple(LAUNCHER))}
+    with subprocess.Popen(command, env=plain) as evaluation:
         try:
             code = evaluation.wait()
         except BaseException:
@@ -252,8 +218,3 @@ def evaluate_apart(arguments: Sequence[str]) -> None:
             f"the evaluation stopped (exit status {code}). What was trained and answered is kept;"
             " the same command continues from there."
         )
-
-
-def plain_environment() -> dict[str, str]:
-    """The environment without the launcher's variables, for a child that is not part of the job."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from mos.card import CARD, write_card
 from mos.config import TrainConfig
-from mos.console import is_main_process, say
+from mos.console import is_main_process, say, working
 from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
-from mos.data.dataset import TrainingData, load_training_data
+from mos.data.dataset import load_training_data
 from mos.environment import describe_environment, peak_memory_bytes
 from mos.evaluation.jobs import build_benchmarks
 from mos.evaluation.subjects import adapter_hash, write_origin
@@ -36,20 +37,19 @@ from mos.modeling import load_base, load_tokenizer, with_adapter
 from mos.preflight import choose_device
 from mos.processor import products_in
 from mos.run import Run
-from mos.runs import read_losses
 from mos.training.checkpoints import newest_valid
 from mos.training.distributed import check_sharding
 from mos.training.heldout import HeldOut, write_heldout
-from mos.training.stopping import StopOnSignal
-from mos.training.trainer import CrashSafeTrainer, build_trainer, training_arguments
+from mos.training.trainer import (
+    CrashSafeTrainer,
+    StopOnSignal,
+    build_trainer,
+    training_arguments,
+)
 
 
 def describe(config: TrainConfig, run: Run) -> tuple[Path, PreTrainedTokenizerBase]:
-    """Note in the manifest what a run is made with; returns the model's folder and tokenizer.
-
-    Raises:
-        UserError: the model's files are not there or cannot be used.
-    """
+    """Note in the manifest what a run is made with; returns the model's folder and tokenizer."""
     model_dir = resolve_model(config.model.path, config.paths.cache_dir, config.model.revision)
     tokenizer = load_tokenizer(model_dir, config.model.pad_token)
     prompts = {
@@ -89,14 +89,20 @@ def fit(config: TrainConfig, run: Run) -> None:
     check_sharding(config, device)
     arguments = training_arguments(config, run, device)
     model_dir, tokenizer = describe(config, run)
-    say(f"data: {config.data.corpus} from {config.data.source}")
     state = PartialState(cpu=device == "cpu")
     with state.main_process_first():
-        data = load_data(config, tokenizer)
+        with working(f"data: {config.data.corpus} from {config.data.source}"):
+            options = config.data.dump()
+            data = load_training_data(tokenizer, cache_dir=config.paths.cache_dir, **options)
+        for line in data.summary():
+            say(f"data: {line}")
         checkpoint = newest_valid(run.checkpoint_dir)
     run.update_manifest(data={"sha256": data.fingerprint, "statistics": data.statistics})
     set_seed(config.seed)
-    model: Any = load_model(config, model_dir, state.device)
+    quantization = config.quantization.dump()
+    with working(f"model: loading {config.model.name}"):
+        base = load_base(model_dir, quantization, state.device)
+        model: Any = with_adapter(base, quantization, config.adapter.dump())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     products = products_in(config.quantization.compute_dtype, device)
     say(
@@ -106,7 +112,7 @@ def fit(config: TrainConfig, run: Run) -> None:
     stop = StopOnSignal(run)
     patience = config.trainer.early_stopping_patience
     trainer = build_trainer(model, tokenizer, data, arguments, run, stop, patience)
-    with stop.listening():
+    with stop.listening(), closing(trainer.progress):
         train, losses = run_trainer(trainer, run, checkpoint)
         rows = data.eval
         if data.test is not None:
@@ -124,33 +130,12 @@ def fit(config: TrainConfig, run: Run) -> None:
         write_card(run)
 
 
-def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
-    """The tokenised corpus of the `data` config group."""
-    data = load_training_data(tokenizer, cache_dir=config.paths.cache_dir, **config.data.dump())
-    for line in data.summary():
-        say(f"data: {line}")
-    return data
-
-
-def load_model(
-    config: TrainConfig,
-    model_dir: Path,
-    device: torch.device,
-) -> nn.Module:
-    """The base model, quantised and frozen, with the adapter on it."""
-    quantization = config.quantization.dump()
-    return with_adapter(
-        load_base(model_dir, quantization, device), quantization, config.adapter.dump()
-    )
-
-
 def run_trainer(
     trainer: CrashSafeTrainer, run: Run, checkpoint: Path | None
 ) -> tuple[dict[str, Any], HeldOut | None]:
     """Train to the end, from a checkpoint if there is one, and measure the held-out loss.
 
-    Returns:
-        The `train` entry of results.json, and the losses of the evaluation's examples, if any.
+    Returns the `train` entry of results.json, and the losses of the held-out examples, if any.
     """
     if checkpoint is None:
         trainer.train()
@@ -163,16 +148,14 @@ def run_trainer(
             trainer.train(resume_from_checkpoint=str(checkpoint))
     seconds = trainer.loss_log.seconds()
     heldout = None if trainer.eval_dataset is None else trainer.measure(trainer.eval_dataset)
-    lines = read_losses(run.path / "loss.jsonl")
+    lines = trainer.loss_log.lines(trainer.state)
     logged = [(0, 0.0)] + [(line["step"], line["loss"]) for line in lines if "loss" in line]
     total = sum(loss * (at - since) for (since, _), (at, loss) in pairwise(logged))
     entry = {
         "steps": trainer.state.global_step,
         "train_loss": total / logged[-1][0],
         "eval_loss": heldout.loss if heldout else None,
-        "eval_loss_before": next(
-            (line["eval_loss"] for line in lines if line["step"] == 0 and "eval_loss" in line), None
-        ),
+        "eval_loss_before": next((x["eval_loss"] for x in lines if x["step"] == 0), None),
         "seconds": seconds,
         "tokens_per_second": trainer.state.num_input_tokens_seen / seconds,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -224,3 +207,39 @@ def record(
         adapter_sha256=adapter_hash(run.adapter_dir, cache_dir) if trainable else None,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
+
+
+@contextmanager
+def tracked(config: TrainConfig, run: Run, group: str | None) -> Iterator[None]:
+    """Point trackers at this run, in the group of its sweep, and close them with its outcome."""
+    logging = config.logging
+    if "tensorboard" in logging.report_to:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "tensorboard")
+    if "wandb" not in logging.report_to or not is_main_process():
+        yield
+        return
+    import wandb
+
+    mode: Any = logging.wandb_mode
+    if mode == "auto":
+        mode = "online" if wandb.api.api_key else "offline"
+    tracker = wandb.init(
+        project=logging.wandb_project,
+        entity=logging.wandb_entity,
+        id=run.id,
+        name=f"{config.experiment}/{run.path.parent.name}/{run.path.name}",
+        group=group,
+        mode=os.environ.get("WANDB_MODE", mode),
+        dir=str(run.path),
+        config=config.dump(),
+        resume="allow",
+        settings=wandb.Settings(silent=True),
+    )
+    offline = f"offline; upload with: wandb sync {Path(tracker.dir).parent}"
+    say(f"wandb: {f'online, {tracker.url}' if tracker.url else offline}")
+    try:
+        yield
+    except BaseException:
+        tracker.finish(exit_code=1)
+        raise
+    tracker.finish(exit_code=0)

@@ -84,12 +84,7 @@ def example_scores(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
 def write_heldout(
     run_dir: Path, rows: Dataset, losses: HeldOut, options: Mapping[str, Any]
 ) -> Metrics:
-    """Write `eval/heldout/` of a run.
-
-    Args:
-        rows: the held-out examples as they were encoded.
-        options: the `data` config group, recorded.
-    """
+    """Write `eval/heldout/` of a run: of its encoded rows, beside the `data` config group."""
     ids = _row_ids(rows)
     exact = micro([{"scores": {EXACT: score}} for score in losses.exact], {})
     each = zip(ids, losses.nll, losses.tokens, losses.exact, strict=True)

@@ -25,7 +25,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mos.console import fail, launched_processes, override, say, show_traceback
+from mos.console import fail, launched_processes, override, say, show_traceback, signals_got
 from mos.errors import UserError
 from mos.files import read_json, write_json
 from mos.run import Run
@@ -45,16 +45,10 @@ DEVICES = Path("/dev")
 
 
 def check_sweep(arguments: list[str]) -> None:
-    """Look at what a command line says of a sweep, before Hydra does.
+    """Refuse, before Hydra reads it, what a command line says of a sweep and cannot be.
 
-    The members of a dry run are taken out of their launcher's hands, and leave nothing.
-
-    Args:
-        arguments: of the command; those of a dry run are changed.
-
-    Raises:
-        UserError: there is no sweep, a package is not installed, no Slurm is here; a sweep within
-            the processes of one run.
+    The members of a dry run are taken out of their launcher's hands, and leave nothing: its
+    arguments are changed.
     """
     sweep = bool({"-m", "--multirun"} & set(arguments))
     if sweep and launched_processes() > 1:
@@ -67,11 +61,7 @@ def check_sweep(arguments: list[str]) -> None:
         extra, module = PLUGINS[given]
         if not sweep:
             raise UserError(f"{given} is for sweeps: add -m.")
-        try:
-            installed = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
-            installed = None
-        if installed is None:
+        if not (importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(module)):
             raise UserError(
                 f"{given}: its package is not installed. Install it with"
                 f" pip install 'mos-tuning[{extra}]'."
@@ -91,6 +81,9 @@ class SweepStart(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         OmegaConf.resolve(config.hydra.sweep)
         swept, members = _swept(config.hydra)
+        if not members:  # Hydra makes a warning of an Exception here
+            fail("this sweep has no members: a range or a glob of it is empty.")
+            raise SystemExit(UserError.exit_status)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SWEEP, {"members": members, "swept": swept})
@@ -135,9 +128,11 @@ def as_member() -> Iterator[None]:
     own = [o for o in job.overrides.task if o.partition("=")[0].lstrip("+~") in swept]
     if job.runtime.choices["hydra/launcher"] == "processes":
         take_gpu(number)
-    note_member(overrides=own, runs=[], evaluation=None, error=NO_WORD)
+    note_member(overrides=own, runs=[], evaluation=None, plan=None, error=NO_WORD)
     say(f"member {number + 1} of {of}: {' '.join(own)}")
     try:
+        if signals_got:
+            raise KeyboardInterrupt
         yield
     except (KeyboardInterrupt, SystemExit):
         note_member(error="stopped by a signal")
@@ -155,9 +150,8 @@ def as_member() -> Iterator[None]:
 def note_member(**entries: Any) -> None:
     """Put entries into the notes of this member, if it is one, for the end of its sweep.
 
-    Args:
-        entries: `runs`, paths of what it works on; `evaluation`, the overrides of `mos evaluate`
-            with which they are to be evaluated then.
+    `runs` are paths of what it works on; `evaluation`, the overrides of `mos evaluate` with which
+    they are to be evaluated then; `plan`, hours and gigabytes that a dry run counts.
     """
     if folder := sweep_dir():
         file = folder / "members" / f"{HydraConfig.get().job.num:05}.json"
@@ -181,10 +175,8 @@ def take_gpu(number: int) -> None:
 def sweep_ended() -> Iterator[None]:
     """Around a command: if it is a sweep, the end of it, also where its launcher gives up.
 
-    A launcher raises when the process of a member was killed. Slurm's other jobs go on.
-
-    Raises:
-        SystemExit: some members have failed.
+    A launcher raises when the process of a member was killed; Slurm's other jobs go on. Exits with
+    1 if some members have failed.
     """
     given_up = None
     try:
@@ -207,16 +199,13 @@ def sweep_ended() -> Iterator[None]:
 
 
 def close(members: list[dict[str, Any]], of: int, config: DictConfig) -> bool:
-    """Evaluate what waits for it, show the runs of a sweep and what failed; whether all is well.
-
-    Args:
-        members: their notes.
-        of: how many there should be.
-        config: of the sweep.
-    """
+    """Evaluate what waits for it, show the runs of a sweep and what failed; whether all is well."""
     evaluated = _evaluate(members, config.eval.defer)
     paths = dict.fromkeys(path for member in members for path in member["runs"])
     if config.dry_run:
+        plans = [member["plan"] for member in members if member["plan"]]
+        hours, size = sum(hours or 0 for hours, _ in plans), sum(size for _, size in plans)
+        say(f"about {hours:.2g} h of training and {size:.2g} GB in all")
         say("dry run: nothing was done")
     elif runs := [Run(path) for path in paths if Path(path).is_dir()]:
         show_runs(runs, reasons=False)

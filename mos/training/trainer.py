@@ -1,9 +1,15 @@
-"""The HF Trainer with what a crash-safe, exactly repeatable run needs beside it."""
+"""The HF Trainer with what a crash-safe, exactly repeatable run needs beside it, and its callbacks:
+the loss log, the progress line, and ends other than the last step.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainerState,
     TrainingArguments,
 )
@@ -30,16 +37,156 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from mos.config import TrainConfig
-from mos.console import say
+from mos.console import Bar, console, say
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
-from mos.files import seal
+from mos.files import seal, write_atomically
 from mos.processor import products_in
 from mos.run import Run
 from mos.training.checkpoints import check_same_state, leaves, rotate
+from mos.training.distributed import any_process, signals_taken
 from mos.training.heldout import HeldOut, example_scores
-from mos.training.progress import LossLog, ProgressLine
-from mos.training.stopping import StopOnSignal, check_finite
+
+
+class Diverged(UserError):
+    """A loss, a gradient norm or a weight is not finite any more."""
+
+
+def check_finite(what: str, value: float, step: int, args: TrainingArguments) -> None:
+    """Raises Diverged if `value` is nan or infinite."""
+    if not math.isfinite(value):
+        raise Diverged(
+            f"training diverged at step {step}: the {what} is {value}. Checkpoints from before are"
+            f" kept. Lower trainer.learning_rate (now {args.learning_rate:g}), or bound the"
+            f" gradients with trainer.max_grad_norm (now {args.max_grad_norm:g}; 0 is no bound)."
+        )
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGINT, SIGTERM and SIGHUP end the training after the step at work, with a checkpoint of it.
+
+    So does a signal by which a launcher requeues its job; the launcher gets it after that. The same
+    signal again ends the training at once; a different one does not, for Slurm sends SIGTERM and
+    SIGUSR2 together. The run's status tells of a signal before the checkpoint is written, for
+    SIGKILL follows some time later.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.received: list[str] = []  # names of signals
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the body trains.
+
+        Raises:
+            KeyboardInterrupt: the body ended because of a signal; its text says after which step.
+        """
+        with signals_taken(self._receive):
+            yield
+            if self.received:
+                raise KeyboardInterrupt(self.run.state.reason)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        if name in self.received:
+            raise KeyboardInterrupt(f"stopped at once by {name}; steps since the last checkpoint")
+        self.received.append(name)
+        if len(self.received) > 1:
+            return
+        self.run.set_status("running", f"got {name}; the step at work has no checkpoint yet")
+        say(f"{name}: stopping after this step, with a checkpoint; {name} again stops at once")
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero and not self.run.path.is_dir():
+            raise UserError(f"{self.run.path} was removed while its training was at work.")
+        if any_process(bool(self.received)):
+            self.received = self.received or ["a signal to another process"]
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if self.received:
+            step = f"step {state.global_step} of {state.max_steps}"
+            self.run.set_status("running", f"stopped by {self.received[0]}; {step} is kept")
+
+
+class LossLog(TrainerCallback):
+    """loss.jsonl, a line a log: step, losses, learning rate, examples and seconds so far.
+
+    It is the trainer's `log_history`, which each checkpoint has: that of a resumed run reads as if
+    it had never been killed. `examples_at` tells how many examples a number of steps has seen.
+    """
+
+    KEYS = ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "examples", "seconds")
+
+    def __init__(self, path: Path, examples_at: Callable[[int], int]) -> None:
+        self.path, self.examples_at = path, examples_at
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        done = self.lines(state)
+        self.seconds_before = done[-1].get("seconds", 0.0) if done else 0.0
+        self.started = time.monotonic()
+        if state.is_world_process_zero:
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in done))
+
+    def lines(self, state: TrainerState) -> list[dict[str, Any]]:
+        """What the log says up to a state of the training."""
+        return [
+            # A float16 scaler meets infinite norms, for which JSON has no form.
+            {key: entry[key] for key in self.KEYS if key in entry and math.isfinite(entry[key])}
+            for entry in state.log_history
+            if "loss" in entry or "eval_loss" in entry
+        ]
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "loss" in logs or "eval_loss" in logs:
+            examples, seconds = self.examples_at(state.global_step), round(self.seconds(), 3)
+            state.log_history[-1] |= {"examples": examples, "seconds": seconds}
+            if state.is_world_process_zero:
+                with self.path.open("a") as handle:
+                    handle.write(json.dumps(self.lines(state)[-1], allow_nan=False) + "\n")
+
+    def seconds(self) -> float:
+        """Training time so far, earlier sessions of the same run included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+
+class ProgressLine(TrainerCallback):
+    """A bar of the training and one of each evaluation; where there is no terminal, ten lines."""
+
+    def __init__(self) -> None:
+        self.training: Any = None  # a Bar, as the other
+        self.held_out: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.training = Bar("training", state.max_steps, state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.training.move(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        text = "  ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "eval_loss") if k in logs)
+        tenth = state.global_step % max(state.max_steps // 10, 1) == 0 and not console.is_terminal
+        if "eval_loss" in logs or (text and tenth):
+            self.training.say(text)
+        elif text:
+            self.training.move(state.global_step, text)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs) -> None:
+        self.held_out = self.held_out or Bar("held-out loss", len(eval_dataloader))
+        self.held_out.move(int(self.held_out.task.completed) + 1)
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        if self.held_out:
+            self.held_out.close()
+        self.held_out = None
+
+    def on_predict(self, args, state, control, metrics, **kwargs) -> None:
+        self.on_evaluate(args, state, control)
+
+    def close(self) -> None:
+        for bar in filter(None, (self.held_out, self.training)):
+            bar.close()
 
 
 class EpochSeededSampler(LengthGroupedSampler):
@@ -65,12 +212,12 @@ class CrashSafeTrainer(Trainer):
     """A Trainer whose runs survive kills, repeat to the bit, and stop when they diverge.
 
     Attributes:
-        loss_log: what writes loss.jsonl.
         heldout: the last evaluation, example by example; None before the first.
         kept_checkpoints: how many are kept; None keeps all.
     """
 
     loss_log: LossLog
+    progress: ProgressLine
     heldout: HeldOut | None = None
     kept_checkpoints: int | None = None
     # Each of many types in transformers.
@@ -145,14 +292,12 @@ class CrashSafeTrainer(Trainer):
             best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
             self.state.best_model_checkpoint = str(best)  # the run may have been moved
             self._load_best_model()
-        self.loss_log.take_up(self.state)
+        self.loss_log.on_train_begin(self.args, self.state, self.control)
 
     def measure(self, rows: Dataset) -> HeldOut:
         """The losses of the weights that the training ended with.
 
-        Args:
-            rows: the evaluation's examples, whose last losses are taken if they are of these
-                weights, or others.
+        The last losses of the evaluation's rows are taken if they are of these weights.
         """
         best = self.args.load_best_model_at_end
         step = (self.state.best_global_step if best else None) or self.state.global_step
@@ -243,9 +388,8 @@ def training_arguments(config: TrainConfig, run: Run, device: str) -> TrainingAr
         raise UserError(f"trainer: {error}") from error
     if arguments.n_gpu > 1:
         say(
-            f"{arguments.n_gpu} GPUs are visible, and one process trains on one, the first. For a"
-            " run on all: accelerate launch (docs/scaling.md); for a member of a sweep on each:"
-            " hydra/launcher=processes."
+            f"{arguments.n_gpu} GPUs are visible, and one process trains on the first. For all:"
+            " accelerate launch (docs/scaling.md), or hydra/launcher=processes for a sweep."
         )
         arguments._n_gpu = 1  # the Trainer would take a batch for each
     return arguments
@@ -260,11 +404,7 @@ def build_trainer(
     stop: StopOnSignal,
     patience: int | None = None,
 ) -> CrashSafeTrainer:
-    """A Trainer over prepared data that logs to, and keeps its checkpoints in, the run folder.
-
-    Args:
-        patience: evaluations without a lower held-out loss after which the training stops.
-    """
+    """A Trainer over prepared data that logs to, and keeps its checkpoints in, the run folder."""
     if data.eval is None:
         arguments.eval_strategy = IntervalStrategy.NO
         arguments.eval_on_start = False
@@ -278,6 +418,7 @@ def build_trainer(
     kept_checkpoints, arguments.save_total_limit = arguments.save_total_limit, None
     arguments.logging_steps = min(arguments.logging_steps, arguments.max_steps)
     loss_log = LossLog(run.path / "loss.jsonl", lambda step: examples_seen(step, examples, batch))
+    progress = ProgressLine()
     trainer = CrashSafeTrainer(
         model=model,
         args=arguments,
@@ -285,9 +426,10 @@ def build_trainer(
         eval_dataset=data.eval,
         data_collator=data.collator,
         processing_class=tokenizer,
-        callbacks=[loss_log, ProgressLine(), stop],
+        callbacks=[loss_log, progress, stop],
     )
-    trainer.loss_log, trainer.kept_checkpoints = loss_log, kept_checkpoints
+    trainer.loss_log, trainer.progress = loss_log, progress
+    trainer.kept_checkpoints = kept_checkpoints
     trainer.compute_metrics = trainer.keep_heldout
     trainer.remove_callback(PrinterCallback)
     if patience is not None:

@@ -43,6 +43,11 @@ def job(tmp_path, name: str, batch: int) -> list[str]:
     ]
 
 
+def write_rows(tmp_path) -> None:
+    rows = [{"prompt": f"Count to {n}.", "completion": "." * n} for n in range(1, 31)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def start(script: list[str], overrides: list[str], processes: int = 1) -> None:
     """Run a script of Python on several processes (torchrun) or one, to a good end."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -60,23 +65,23 @@ def the_run(folder: Path) -> Run:
     return run
 
 
-def assert_same_training(run: Run, expected: Run) -> None:
+def assert_same_training(run: Run, expected: Run, tolerance: float = 1) -> None:
     for key in ("loss", "eval_loss"):
         own, other = (
             [line[key] for line in read_losses(r.path / "loss.jsonl") if key in line]
             for r in (run, expected)
         )
-        assert own == pytest.approx(other, rel=1e-5)
+        assert own == pytest.approx(other, rel=1e-5 * tolerance)
     own, other = (load_file(r.adapter_dir / "adapter_model.safetensors") for r in (run, expected))
     assert own.keys() == other.keys()
     for key, weight in other.items():
-        torch.testing.assert_close(own[key], weight, rtol=1e-4, atol=2e-6)
+        close = {"rtol": 1e-4 * tolerance, "atol": 2e-6 * tolerance}
+        torch.testing.assert_close(own[key], weight, **close)
 
 
 @pytest.mark.slow
 def test_two_processes_with_shards_equal_one_and_are_continued(tmp_path):
-    rows = [{"prompt": f"Count to {n}.", "completion": "." * n} for n in range(1, 31)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path)
     sharded = [str(Path(__file__).with_name("cpu_sharded.py"))]
     start(["-m", "mos.train"], job(tmp_path, "one", 4))
     one = the_run(tmp_path / "one")
@@ -118,39 +123,10 @@ def test_what_cannot_be_sharded_is_refused_by_name(variable, options, device, wo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_ddp_on_two_processes_equals_one_with_the_double_batch(tmp_path, checkpointing):
-    rows = [{"prompt": f"Count to {n}.", "completion": "." * n} for n in range(1, 31)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # accelerate launch starts several processes on GPUs only; torchrun sets the same variables.
-    launch = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "mos.train"),
-    ]
-    runs = {}
-    for name, command, batch in (
-        ("one", [sys.executable, "-m", "mos.train"], 4),
-        ("two", launch, 2),
-    ):
-        overrides = [
-            *job(tmp_path, name, batch),
-            f"trainer.gradient_checkpointing={str(checkpointing).lower()}",
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, *overrides], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        (runs[name],) = find_runs(str(tmp_path / name))
-
-    logs = {
-        name: [json.loads(x) for x in (run.path / "loss.jsonl").read_text().splitlines()]
-        for name, run in runs.items()
-    }
-    losses = {name: [x["loss"] for x in log if "loss" in x] for name, log in logs.items()}
-    assert losses["two"] == pytest.approx(losses["one"], rel=1e-4)
-    weights = {
-        name: load_file(run.adapter_dir / "adapter_model.safetensors") for name, run in runs.items()
-    }
-    for key, one in weights["one"].items():
-        torch.testing.assert_close(weights["two"][key], one, rtol=1e-3, atol=1e-5)
+    write_rows(tmp_path)
+    for name, batch, processes in (("one", 4, 1), ("two", 2, 2)):
+        overrides = [*job(tmp_path, name, batch), f"trainer.gradient_checkpointing={checkpointing}"]
+        start(["-m", "mos.train"], overrides, processes)
+    assert_same_training(the_run(tmp_path / "two"), the_run(tmp_path / "one"), tolerance=10)

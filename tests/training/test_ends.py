@@ -27,8 +27,7 @@ from mos.run import Run
 from mos.runs import find_runs
 from mos.train import train
 from mos.training.checkpoints import newest_valid, step_of
-from mos.training.stopping import Diverged, StopOnSignal
-from mos.training.trainer import training_arguments
+from mos.training.trainer import Diverged, StopOnSignal, training_arguments
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
 from mos.config import compose_config, validate
 from mos.identity import open_run
-from mos.training.tracking import tracked
+from mos.training.fit import tracked
 
 
 @pytest.fixture
@@ -38,29 +39,24 @@ def wandb(monkeypatch):
     return calls
 
 
-def test_a_run_has_its_own_id_and_a_good_end(config, wandb):
+@pytest.mark.parametrize(("stop", "exit_code"), [(None, 0), (KeyboardInterrupt, 1)])
+def test_a_run_has_its_own_id_and_is_closed_as_it_ends(config, wandb, stop, exit_code):
     run = open_run(config)
-    with tracked(config, run, group="night"):
+    with suppress(KeyboardInterrupt), tracked(config, run, group="night"):
         assert wandb.closed == []
+        if stop:
+            raise stop
     (opened,) = wandb.opened
     assert (opened["id"], opened["group"], opened["resume"]) == (run.id, "night", "allow")
     assert opened["config"]["adapter"]["method"] == "mos"
-    assert wandb.closed == [0]
-
-
-def test_a_failed_run_is_closed_as_failed(config, wandb):
-    with pytest.raises(KeyboardInterrupt), tracked(config, open_run(config), group=None):
-        raise KeyboardInterrupt
-    assert wandb.closed == [1]
+    assert wandb.closed == [exit_code]
 
 
 def test_it_is_offline_without_a_key_and_says_so(config, wandb, monkeypatch, capsys):
-    monkeypatch.setattr("wandb.api", SimpleNamespace(api_key=None))
-    with tracked(config, open_run(config), group=None):
-        pass
-    monkeypatch.setattr("wandb.api", SimpleNamespace(api_key="a key"))
-    with tracked(config, open_run(config), group=None):
-        pass
+    for key in (None, "a key"):
+        monkeypatch.setattr("wandb.api", SimpleNamespace(api_key=key))
+        with tracked(config, open_run(config), group=None):
+            pass
     assert [opened["mode"] for opened in wandb.opened] == ["offline", "online"]
     offline, online = capsys.readouterr().out.splitlines()
     assert "wandb sync outputs/wandb/offline-run-1" in offline
