@@ -21,6 +21,7 @@ from mos.run import Run
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 MARK = re.compile(r"\n\n<!-- mos wrote this card .*? -->\n")
+SCORES = re.compile(r"## Scores\n.*?(?=## How it was made\n)", re.DOTALL)  # of the template
 USE = {
     "adapter": "An adapter as PEFT saves it. `import mos` (package mos-tuning) before PEFT or"
     " transformers load it, if its method is not one of PEFT's own.",
@@ -46,8 +47,11 @@ def write_card(run: Run) -> None:
         say(f"{file} was not written: {error}")
 
 
-def carry_card(adapter_dir: Path, out_dir: Path, form: Literal["lora", "merged"]) -> None:
-    """Write the card of an adapter, if it has one, for what was made of the adapter."""
+def carry_card(
+    adapter_dir: Path, out_dir: Path, form: Literal["lora", "merged"], scores: bool = True
+) -> None:
+    """Write the card of an adapter, if it has one, for what was made of the adapter; without
+    `scores` where they are not those of its weights."""
     file = adapter_dir / CARD
     if not file.is_file():
         return
@@ -59,6 +63,9 @@ def carry_card(adapter_dir: Path, out_dir: Path, form: Literal["lora", "merged"]
         if form == "merged" and card.data.base_model:
             card.data["base_model_relation"] = "finetune"
         card.text = MARK.sub("", card.text).replace(USE["adapter"], USE[form])
+        if not scores:
+            card.data.eval_results = None
+            card.text = SCORES.sub("", card.text)
         card.save(out_dir / CARD)
     except Exception as error:  # YAML and the hub's classes pass on whatever a value causes
         say(f"{file} cannot be read, so the export has no card: {error}")

@@ -144,7 +144,8 @@ def help_text(_root_: Any) -> str:
     comments = _comments(config_dir, name)
     choices = _root_.hydra.runtime.choices
     for group in (k for k in _root_ if k != "hydra" and (config_dir / k).is_dir()):
-        options = [file.stem for file in sorted((config_dir / group).glob("*.yaml"))]
+        options = sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
+        options.sort(key=lambda option: option.startswith("table"))  # the tables' rows come last
         lines.append(f"{group}: {', '.join(options)}")
         for option in [choices[group]] if group in choices else options:
             comments |= _comments(config_dir, f"{group}/{option}")

@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from mos.cli import command
-from mos.config import compose_config, resolved
+from mos.config import Quantization, compose_config, resolved
 from mos.console import say
 from mos.errors import UserError
-from mos.files import check_output
+from mos.files import check_output, fingerprint
 from mos.methods import check_adapter_folder
 from mos.schema import Strict, check
 
@@ -38,7 +38,7 @@ class ExportConfig(Strict):
     form: Literal["lora", "merged"] = Field(alias="as")
     pad: bool
     base: str | None
-    quantization: str
+    quantization: str | None
     dtype: Literal["float32", "bfloat16", "float16", None]
     cache_dir: str
 
@@ -50,36 +50,66 @@ def export(cfg: DictConfig) -> Path:
         cfg: configs/export/export.yaml composed with overrides.
 
     Raises:
-        UserError: a wrong config, an adapter that has no exact LoRA form or does not fit its base,
-            files in the folder that an export did not write.
+        UserError: a wrong config, an adapter that has no exact LoRA form, another base than that of
+            its training, files in the folder that an export did not write.
     """
+    import torch
+
+    from mos.interchange import merge, to_lora
+
     config = check(resolved(cfg), ExportConfig)
-    quantization = compose_config([f"quantization={config.quantization}"]).quantization
+    chosen = None
+    if config.quantization is not None:
+        given = compose_config([f"quantization={config.quantization}"]).quantization
+        chosen = check(resolved(given), Quantization)
+    for key in ("base", "quantization"):
+        if config.form == "lora" and getattr(config, key) is not None:
+            raise UserError(f"{key}= is for as=merged: a LoRA holds nothing of its base.")
     check_adapter_folder(Path(config.adapter))
     check_output(config.out, "export")
-    say(f"exporting {config.adapter}")
-    out = _export_adapter(config, quantization)
+    dtype = config.dtype and getattr(torch, config.dtype)
+    if config.form == "lora":
+        say(f"exporting {config.adapter}")
+        out = to_lora(config.adapter, config.out, dtype, config.pad)
+    else:
+        folder, as_trained = _base(config, chosen)
+        out = merge(folder, config.adapter, config.out, dtype, as_trained)
     say(f"wrote {out}")
     return out
 
 
-def _export_adapter(config: ExportConfig, quantization: DictConfig) -> Path:
-    import torch
-
+def _base(config: ExportConfig, chosen: Quantization | None) -> tuple[Path, bool]:
+    """The base to merge into, and whether its weights are those that the adapter was trained on."""
     from mos.adapters.saved import adapter_config
-    from mos.interchange import merge, to_lora
+    from mos.evaluation.subjects import ORIGIN, read_origin
     from mos.model_sources import resolve_model
     from mos.modeling import dequantized_base
 
-    dtype = config.dtype and getattr(torch, config.dtype)
-    if config.form == "lora":
-        return to_lora(config.adapter, config.out, dtype, config.pad)
     base = config.base or adapter_config(Path(config.adapter)).base_model_name_or_path
     if not base:
         raise UserError("The adapter does not name its base model: give base=...")
+    trained = None
     folder = resolve_model(base, config.cache_dir)
-    folder = dequantized_base(folder, quantization, config.cache_dir)
-    return merge(folder, config.adapter, config.out, dtype)
+    if origin := read_origin(Path(config.adapter)):
+        trained = check(origin.get("quantization", {}), Quantization, f"{ORIGIN}: quantization.")
+        if fingerprint(folder, config.cache_dir) != origin["model_sha256"]:
+            raise UserError(
+                f"{base} is not the model that the adapter was trained on ({origin.get('model')}),"
+                " by the content of its files. Give that one with base=..."
+            )
+    chosen = chosen or trained
+    as_trained = False
+    if chosen is not None:
+        as_trained = trained is not None and _weights(chosen) == _weights(trained)
+        folder = dequantized_base(folder, chosen.dump(), config.cache_dir)
+    note = "the weights of its training" if as_trained else "maybe not the weights of its training"
+    say(f"exporting {config.adapter}, merged into {folder} ({note})")
+    return folder, as_trained
+
+
+def _weights(quantization: Quantization) -> tuple:
+    bits = quantization.bits
+    return (bits, quantization.quant_type, quantization.double_quant) if bits == 4 else (bits,)
 
 
 @command("export")

@@ -121,6 +121,7 @@ def merge(
     adapter_dir: str | Path,
     out_dir: str | Path,
     dtype: torch.dtype | None = None,
+    as_trained: bool = False,
 ) -> Path:
     """Write a plain transformers model: the base with the adapter merged, and its tokenizer.
 
@@ -133,6 +134,8 @@ def merge(
         out_dir: directory to write: a new or empty one, or that of an earlier export, whose files
             are replaced.
         dtype: of the weights; default as the base has them. The sum is rounded to it once.
+        as_trained: the base's weights are those of the training, so that the scores on the
+            adapter's card hold.
 
     Returns:
         `out_dir`.
@@ -158,7 +161,7 @@ def merge(
         copy_tokenizer(base_dir, folder)
         for template in Path(adapter_dir).glob(CHAT_TEMPLATE_FILE):  # the format of its training
             shutil.copyfile(template, folder / template.name)
-        carry_card(Path(adapter_dir), folder, "merged")
+        carry_card(Path(adapter_dir), folder, "merged", as_trained)
     return Path(out_dir)
 
 

@@ -106,7 +106,7 @@ def test_an_export_has_the_card_of_its_adapter(run, form, tmp_path, capsys):
     def export(out):
         if form == "lora":
             return to_lora(run.adapter_dir, out)
-        return merge(tmp_path / "base", run.adapter_dir, out)
+        return merge(tmp_path / "base", run.adapter_dir, out, as_trained=True)
 
     card = ModelCard.load(export(tmp_path / "out") / "README.md")
     assert USE[form] in card.text

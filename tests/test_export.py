@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -14,10 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mos import MosConfig, ProloraConfig, TiedLoraConfig
-from mos.config import compose_config
+from mos.config import compose_config, validate
 from mos.errors import MissingFileError, UserError
+from mos.evaluation.subjects import write_origin
 from mos.export import export, main, merge, to_lora
-from mos.files import MANIFEST
+from mos.files import MANIFEST, fingerprint
 from mos.summarize import summarize
 from tests.adapters.tiny import CASES, adapted, logits, randomise, tiny_llama
 from tests.report.synthetic import write_run
@@ -261,19 +263,63 @@ def test_merging_onto_another_model_is_refused(base_dir, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-def test_command_line_merges_onto_the_dequantised_base(tiny_model_dir, tmp_path):
+@pytest.fixture
+def trained_on_nf4(tiny_model_dir, tmp_path):
+    """An adapter folder as a run leaves it, with scores on its card; and the options of exports."""
     plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    adapted(CASES["tied_lora"](), plain).save_pretrained(tmp_path / "adapter")
-    options = {
-        "adapter": tmp_path / "adapter", "out": tmp_path / "merged", "as": "merged",
-        "quantization": "nf4", "dtype": "float32", "cache_dir": tmp_path / "cache",
-    }  # fmt: skip
-    export(compose_config([f"{key}={value}" for key, value in options.items()], "export"))
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    folder = tmp_path / "adapter"
+    adapted(CASES["tied_lora"](), plain).save_pretrained(folder)
+    config = validate(compose_config(["quantization=nf4", f"model.path={tiny_model_dir}"]))
+    write_origin(folder, config, fingerprint(tiny_model_dir, tmp_path / "cache"))
+    card = "---\nlibrary_name: peft\n---\n\n## Scores\n\n| mmlu | 25.00 |\n\n## How it was made\n"
+    (folder / "README.md").write_text(card)
+
+    def exported(**options):
+        given = {
+            "adapter": folder, "out": tmp_path / "merged", "as": "merged", "dtype": "float32",
+            "cache_dir": tmp_path / "cache", **options,
+        }  # fmt: skip
+        path = export(compose_config([f"{k}={v}" for k, v in given.items()], "export"))
+        return AutoModelForCausalLM.from_pretrained(path), (path / "README.md").read_text()
+
+    return folder, exported
+
+
+def test_an_adapter_is_merged_into_what_it_was_trained_on(trained_on_nf4, tmp_path):
+    folder, exported = trained_on_nf4
+    merged, card = exported()
+    assert "25.00" in card
     [dequantised] = (tmp_path / "cache" / "models").glob("*dequantized*[0-9a-f]")
     on_nf4 = AutoModelForCausalLM.from_pretrained(dequantised, dtype=torch.float32)
-    expected = PeftModel.from_pretrained(on_nf4, tmp_path / "adapter")
+    expected = PeftModel.from_pretrained(on_nf4, folder)
     torch.testing.assert_close(logits(merged), logits(expected), atol=1e-5, rtol=1e-5)
+    files = [file for file in tmp_path.rglob("*.safetensors") if file.parent != folder]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {
+        oct((tmp_path / "merged" / "config.json").stat().st_mode & 0o777)
+    }
+
+
+def test_other_weights_have_none_of_its_scores(trained_on_nf4, tiny_model_dir):
+    folder, exported = trained_on_nf4
+    merged, card = exported(quantization="none")
+    assert "Scores" not in card
+    assert "How it was made" in card
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(plain, folder)
+    torch.testing.assert_close(logits(merged), logits(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_a_base_of_the_same_shapes_and_other_content_is_refused(
+    trained_on_nf4, tiny_model_dir, tmp_path
+):
+    _, exported = trained_on_nf4
+    other = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    shutil.copytree(tiny_model_dir, tmp_path / "other")
+    randomise(other, seed=4)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="is not the model that the adapter was trained on"):
+        exported(base=tmp_path / "other")
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(
@@ -285,6 +331,7 @@ def test_command_line_merges_onto_the_dequantised_base(tiny_model_dir, tmp_path)
         (["out=b"], "adapter has no value"),
         (["adapter=a", "out=b", "dtype=float3"], "Did you mean 'float32'"),
         (["adapter=a", "out=b", "as=merged", "base=c", "quantization=nf5"], "Did you mean 'nf4'"),
+        (["adapter=a", "out=b", "quantization=nf4"], "quantization= is for as=merged"),
         (["adapter=/nowhere", "out=/nowhere/else"], "adapter_config.json"),
     ],
 )

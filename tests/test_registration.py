@@ -45,7 +45,7 @@ ORDERS = [
     "import mos.summarize",
     # parts that import PEFT before anybody else
     "import mos.adapters.linear",
-    "from mos.adapters.tied_lora.model import TiedLoraModel",
+    "from mos.adapters.tied_lora import TiedLoraModel",
 ]
 
 

@@ -17,7 +17,7 @@ LLAMA2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers
 LLAMA2_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
 
 # preset: (parameters, row of the table, rank column)
-TABLES_1_2 = {
+PRESETS = {
     "table1_lora_r2": (4_997_120, "LoRA", 2),
     "table1_pure_sharing": (4_997_120, "Pure Sharing", 64),
     "table1_random_scaling": (4_997_120, "+ Random Scaling", 64),
@@ -47,14 +47,10 @@ TABLES_1_2 = {
     "table2_vanilla_chat": (0, "Vanilla (chat)", None),
     "table2_vanilla_no_chat": (0, "Vanilla (no-chat)", None),
 }
-TABLE_3 = {
-    "table3_lora_r2": (7_823_360, "LoRA", 2),
-    "table3_prolora_r4": (pytest.approx(7_823_360, rel=1e-3), "PRoLoRA", 4),
-    "table3_prolora_r8": (pytest.approx(7_823_360, rel=1e-3), "PRoLoRA", 8),
-    "table3_mos_r4": (7_823_360, "MoS", 4),
-    "table3_mos_r8": (7_823_360, "MoS", 8),
-    "table3_vanilla_chat": (0, "Vanilla (chat)", None),
-    "table3_vanilla_no_chat": (0, "Vanilla (no-chat)", None),
+# Table 3 is the 5.00M rows of Table 2 on LLaMA2-13B.
+ON_13B = {
+    name: (pytest.approx(7_823_360, rel=1e-3), *PRESETS[f"table2_{name}"][1:])
+    for name in ("lora_r2", "prolora_r4", "prolora_r8", "mos_r4", "mos_r8")
 }
 PLAIN = {*METHODS, "rslora", "dora"}
 
@@ -72,7 +68,7 @@ def meta_llama(shape: dict) -> LlamaForCausalLM:
 
 
 def test_every_file_is_tested():
-    assert {path.stem for path in ADAPTERS.glob("*.yaml")} == PLAIN | set(TABLES_1_2) | set(TABLE_3)
+    assert {path.stem for path in ADAPTERS.glob("*.yaml")} == PLAIN | set(PRESETS)
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN))
@@ -83,12 +79,15 @@ def test_plain_files_name_their_method_and_are_valid(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [*((name, LLAMA2_7B) for name in TABLES_1_2), *((name, LLAMA2_13B) for name in TABLE_3)],
+    ("name", "shape", "expected"),
+    [
+        *((name, LLAMA2_7B, expected) for name, expected in PRESETS.items()),
+        *((f"table2_{name}", LLAMA2_13B, expected) for name, expected in ON_13B.items()),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_budget_label_and_rank_are_the_papers(name, shape):
-    parameters, label, rank_column = {**TABLES_1_2, **TABLE_3}[name]
+def test_budget_label_and_rank_are_the_papers(name, shape, expected):
+    parameters, label, rank_column = expected
     cfg = composed(f"adapter/{name}")
     model, config = meta_llama(shape), peft_config(cfg.adapter)
     if config is None:

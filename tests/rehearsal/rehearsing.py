@@ -29,7 +29,7 @@ NO_CHECKPOINTING = "trainer.gradient_checkpointing=false"
 CASES = {
     "7B MoS": ["adapter=table2_mos_r32"],
     "7B LoRA r=64": ["adapter=table2_lora_r64"],
-    "13B MoS": ["model=llama2_13b", "adapter=table3_mos_r8"],
+    "13B MoS": ["model=llama2_13b", "adapter=table2_mos_r8"],
     "3B MoS": ["model=llama3_2_3b", "adapter=table2_mos_r32"],
     "7B MoS without checkpointing": ["adapter=table2_mos_r32", NO_CHECKPOINTING],
     "7B MoS bf16": ["adapter=table2_mos_r32", "quantization=none"],

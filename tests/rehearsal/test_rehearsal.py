@@ -44,7 +44,7 @@ def test_several_visible_gpus_train_the_batch_of_the_config(tmp_path):
 
 
 def test_a_card_that_is_too_small_is_named_before_anything_is_loaded(tmp_path):
-    outcome = training(tmp_path, "model=llama2_13b", "adapter=table3_mos_r8", REHEARSAL_GIB="11")
+    outcome = training(tmp_path, "model=llama2_13b", "adapter=table2_mos_r8", REHEARSAL_GIB="11")
     assert (outcome.code, outcome.steps) == (2, []), outcome.output
     assert "this training needs" in outcome.output
     assert "trainable parameters, on cuda" not in outcome.output

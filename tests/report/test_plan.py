@@ -34,7 +34,7 @@ def config_of(*overrides: str):
     [
         ([MOS], 11.66, 15.60),
         (["adapter=table2_lora_r64"], 12.06, 17.34),
-        (["adapter=table3_mos_r8", "model=llama2_13b"], 17.66, 22.06),
+        (["adapter=table2_mos_r8", "model=llama2_13b"], 17.66, 22.06),
         ([MOS, "model=llama2_13b"], 17.91, 22.81),
         ([MOS, SMALLER], 18.18, 22.90),
         ([MOS, "trainer.gradient_checkpointing=false"], 82.14, 86.15),
