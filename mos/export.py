@@ -53,10 +53,6 @@ def export(cfg: DictConfig) -> Path:
         UserError: a wrong config, an adapter that has no exact LoRA form, another base than that of
             its training, files in the folder that an export did not write.
     """
-    import torch
-
-    from mos.interchange import merge, to_lora
-
     config = check(resolved(cfg), ExportConfig)
     chosen = None
     if config.quantization is not None:
@@ -67,6 +63,10 @@ def export(cfg: DictConfig) -> Path:
             raise UserError(f"{key}= is for as=merged: a LoRA holds nothing of its base.")
     check_adapter_folder(Path(config.adapter))
     check_output(config.out, "export")
+    import torch  # now that it is known to be needed
+
+    from mos.interchange import merge, to_lora
+
     dtype = config.dtype and getattr(torch, config.dtype)
     if config.form == "lora":
         say(f"exporting {config.adapter}")
