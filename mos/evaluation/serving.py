@@ -132,13 +132,16 @@ def unmerged(adapter: Path, cache_dir: str | Path) -> tuple[Path, int]:
     """The folder that engines load an adapter from, and the adapter's rank.
 
     MoS is loaded as it is saved (`mos.serving` in vLLM), others as LoRA, written once for their
-    content; so is pure sharing, whose config does not say its rank.
+    content; so is MoS whose layers differ in rank, and pure sharing.
     """
+    from mos.adapters.mos.model import saved_ranks
     from mos.interchange import to_lora
 
     config = read_adapter_config(adapter)
     if config["peft_type"] == "MOS" and isinstance(config["r"], int):
-        return adapter, config["r"]
+        rank, *others = saved_ranks(adapter)
+        if not others:
+            return adapter, rank
     target = Path(cache_dir) / "lora" / adapter_hash(adapter, cache_dir)[:16]
     lora = build_once(target, lambda folder: to_lora(adapter, folder))
     return lora, read_json(lora / "adapter_config.json")["r"]

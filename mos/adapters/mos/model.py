@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.layer import MosLinear
 from mos.adapters.mos.pools import MosTensors, SharedPools
 from mos.adapters.mos.routing import GroupKey, check_index, draw, storage_dtype
-from mos.adapters.saved import Shapes, keys_of, unwrapped
+from mos.adapters.saved import Shapes, adapter_config, keys_of, unwrapped
 from mos.adapters.tuner import SharedTuner
 from mos.errors import UserError
+from mos.methods import WEIGHTS
 
 
 class MosModel(SharedTuner):
@@ -155,6 +157,15 @@ class MosModel(SharedTuner):
                     f"{key} is stored as {tensor.dtype}, expected a floating point type."
                 )
         return loaded
+
+
+def saved_ranks(adapter_dir: Path) -> set[int]:
+    """The ranks of a saved adapter's layers: more than one where some groups hold less than r."""
+    config: Any = adapter_config(adapter_dir)
+    with safe_open(adapter_dir / WEIGHTS, framework="pt") as file:
+        shapes = MosModel.saved_shapes(file)
+    groups = Counter((path.rpartition(".")[2], widths) for path, widths in shapes.items())
+    return {config.fitted(n, *widths).rank(n) for (_, widths), n in groups.items()}
 
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

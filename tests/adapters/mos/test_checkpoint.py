@@ -10,7 +10,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from mos import MosConfig
-from tests.adapters.mos.models import PURE_SHARING, SWITCHES, llama, mos_llama, pools, tokens
+from mos.adapters.mos.model import saved_ranks
+from mos.export import to_lora
+from tests.adapters.mos.models import MOS, PURE_SHARING, SWITCHES, llama, mos_llama, pools, tokens
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -130,3 +132,13 @@ def test_edited_config_is_refused_before_memory_is_taken(saved, monkeypatch):
     monkeypatch.setattr("mos.adapters.mos.model._new_pools", None)
     with pytest.raises(ValueError, match="not the one that was saved beside this file"):
         PeftModel.from_pretrained(llama(), saved[1])
+
+
+def test_layers_of_several_ranks_are_exported_with_the_highest(tmp_path):
+    """vLLM wants one rank: such an adapter is served as LoRA."""
+    model = mos_llama({**MOS, "r": 7}, exclude_modules=r".*[01]\.self_attn\.q_proj")
+    model.eval().save_pretrained(tmp_path / "a")
+    assert saved_ranks(tmp_path / "a") == {3, 7}
+    assert load_file(to_lora(model, tmp_path / "b") / "adapter_model.safetensors")
+    loaded = PeftModel.from_pretrained(llama(), tmp_path / "b")
+    torch.testing.assert_close(loaded(tokens()).logits, model(tokens()).logits)
