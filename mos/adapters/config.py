@@ -143,18 +143,6 @@ class FactoredConfig(PeftConfig):
         Raises:
             ValueError: naming the tensor.
         """
-        for key, shape in shapes.items():
-            for part, (axis, size) in self.file_sizes().items():
-                if part in key and shape[axis] != size:
-                    expected = tuple(size if i == axis else n for i, n in enumerate(shape))
-                    raise ValueError(
-                        f"shape {shape}, expected {expected} by adapter_config.json: {key}. "
-                        "The config is not the one that was saved beside this file."
-                    )
-
-    def file_sizes(self) -> dict[str, tuple[int, int]]:
-        """Part of a tensor's name -> (axis, size there by this config)."""
-        return {}
 
 
 def default_targets(model_config: dict) -> str | set[str]:

@@ -38,10 +38,6 @@ class ProloraConfig(FactoredConfig):
     prolora_alpha: float = field(default=16)
     prolora_dropout: float = field(default=0.0)
 
-    def file_sizes(self) -> dict[str, tuple[int, int]]:
-        shared = self.r - self.unshared_rank
-        return {"prolora_A_shared": (0, shared), "prolora_B_shared": (1, shared)}
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("PROLORA")

@@ -59,7 +59,9 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
         extend_enum(PeftType, value, value)
     peft_type = PeftType(value)
     present = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
-    install_hooks()
+    conversion._convert_module_to_lora = convert_module_to_lora
+    hotswap.hotswap_adapter_from_state_dict = hotswap_from_state_dict
+    save_and_load._get_adapter_state_dict_key_prefixes = key_prefixes
     if issubclass(config_cls, FactoredConfig):
         names = [field.name for field in fields(config_cls) if field.name not in SWAPPABLE]
         hotswap.CONFIG_KEYS_TO_CHECK[peft_type] = names
@@ -78,12 +80,6 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
             f"{config_cls.__module__}.{config_cls.__qualname__} cannot be registered. "
             "Use a PEFT version without it."
         )
-
-
-def install_hooks() -> None:
-    conversion._convert_module_to_lora = convert_module_to_lora
-    hotswap.hotswap_adapter_from_state_dict = hotswap_from_state_dict
-    save_and_load._get_adapter_state_dict_key_prefixes = key_prefixes
 
 
 @torch.no_grad()

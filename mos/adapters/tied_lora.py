@@ -34,9 +34,6 @@ class TiedLoraConfig(FactoredConfig):
     tied_lora_alpha: float = field(default=16)
     tied_lora_dropout: float = field(default=0.0)
 
-    def file_sizes(self) -> dict[str, tuple[int, int]]:
-        return {"tied_lora_A": (0, self.r)}
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("TIED_LORA")

@@ -79,13 +79,6 @@ def test_full_state_dict_round_trip():
     assert torch.equal(other(tokens()).logits, model(tokens()).logits)
 
 
-def test_pickle_serialization(tmp_path):
-    model = mos_llama().eval()
-    model.save_pretrained(tmp_path, safe_serialization=False)
-    loaded = PeftModel.from_pretrained(llama(), tmp_path)
-    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
-
-
 def test_adapters_are_saved_apart(tmp_path):
     model = mos_llama().eval()
     model.add_adapter(

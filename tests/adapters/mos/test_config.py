@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from peft import PeftConfig, get_peft_model
+from peft import get_peft_model
 from torch import nn
 
 from mos import MosConfig
 from mos.adapters.mos import MosLinear
-from tests.adapters.mos.models import MOS, PURE_SHARING, TYPES, llama, mos_llama, tokens
+from tests.adapters.mos.models import MOS, TYPES, llama, mos_llama, pools, tokens
 
 
 @pytest.mark.parametrize(
@@ -104,16 +104,13 @@ def test_all_linear_layers_but_the_head_by_default():
         mos_llama(base=nn.Sequential(nn.Linear(8, 8)))
 
 
-def test_layers_to_transform_holds_for_the_default_targets():
-    model = mos_llama(layers_to_transform=[1], r=3)
-    assert len(model.targeted_module_names) == 7
-
-
-def test_json_round_trip(tmp_path):
-    config = MosConfig(
-        **{**PURE_SHARING, "random_scaling": {"mean": 0, "std": 1}}, target_modules=TYPES
-    )
-    config.save_pretrained(tmp_path)
-    loaded = PeftConfig.from_pretrained(tmp_path)
-    assert isinstance(loaded, MosConfig)
-    assert loaded == config
+def test_adding_an_adapter_changes_no_trainability():
+    model = mos_llama()
+    frozen = next(name for name in pools(model))
+    pools(model)[frozen].requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.add_adapter("other", MosConfig(**MOS))
+    after = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert {name: after[name] for name in before} == before
+    assert not any(after[name] for name in after.keys() - before.keys())
+    assert len(after) == len(before) + 14
