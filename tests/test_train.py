@@ -135,6 +135,14 @@ def test_chat_answers_in_the_terminal_greedily(run, monkeypatch, capsys):
     assert said[0] == said[1]
 
 
+def test_an_adapter_s_files_are_in_order_and_for_those_who_may_read_its_folder(run):
+    """So that equal runs have equal files, and a colleague can load them."""
+    named = json.loads((run.adapter_dir / "adapter_config.json").read_text())["target_modules"]
+    assert named == sorted(named)
+    usual = run.adapter_dir.stat().st_mode & 0o666
+    assert {file.stat().st_mode & 0o777 for file in run.adapter_dir.iterdir()} == {usual}
+
+
 def test_adapter_exports_and_merged_models_speak_the_format_of_training(run, paths, tmp_path):
     base = resolve_model("random:tiny", paths[1].partition("=")[2])
     exported = to_lora(run.adapter_dir, tmp_path / "lora")
