@@ -54,7 +54,7 @@ def test_every_order_of_imports_registers():
 
 
 def test_a_command_starts_without_torch(tmp_path):
-    (tmp_path / "seed0").mkdir()  # a run, though not a whole one
+    (tmp_path / "status.json").write_text("{}")  # a run, though not a whole one
     command = [sys.executable, "-X", "importtime", "-m", "mos.summarize", f"runs={tmp_path}"]
     command.append(f"out={tmp_path}/summary")
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
