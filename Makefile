@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= data/samples
 MOS_REHEARSAL_PYTHON ?= .venv-cuda/bin/python
 
-.PHONY: help setup demo test test-slow test-gpu test-rehearsal lint format lock data-check eval-check
+.PHONY: help setup demo test test-slow test-gpu test-rehearsal lint format lock eval-check
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,9 +38,6 @@ lint: setup  ## ruff (lint and format), mypy, who may import whom, and how large
 
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-
-data-check: setup  ## prepare every training corpus found in DATA=<folder> and show its statistics
-	@$(BIN)/python -m mos.inspect what=corpora data.max_seq_length=512 paths.data_dir=$(DATA)
 
 # HumanEval runs the model's programs, in the sandbox: asking for this target allows it.
 EVAL_CHECK := mmlu=200 gsm8k=100 bbh=100 tydiqa=50 humaneval=20

@@ -139,6 +139,8 @@ def help_text(_root_: Any) -> str:
     sources = {s.provider: s.path for s in _root_.hydra.runtime.config_sources}
     config_dir = Path(sources["main"])
     name = _root_.hydra.job.config_name
+    if not (config_dir / f"{name}.yaml").is_file():  # one's own, on top of train
+        name = "train"
     text = (config_dir / f"{name}.yaml").read_text("utf-8").splitlines()
     lines = [line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), text)]
     comments = _comments(config_dir, name)

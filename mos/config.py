@@ -108,9 +108,15 @@ class Adapter(Section):
     method: str
 
 
+def _source(given: Any) -> Any:
+    if not given:
+        raise UserError("data.source has no value: give a file, a folder or a data set of the hub.")
+    return given
+
+
 class Data(Section):
     corpus: Annotated[str, AfterValidator(_corpus)]
-    source: str
+    source: Annotated[str | list[str], BeforeValidator(_source)]
     max_seq_length: PositiveInt
     eval_size: NonNegativeInt
     test_size: NonNegativeInt = 0
@@ -118,6 +124,14 @@ class Data(Section):
     max_rows: PositiveInt | None
     on_bad_row: Literal["error", "skip"]
     label_mask: Literal["reference", "clean"]
+    split: str | None = None
+    weights: list[Annotated[Number, Field(gt=0)]] | None = None
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if self.weights and (isinstance(self.source, str) or len(self.source) != len(self.weights)):
+            raise UserError("data.weights: expected one for each of data.source=[...].")
+        return self
 
 
 class Benchmark(Section):

@@ -90,8 +90,22 @@ def hash_file(path: Path) -> str:
 def source_hash(source: str | Path, cache_dir: str | Path) -> str | None:
     """sha256 of a file, or of all files below a folder; None if there are none."""
     path = Path(source)
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    files = [path] if path.is_file() else files_below(path)
     return hash_files(files, cache_dir) if files else None
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its sub-folders, sorted; links are followed, each folder once."""
+    files, seen = [], set()
+    for parent, names, found in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names.sort()
+        files += [Path(parent, name) for name in found]
+    return sorted(file for file in files if file.is_file())
 
 
 def weight_files(folder: Path) -> list[Path]:

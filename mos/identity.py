@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mos.config import TrainConfig
+from mos.data.corpora import listed
+from mos.data.fetch import is_on_hub
 from mos.files import fingerprint, hash_json, source_hash
 from mos.run import Run
 
@@ -63,14 +65,16 @@ def _run(config: TrainConfig, slug: str) -> Run:
 
 def training_identity(config: TrainConfig, model_id: str) -> dict[str, Any]:
     """What shapes the trained adapter, the data by content."""
+    sources = [_source_identity(each, config) for each in listed(config.data.source)]
     data = {
         # Settings of earlier versions, whose runs keep their ids.
         **{"packing": False, "chat_tokens": False},
         **config.data.dump(),
-        "source": source_hash(config.data.source, config.paths.cache_dir),
+        "source": sources if len(sources) > 1 else sources[0],
     }
-    if not data.get("test_size", 1):  # which earlier versions did not have
-        del data["test_size"]
+    for name in ("test_size", "split", "weights"):  # which earlier versions did not have
+        if not data.get(name):
+            data.pop(name, None)
     trainer = {k: v for k, v in config.trainer.dump().items() if k not in BOOKKEEPING}
     is_trained = config.adapter.method != "none"
     base = config.quantization
@@ -84,6 +88,11 @@ def training_identity(config: TrainConfig, model_id: str) -> dict[str, Any]:
         "trainer": trainer if is_trained else None,
         "seed": config.seed,
     }
+
+
+def _source_identity(source: str | Path, config: TrainConfig) -> str | None:
+    """Files by content; a data set of the hub by its name."""
+    return str(source) if is_on_hub(source) else source_hash(source, config.paths.cache_dir)
 
 
 def evaluation_identity(config: TrainConfig) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
@@ -18,84 +16,31 @@ from mos.cli import command
 from mos.config import TrainConfig, validate
 from mos.console import console, note, say
 from mos.data.chat import IGNORE_INDEX
-from mos.data.corpora import CORPORA, check_source
-from mos.data.rows import Statistics
-from mos.errors import MissingFileError
+from mos.data.corpora import check_source
 from mos.preflight import check_benchmark_data, check_model_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mos.data.dataset import TrainingData
-
 
 class InspectConfig(TrainConfig):
     """The keys of configs/inspect.yaml beside those of mos.train."""
 
-    what: Literal["data", "corpora", "prompts"]
+    what: Literal["data", "prompts"]
     examples: NonNegativeInt
 
 
-def found_corpora(data_dir: Path) -> dict[str, Path]:
-    """The corpora that a data folder holds, by name.
-
-    Raises:
-        MissingFileError: it holds none.
-    """
-    found = {}
-    for name, corpus in CORPORA.items():
-        if (data_dir / corpus.folder).is_dir():
-            check_source(name, data_dir / corpus.folder)
-            found[name] = data_dir / corpus.folder
-    if not found:
-        folders = ", ".join(corpus.folder for corpus in CORPORA.values())
-        raise MissingFileError(f"no corpus in {data_dir}: expected one of the folders {folders}.")
-    return found
-
-
-def statistics_table(statistics: dict[str, dict[str, Any]]) -> Table:
-    """Counts, one column a corpus."""
-    table = Table(title="training data")
-    table.add_column("")
-    for corpus in statistics:
-        table.add_column(corpus, justify="right")
-
-    def row(label: str, key: str, share_of: str | None = None) -> None:
-        cells = []
-        for counts in statistics.values():
-            value = counts.get(key, 0)
-            share = f" ({value / counts[share_of]:.1%})" if share_of and value else ""
-            cells.append(f"{value:,}{share}")
-        table.add_row(label, *cells)
-
-    row("rows", "rows")
-    row("  for training", "train_rows")
-    row("  held out", "eval_rows")
-    row("tokens", "tokens")
-    row("  supervised", "supervised_tokens", "tokens")
-    row("longest, in tokens", "longest")
-    row("truncated", "truncated")
-    row("dropped: nothing left to train on", "dropped")
-    row("bad rows skipped", "skipped")
-    row("empty answers, kept", "empty_answers")
-    return table
-
-
-def length_histogram(statistics: dict[str, Any], bins: int = 16, width: int = 40) -> Table:
-    """Rows by length before truncation; the last of `bins` holds all that are longer."""
-    step = Statistics.LENGTH_BIN
-    counts = [0] * bins
-    for start, rows in statistics["lengths"].items():
-        counts[min(int(start) // step, bins - 1)] += rows
-    while not counts[-1]:
-        counts.pop()
-    table = Table.grid(padding=(0, 1))
-    for i, rows in enumerate(counts):
-        upto = "" if i == bins - 1 else str((i + 1) * step - 1)
-        bar = "█" * round(width * rows / max(counts)) or ("▏" if rows else "")
-        table.add_row(
-            Text(f"{i * step}-{upto}", justify="right"), Text(f"{rows:,}", justify="right"), bar
-        )
+def statistics_table(statistics: dict[str, Any]) -> Table:
+    """Counts of a corpus."""
+    table = Table(show_header=False)
+    supervised = statistics["supervised_tokens"]
+    for label, value in (
+        ("rows", statistics["rows"]),
+        ("tokens", statistics["tokens"]),
+        (f"  supervised ({supervised / statistics['tokens']:.1%})", supervised),
+        ("longest, in tokens", statistics["longest"]),
+    ):
+        table.add_row(label, Text(f"{value:,}", justify="right"))
     return table
 
 
@@ -114,51 +59,20 @@ def render_example(
     return Panel(text, title=f"{title} {count}".strip(), title_align="left")
 
 
-def show(
-    corpus: str,
-    data: TrainingData,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: int = 3,
-) -> None:
-    """Print what `load_training_data` found: notes, places, lengths and the first examples."""
-    statistics = data.statistics
-    console.rule(f"[bold]{corpus}[/bold] {data.fingerprint}")
-    for line in statistics["notes"]:
-        console.print(f"note: {line}", highlight=False, markup=False)
-    for label, key in (
-        ("skipped", "bad_rows"),
-        ("truncated", "first_truncated"),
-        ("dropped", "first_dropped"),
-        ("empty answers", "first_empty"),
-    ):
-        if statistics[key]:
-            places = ", ".join(statistics[key][: Statistics.SHOWN])
-            console.print(f"{label}, first: {places}", highlight=False, markup=False)
-    console.print(length_histogram(statistics))
-    for i in range(min(examples, len(data.train))):
-        example = render_example(data.train[i], tokenizer, f"training row {i}:")
-        console.print(example, soft_wrap=False)
-
-
-def inspect_corpora(config: InspectConfig, corpora: Mapping[str, str | Path]) -> None:
-    """Print what training would see of corpora.
-
-    Args:
-        config: validated, as for mos.train.
-        corpora: name -> where it is.
-    """
+def inspect_data(config: InspectConfig) -> None:
+    """Print what training would see of a corpus: what became of its rows, and the first of them."""
     from mos.data.dataset import load_training_data
     from mos.modeling import tokenizer_of
 
     tokenizer = tokenizer_of(config.model.dump(), config.paths.cache_dir)
-    statistics = {}
-    for corpus, source in corpora.items():
-        settings = {**config.data.dump(), "corpus": corpus, "source": source, "eval_size": 0}
-        cache_dir = config.paths.cache_dir
-        data = load_training_data(tokenizer, cache_dir=cache_dir, **settings)
-        show(corpus, data, tokenizer, config.examples)
-        statistics[corpus] = data.statistics
-    console.print(statistics_table(statistics))
+    settings = config.data.dump() | {"eval_size": 0, "test_size": 0}
+    data = load_training_data(tokenizer, cache_dir=config.paths.cache_dir, **settings)
+    console.rule(f"[bold]{config.data.corpus}[/bold] {data.fingerprint}")
+    for line in data.summary():
+        console.print(line, highlight=False, markup=False)
+    for i in range(min(config.examples, len(data.train))):
+        console.print(render_example(data.train[i], tokenizer, f"training row {i}:"))
+    console.print(statistics_table(data.statistics))
 
 
 def inspect_prompts(config: InspectConfig) -> None:
@@ -198,14 +112,10 @@ def inspect(cfg: DictConfig) -> None:
         note(f"building the prompts of {', '.join(config.eval.benchmarks)}")
         inspect_prompts(config)
         return
-    corpora: dict[str, str | Path] = {data.corpus: data.source}
-    if config.what == "corpora":
-        corpora = {**found_corpora(Path(config.paths.data_dir))}
-    else:
-        check_source(data.corpus, data.source)
+    check_source(data.corpus, data.source)
     check_model_files(config.model)
-    note(f"reading {', '.join(corpora)}")
-    inspect_corpora(config, corpora)
+    note(f"reading {data.corpus}")
+    inspect_data(config)
 
 
 @command("inspect")

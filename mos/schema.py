@@ -68,7 +68,8 @@ def _message(key: str, problems: list[Any], model: type[BaseModel]) -> str:
             model = model.model_fields[part].annotation  # type: ignore[assignment]
         return str(unknown("key", key, model.model_fields))
     if first["type"] == "missing":
-        return f"{key or 'the config'}: no value for {first['loc'][-1]}."
+        begin = "" if key else " A file of one's own begins with `defaults: [train, _self_]`."
+        return f"{key or 'the config'}: no value for {first['loc'][-1]}.{begin}"
     if first["type"] == "value_error":
         error = first["ctx"]["error"]
         named = isinstance(error, UserError) or not key or key.endswith(".")

@@ -90,6 +90,9 @@ def test_help_is_of_what_is_chosen(run):
         ("evaluate", ["eval.engine=vlllm"], "Did you mean 'vllm'"),
         ("summarize", ["runs=/nowhere"], "/nowhere"),
         ("inspect", ["what=date"], "Did you mean 'data'"),
+        ("train", ["data=messages", "eval=base"], "data.source has no value: give a file"),
+        ("train", ["data.source=[a,b]", "data.weights=[1]"], "one for each of data.source"),
+        ("train", ["data.source=[a,b]", "data.weights=[1,0]"], "data.weights.1=0: expected"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_status_2(run, command, arguments, message):
@@ -98,6 +101,27 @@ def test_a_mistake_is_one_message_and_exit_status_2(run, command, arguments, mes
     assert err.startswith("error: ")
     assert message in err
     assert "Traceback" not in out + err
+
+
+def test_a_file_of_ones_own_is_a_run(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text('{"prompt": "p", "completion": "c"}\n' * 2)
+    Path("mine.yaml").write_text(
+        "defaults: [train, override model: tiny_random, override data: messages,"
+        " override eval: base, override adapter: lora, _self_]\n"
+        "data: {source: mine.jsonl, eval_size: 1}\nadapter: {r: 4}\nexperiment: mine\n"
+    )
+    Path("bare.yaml").write_text("data: {source: mine.jsonl}\n")
+    own = ["--config-dir", ".", "--config-name"]
+    code, out, err = run("train", *own, "mine", "dry_run=true", "device=cpu")
+    assert (code, "LoRA r=4, tiny-random" in out) == (0, True), err
+    assert "run: outputs/mine/lora-r4-" in out
+    code, out, err = run("train", *own, "mine", "--help")
+    assert (code, "# auto takes a GPU where there is one" in out) == (0, True), err
+    quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none"]  # for the tests that follow
+    code, _, err = run("train", *own, "bare", *quiet)
+    assert code == 2
+    assert "begins with `defaults: [train, _self_]`" in err
 
 
 @pytest.mark.parametrize("empty", ["+experiment=glob(nothing*)", "seed=range(0)"])

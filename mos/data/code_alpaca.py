@@ -13,7 +13,6 @@ from mos.data.rows import (
     Report,
     conversation,
     read_rows,
-    require_content,
     require_files,
     text_field,
 )
@@ -21,7 +20,6 @@ from mos.data.super_ni import fill
 from mos.errors import DataError
 
 FILE = "code_alpaca_20k.json"
-VARIANTS = ("code_alpaca_2k.json", "new_codealpaca.json")
 WHERE = (
     "Run scripts/prepare_train_data.py code_alpaca, or take data/code_alpaca_20k.json from"
     " github.com/sahil280114/codealpaca."
@@ -30,21 +28,13 @@ COMMIT = "2f78ddc5c682ed6738ad092bbbfa59ba915afcb0"
 
 
 def files(source: Path) -> list[Path]:
-    """The file that `source` is or holds; the 20k set before its variants."""
-    if source.is_file():
-        require_content(source)
-        return [source]
-    for name in (FILE, *VARIANTS):
-        if (source / name).is_file():
-            return require_files(source, [name], "code_alpaca", WHERE)
+    """The file that `source` is or holds."""
     return require_files(source, [FILE], "code_alpaca", WHERE)
 
 
 def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
     """Rows in file order, one template draw each, ids by position in the file."""
     (path,) = files(source)
-    if path.name in VARIANTS:
-        report.note(f"code_alpaca: no {FILE} in {source}: used {path.name}.")
     for index, (line, item) in enumerate(read_rows(path, report)):
         try:
             instruction = text_field(item, "instruction", path, line)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mos.data import code_alpaca, cot, flan_v2, messages, super_ni
+from mos.data import messages
+from mos.data.fetch import is_on_hub
 from mos.data.rows import Corpus, Example, OnBadRow, Report, require_content
 from mos.errors import DataError, MissingFileError, unknown
 from mos.files import hash_file, set_aside
 
-CORPORA: dict[str, Corpus] = {
-    "super_ni": super_ni.CORPUS,
-    "flan_v2": flan_v2.CORPUS,
-    "cot": cot.CORPUS,
-    "code_alpaca": code_alpaca.CORPUS,
-    "messages": messages.CORPUS,
-}
+# Each the name of its file in mos/data.
+NAMES = (
+    "super_ni",
+    "flan_v2",
+    "cot",
+    "code_alpaca",
+    "messages",
+)
+CORPORA: dict[str, Corpus] = {name: import_module(f"mos.data.{name}").CORPUS for name in NAMES}
 
 
 def corpus_of(name: str) -> Corpus:
@@ -34,7 +38,7 @@ def corpus_of(name: str) -> Corpus:
     return CORPORA[name]
 
 
-def check_source(corpus: str, source: str | Path) -> None:
+def check_source(corpus: str, source: str | Path | Sequence[str | Path]) -> None:
     """Check that the files of a corpus are there, without reading them.
 
     Raises:
@@ -42,13 +46,25 @@ def check_source(corpus: str, source: str | Path) -> None:
         MissingFileError: a file is missing; the message says where to get it.
         DataError: a file is empty.
     """
-    source_files(corpus, source)
+    for each in listed(source):
+        if not (corpus == "messages" and is_on_hub(each)):
+            source_files(corpus, each)
+
+
+def listed(source: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """One source or several as a list."""
+    return [source] if isinstance(source, str | Path) else [*source]
 
 
 def source_files(corpus: str, source: str | Path) -> list[Path]:
     """The files that a corpus is made from; raises as `check_source`."""
     source = _existing(corpus, source)
     return _converted_files(corpus, source) or corpus_of(corpus).files(source)
+
+
+def validation_files(corpus: str, source: str | Path) -> list[Path]:
+    """Files beside those for training whose rows are held out."""
+    return messages.validation_files(Path(source)) if corpus == "messages" else []
 
 
 def corpus_rows(corpus: str, source: str | Path, seed: int, report: Report) -> Iterator[Example]:

@@ -19,10 +19,10 @@ from mos.data.rows import (
     Example,
     Report,
     prompt_rows,
+    read_jsonl,
     read_lines,
     require_content,
     require_files,
-    sample_jsonl,
 )
 from mos.errors import DataError
 
@@ -67,12 +67,18 @@ def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
         )
         items = ((path, *item) for path in paths for item in _read_tsv(path, report))
     else:
-        items = (
-            (path, *item)
-            for path in paths
-            for item in sample_jsonl(path, ROWS_PER_FILE, rng, report)
-        )
+        items = ((path, *item) for path in paths for item in _sampled(path, rng, report))
     yield from prompt_rows("cot", items, report)
+
+
+def _sampled(
+    path: Path, rng: random.Random, report: Report
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of jsonl; if there are too many, a sample of the lines, in its order."""
+    lines = list(read_lines(path))
+    if len(lines) > ROWS_PER_FILE:
+        lines = rng.sample(lines, k=ROWS_PER_FILE)
+    return read_jsonl(lines, path, report)
 
 
 def _read_tsv(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:

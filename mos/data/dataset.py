@@ -9,32 +9,40 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 import random
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets, interleave_datasets
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from mos.data import chat, messages, rows, super_ni
 from mos.data import tokenizer as tokenizers
 from mos.data.chat import IGNORE_INDEX, LabelMask, encode_by_prefixes, eos_of, render_training
-from mos.data.corpora import corpus_of, corpus_rows, no_rows, source_files
-from mos.data.rows import Example, OnBadRow, Report, Statistics
+from mos.data.corpora import (
+    corpus_of,
+    corpus_rows,
+    listed,
+    no_rows,
+    source_files,
+    validation_files,
+)
+from mos.data.fetch import from_hub, is_on_hub
+from mos.data.rows import Example, OnBadRow, Report
 from mos.errors import DataError, UserError
 from mos.files import build_once, hash_file, hash_json, write_json
 
-logger = logging.getLogger(__name__)
-
 LONGEST = 2_000_000  # characters of a conversation: encoding takes some 400 bytes for each
 BATCH, BATCH_CHARACTERS = 1000, 4_000_000  # encoded at a time, whichever comes first
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 ROWS = "rows.arrow"
 STATISTICS = "statistics.json"
 LISTS = pa.list_(pa.int32())
@@ -63,14 +71,13 @@ class Collator:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Batch rows; the tensors are (rows, longest), int64."""
-        longest = max(len(feature["input_ids"]) for feature in features)
         fill = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0}
-        batch = {}
-        for name, value in fill.items():
-            batch[name] = torch.full((len(features), longest), value, dtype=torch.int64)
-            for row, feature in zip(batch[name], features, strict=True):
-                row[: len(feature[name])] = torch.as_tensor(feature[name])
-        return batch
+        return {
+            name: pad_sequence(
+                [torch.tensor(feature[name]) for feature in features], True, float(value)
+            )
+            for name, value in fill.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class TrainingData:
         test: the same columns, of rows that no choice was made on; None for `test_size=0`.
         collator: rows -> padded batch.
         fingerprint: hash of files, tokenizer, options and code.
-        statistics: see `Statistics`, plus `train_rows` and `eval_rows`.
+        statistics: see `Report`, plus `train_rows`, `eval_rows` and `test_rows`.
         cached: whether the tokens were found in the cache.
     """
 
@@ -123,7 +130,7 @@ def load_training_data(
     tokenizer: PreTrainedTokenizerBase,
     *,
     corpus: str,
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     cache_dir: str | Path,
     max_seq_length: int = 512,
     eval_size: int = 1024,
@@ -132,138 +139,184 @@ def load_training_data(
     max_rows: int | None = None,
     on_bad_row: OnBadRow = "error",
     label_mask: LabelMask = "reference",
+    split: str | None = None,
+    weights: Sequence[float] | None = None,
 ) -> TrainingData:
     """Convert, encode, cache and split a corpus (protocol sections 7, 8).
 
     Args:
         corpus: a name of `mos.data.corpora.CORPORA`.
-        source: folder with the original files.
+        source: folder with the original files; or several, one after the other, or mixed by
+            `weights`. For "messages" also a data set of the hub.
         cache_dir: where encoded corpora are kept.
         max_seq_length: tokens after which a row is cut.
-        eval_size: rows held out, as the reference holds out 1024; 0 for none.
+        eval_size: rows held out, as the reference holds out 1024; 0 for none. Where a source has
+            validation files, at most so many of their rows are taken in place of its own.
         test_size: further rows held out, drawn after those.
-        seed: of conversion, `max_rows` and split; the reference's is 42 whatever the run's seed.
-        max_rows: a random subset of the converted rows, in their order; None for all.
+        seed: of conversion, `max_rows`, mixture and split; the reference's is 42 whatever the run's
+            seed.
+        max_rows: a random subset of the converted rows of a source, in their order; None for all.
         on_bad_row: "error" raises the first bad row, "skip" counts and reports them.
         label_mask: "reference" or "clean", see `mos.data.chat.render_training`.
+        split: of a data set of the hub; None for all, which are then told apart as files are.
+        weights: share of each source. Each row is taken once, until one source has no more.
 
     Raises:
         MissingFileError, DataError: as `check_source` and by bad rows.
         UserError: an unsafe tokenizer, or fewer rows than are held out.
     """
     tokenizers.check_tokenizer(tokenizer)
-    identity = {
+    options = {
         "corpus": corpus,
-        "files": [(path.name, hash_file(path)) for path in source_files(corpus, source)],
         "tokenizer": tokenizers.fingerprint(tokenizer),
         "max_seq_length": max_seq_length,
         "seed": seed,
-        "max_rows": max_rows,
         "on_bad_row": on_bad_row,
         "label_mask": label_mask,
         "code": code_hash(corpus),
     }
-    built = []
 
-    def build(target: Path) -> None:
-        report, statistics = Report(on_bad_row), Statistics()
-        examples = _examples(corpus, source, seed, max_rows, report)
-        batches = _encoded(examples, tokenizer, max_seq_length, label_mask, statistics)
-        write_arrow(target / ROWS, SCHEMA, batches)
-        statistics.read = report.good + report.skipped
-        statistics.skipped, statistics.bad_rows = report.skipped, report.bad_rows
-        statistics.notes = report.notes
-        built.append(target)
-        if statistics.rows == 0:
-            raise _nothing_left(corpus, source, report, statistics)
-        write_json(target / STATISTICS, vars(statistics))
+    def encoded(source: str | Path, max_rows: int | None) -> _Encoded:
+        files = [(path.name, hash_file(path)) for path in source_files(corpus, source)]
+        identity = {**options, "files": files, "max_rows": max_rows}
+        built = []
 
-    entry = build_once(Path(cache_dir) / "training_data" / hash_json(identity)[:24], build)
-    statistics = json.loads((entry / STATISTICS).read_text())
-    everything = Dataset.from_file(str(entry / ROWS))
-    parts = split_indices(len(everything), eval_size, test_size, seed)
+        def build(target: Path) -> None:
+            built.append(target)
+            report = Report(on_bad_row)
+            examples = _examples(corpus, source, seed, max_rows, report)
+            batches = _batches_of(examples, tokenizer, max_seq_length, label_mask, report)
+            write_arrow(target / ROWS, SCHEMA, batches)
+            if report.rows == 0:
+                raise _nothing_left(corpus, source, report)
+            write_json(target / STATISTICS, vars(report))
+
+        entry = build_once(Path(cache_dir) / "training_data" / hash_json(identity)[:24], build)
+        statistics = json.loads((entry / STATISTICS).read_text())
+        return _Encoded(Dataset.from_file(str(entry / ROWS)), statistics, identity, not built)
+
+    sources = [_here(corpus, each, split, cache_dir) for each in listed(source)]
+    parts = [encoded(each, max_rows) for each in sources]
+    rows = _mixed([part.rows for part in parts], weights, seed)
+    held_out = rows
+    given = [path for each in sources for path in validation_files(corpus, each)]
+    if given and eval_size + test_size:
+        validation = [encoded(path, None) for path in given]
+        held_out = concatenate_datasets([part.rows for part in validation])
+        parts += validation
+    statistics = _sum([part.statistics for part in parts])
+    if weights:
+        total = sum(len(part.rows) for part in parts)
+        statistics["notes"].append(f"data.weights: mixed {len(rows):,} of {total:,} rows.")
+    if held_out is rows:
+        chosen = split_indices(len(rows), eval_size, test_size, seed)
+    else:
+        order = np.random.default_rng(seed).permutation(len(held_out))
+        chosen = np.arange(len(rows)), order[:eval_size], order[eval_size:][:test_size]
+        if test_size and not len(chosen[2]):
+            raise UserError(
+                f"data.test_size={test_size}: data.eval_size={eval_size} takes all of the"
+                f" {len(held_out)} rows of {', '.join(path.name for path in given)}: lower it."
+            )
     names = ("train_rows", "eval_rows", "test_rows")
-    statistics |= {name: len(part) for name, part in zip(names, parts, strict=True)}
-    identity |= {"eval_size": eval_size} | ({"test_size": test_size} if test_size else {})
-    fingerprint = hash_json(identity)[:24]
-    train, evaluation, test = (everything.select(part, keep_in_memory=True) for part in parts)
+    statistics |= {name: len(part) for name, part in zip(names, chosen, strict=True)}
+    identity = [*(part.identity for part in parts), weights, eval_size, test_size]
     assert tokenizer.pad_token_id is not None
-    collator = Collator(tokenizer.pad_token_id)
     return TrainingData(
-        train,
-        evaluation if eval_size else None,
-        test if test_size else None,
-        collator,
-        fingerprint,
+        rows.select(chosen[0], keep_in_memory=True),
+        held_out.select(chosen[1], keep_in_memory=True) if eval_size else None,
+        held_out.select(chosen[2], keep_in_memory=True) if test_size else None,
+        Collator(tokenizer.pad_token_id),
+        hash_json(identity)[:24],
         statistics,
-        cached=not built,
+        cached=all(part.cached for part in parts),
     )
+
+
+class _Encoded(NamedTuple):
+    rows: Dataset
+    statistics: dict[str, Any]
+    identity: dict[str, Any]
+    cached: bool
+
+
+def _here(corpus: str, source: str | Path, split: str | None, cache_dir: str | Path) -> str | Path:
+    """Where a source is on this machine; one of the hub is fetched."""
+    if corpus == "messages" and is_on_hub(source):
+        return from_hub(str(source), split, cache_dir)
+    if split:
+        raise UserError(f"data.split={split}: {source} is not of the hub; name the file itself.")
+    return source
+
+
+def _mixed(sources: list[Dataset], weights: Sequence[float] | None, seed: int) -> Dataset:
+    if weights is None:
+        return sources[0] if len(sources) == 1 else concatenate_datasets(sources)
+    shares = [weight / sum(weights) for weight in weights]
+    return interleave_datasets(sources, shares, seed)
+
+
+def _sum(statistics: list[dict[str, Any]]) -> dict[str, Any]:
+    total = statistics[0]
+    for each in statistics[1:]:
+        for name, value in each.items():
+            if name == "longest":
+                total[name] = max(total[name], value)
+            elif name != "on_bad_row":
+                total[name] += value
+    return total
 
 
 def _examples(
     corpus: str, source: str | Path, seed: int, max_rows: int | None, report: Report
 ) -> Iterator[Example]:
-    """Rows that can be encoded; `max_rows` of them are sampled, for which all are read twice."""
+    """Rows that can be encoded, or a sample of `max_rows` of them in their order."""
     rows = _encodable(corpus_rows(corpus, source, seed, report), report)
     if max_rows is None:
         return rows
     if max_rows < 1:
         raise UserError(f"data.max_rows={max_rows}: expected at least 1, or null for all rows.")
-    counting = Report(report.on_bad_row, quiet=True)
-    count = sum(1 for _ in _encodable(corpus_rows(corpus, source, seed, counting), counting))
-    chosen = set(random.Random(seed).sample(range(count), min(max_rows, count)))
-    return (example for i, example in enumerate(rows) if i in chosen)
+    everything = list(rows)
+    count = len(everything)
+    chosen = random.Random(seed).sample(range(count), min(max_rows, count))
+    return (everything[i] for i in sorted(chosen))
 
 
 def _encodable(examples: Iterable[Example], report: Report) -> Iterator[Example]:
     for example in examples:
-        if reason := _not_encodable([m["content"] for m in example.row["messages"]]):
+        contents = "".join(message["content"] for message in example.row["messages"])
+        reason = ""
+        if len(contents) > LONGEST:
+            reason = f"{len(contents):,} characters; expected at most {LONGEST:,}"
+        elif half := HALF_A_PAIR.search(contents):
+            reason = f"the content holds half of a surrogate pair (\\u{ord(half[0]):04x})"
+        if reason:
             report.bad(DataError(example.path, example.line, f"row {example.row['id']}: {reason}."))
             continue
-        report.good += 1
+        report.read += 1
         yield example
 
 
-def _not_encodable(contents: Sequence[str]) -> str | None:
-    if (characters := sum(map(len, contents))) > LONGEST:
-        return f"{characters:,} characters; expected at most {LONGEST:,}"
-    try:
-        "".join(contents).encode()
-    except UnicodeEncodeError as error:
-        half = ord(error.object[error.start])
-        return f"the content holds half of a surrogate pair (\\u{half:04x}), which is no text"
-    return None
-
-
-def _encoded(
+def _batches_of(
     examples: Iterator[Example],
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
     label_mask: LabelMask,
-    statistics: Statistics,
+    report: Report,
 ) -> Iterator[pa.RecordBatch]:
     """Encode rows as Arrow batches of `SCHEMA`, without those that nothing is trained on."""
     eos = eos_of(tokenizer)
     for batch in _batches(examples):
-        texts = [render_training(e.row["messages"], eos, label_mask) for e in batch]
-        encoded = encode_by_prefixes(texts, tokenizer, max_seq_length)
-        kept = [r for e, r in zip(batch, encoded, strict=True) if statistics.add(e, r)]
-        if not kept:
-            continue
-        lengths = np.array([len(row.input_ids) for row in kept], dtype=np.int32)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        ids = np.concatenate([row.input_ids for row in kept])
-        labels = np.concatenate([row.labels for row in kept])
-        ones = np.ones(len(ids), dtype=np.int8)
-        yield pa.record_batch(
-            [
-                pa.ListArray.from_arrays(offsets, pa.array(ids)),
-                pa.ListArray.from_arrays(offsets, pa.array(ones)),
-                pa.ListArray.from_arrays(offsets, pa.array(labels)),
-                pa.array(lengths),
-            ],
-            schema=SCHEMA,
-        )
+        rendered = [render_training(e.row["messages"], eos, label_mask) for e in batch]
+        encoded = encode_by_prefixes(rendered, tokenizer, max_seq_length)
+        kept = [row for e, row in zip(batch, encoded, strict=True) if report.add(e, row)]
+        columns = {
+            "input_ids": [row.input_ids for row in kept],
+            "attention_mask": [np.ones(len(row.input_ids), dtype=np.int8) for row in kept],
+            "labels": [row.labels for row in kept],
+            "length": [len(row.input_ids) for row in kept],
+        }
+        yield pa.record_batch(columns, schema=SCHEMA)
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -300,17 +353,15 @@ def split_indices(
     return order[held_out:], order[:eval_size], order[eval_size:held_out]
 
 
-def _nothing_left(
-    corpus: str, source: str | Path, report: Report, statistics: Statistics
-) -> DataError:
-    if not statistics.dropped:
+def _nothing_left(corpus: str, source: str | Path, report: Report) -> DataError:
+    if not report.dropped:
         return no_rows(corpus, source, report)
     return DataError(
         source,
         None,
-        f"{corpus}: all {statistics.dropped} rows were dropped because no token of them is"
-        f" trained on, the first: {statistics.first_dropped[0]}"
-        f" ({statistics.truncated} were cut before their answer).",
+        f"{corpus}: all {report.dropped} rows were dropped because no token of them is trained on,"
+        f" the first: {report.first_dropped[0]}"
+        f" ({report.truncated} were cut before their answer).",
         "Raise data.max_seq_length, or check that the rows have assistant messages with a weight.",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mos.errors import UserError
+from mos.files import build_once, hash_json
 
 RETRIES = 1
 
@@ -126,6 +128,40 @@ def _from_hub(url: str, output_file: str, _: Any) -> None:
             local_dir=folder,
         )
         shutil.move(path, output_file)
+
+
+def is_on_hub(source: str | Path) -> bool:
+    """Whether a source is `owner/name` or `owner/name@revision`, and no path of this machine."""
+    path = Path(source)
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(source))
+    return bool(is_name) and not path.exists() and not path.parent.exists()
+
+
+def from_hub(source: str, split: str | None, cache_dir: str | Path) -> Path:
+    """The parquet file of a split of a data set on the hub, or the folder of all its splits.
+
+    Fetched once: name a revision to have another later.
+
+    Raises:
+        FetchError: there is none of that name, or it cannot be had.
+    """
+    name, _, revision = source.partition("@")
+
+    def build(folder: Path) -> None:
+        from datasets import load_dataset
+
+        try:
+            data: Any = load_dataset(name, split=split, revision=revision or None)
+        except Exception as error:  # each kind of data set has its own
+            raise FetchError(
+                f"data.source={source}: no such file or folder here, and no data set of the hub"
+                f" could be had{f' with data.split={split}' if split else ''} ({_reason(error)})."
+            ) from error
+        for part, rows in ({"rows": data} if split else data).items():
+            rows.to_parquet(folder / f"{part}.parquet")
+
+    folder = build_once(Path(cache_dir) / "hub" / hash_json([source, split])[:24], build)
+    return folder / "rows.parquet" if split else folder
 
 
 def _reason(error: Exception) -> str:

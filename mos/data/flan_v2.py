@@ -13,7 +13,6 @@ from mos.data.rows import (
     Report,
     prompt_rows,
     read_rows,
-    require_content,
     require_files,
 )
 
@@ -28,9 +27,6 @@ WHERE = (
 
 def files(source: Path) -> list[Path]:
     """The mixture's file, which `source` is or holds."""
-    if source.is_file():
-        require_content(source)
-        return [source]
     return require_files(source, [FILE], "flan_v2", WHERE)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import json
 import logging
 import lzma
 import random
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -22,6 +24,10 @@ from mos.errors import DataError, MissingFileError, UserError
 logger = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "skip"]
+PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+ARCHIVES = (".tar", ".tgz", ".zip", ".7z", ".rar")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+JSON, NO_SPACE = json.JSONDecoder(), re.compile(r"\S")
 
 
 class Example(NamedTuple):
@@ -34,24 +40,34 @@ class Example(NamedTuple):
 
 @dataclass
 class Report:
-    """What happened to the rows of a corpus.
+    """What became of the rows of a corpus, as written to `statistics.json`.
 
     Attributes:
         on_bad_row: "error" raises the first bad row, "skip" counts it and goes on.
-        good: how many rows were read and can be used.
-        skipped: how many bad rows were skipped.
-        bad_rows: the first of them, as "file:line: reason".
+        read: rows of the source, bad ones and those beyond `max_rows` among them.
+        skipped: bad rows left out; the first are listed in `bad_rows`, as "file:line: reason".
+        rows: encoded and kept.
+        tokens: of the kept rows, after truncation; `supervised_tokens` of them have a label.
+        truncated: kept or dropped rows that were longer than the limit; `longest` is the longest.
+        dropped: rows left out because no label survived.
         notes: what a person should know: departures from the reference that the source forced
             (missing tasks, other formats), files and fields that were not used.
-        quiet: log nothing, for a pass that only counts.
+        first_truncated, first_dropped: where the first of each stand.
     """
 
     on_bad_row: OnBadRow = "error"
-    good: int = 0
+    read: int = 0
     skipped: int = 0
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    longest: int = 0
     bad_rows: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    quiet: bool = False
+    first_truncated: list[str] = field(default_factory=list)
+    first_dropped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ("error", "skip"):
@@ -60,82 +76,32 @@ class Report:
     def bad(self, error: DataError) -> None:
         if self.on_bad_row == "error":
             raise error
+        self.read += 1
         self.skipped += 1
         if len(self.bad_rows) < 20:
             self.bad_rows.append(str(error))
-            if not self.quiet:
-                logger.warning("skipped %s", error)
+            logger.warning("skipped %s", error)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-        if not self.quiet:
-            logger.warning("%s", text)
-
-
-@dataclass
-class Statistics:
-    """Counts over a corpus, as written to `statistics.json`.
-
-    Attributes:
-        read: rows of the source, bad ones and those beyond `max_rows` among them.
-        rows: encoded and kept.
-        tokens: of the kept rows, after truncation; `supervised_tokens` of them have a label.
-        truncated: kept or dropped rows that were longer than the limit.
-        dropped: rows left out because no label survived.
-        empty_answers: rows of the reference's corpora with an empty assistant turn, kept.
-        skipped: bad rows left out; the first are listed in `bad_rows`.
-        notes: see `Report`.
-        first_truncated, first_dropped, first_empty: where the first of each stand.
-        lengths: rows by length before truncation, in bins of `LENGTH_BIN` tokens.
-    """
-
-    read: int = 0
-    rows: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    truncated: int = 0
-    dropped: int = 0
-    empty_answers: int = 0
-    skipped: int = 0
-    bad_rows: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    first_truncated: list[str] = field(default_factory=list)
-    first_dropped: list[str] = field(default_factory=list)
-    first_empty: list[str] = field(default_factory=list)
-    longest: int = 0
-    lengths: dict[int, int] = field(default_factory=dict)
-
-    LENGTH_BIN = 64
-    SHOWN = 5
+        logger.warning("%s", text)
 
     def add(self, example: Example, row: EncodedRow) -> bool:
-        """Count a row; whether it is kept."""
-        place = f"{example.path.name}:{example.line or example.row['id']}"
+        """Count a row that was encoded; whether it is kept."""
+        place = [f"{example.path.name}:{example.line or example.row['id']}"]
+        self.longest = max(self.longest, row.full_length)
         if row.full_length > len(row.input_ids):
             self.truncated += 1
-            _first(self.first_truncated, place)
-        if any(
-            m["role"] == "assistant" and not m["content"].strip() for m in example.row["messages"]
-        ):
-            self.empty_answers += 1
-            _first(self.first_empty, place)
+            self.first_truncated = (self.first_truncated + place)[:5]
         supervised = int((row.labels != IGNORE_INDEX).sum())
-        self.longest = max(self.longest, row.full_length)
-        bin_start = row.full_length // self.LENGTH_BIN * self.LENGTH_BIN
-        self.lengths[bin_start] = self.lengths.get(bin_start, 0) + 1
         if supervised == 0:
             self.dropped += 1
-            _first(self.first_dropped, place)
+            self.first_dropped = (self.first_dropped + place)[:5]
             return False
         self.rows += 1
         self.tokens += len(row.input_ids)
         self.supervised_tokens += supervised
         return True
-
-
-def _first(places: list[str], place: str) -> None:
-    if len(places) < Statistics.SHOWN:
-        places.append(place)
 
 
 @dataclass(frozen=True)
@@ -161,20 +127,19 @@ class Corpus:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked by its suffix: .gz, .bz2, .xz or .zst."""
-    import fsspec
+    """The bytes of a file, unpacked by its suffix."""
     import pyarrow as pa
 
     try:
-        if path.suffix == ".zst":
-            packed: Any = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
-            with io.BufferedReader(packed) as file:
-                yield file
-        else:
-            with fsspec.open(str(path), "rb", compression="infer") as file:
-                yield file
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        with lzma.open(path) if path.suffix == ".xz" else pa.input_stream(str(path)) as packed:
+            yield io.BufferedReader(packed)
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(path, None, f"damaged or cut off: {error}.", "Copy it again.") from None
+
+
+def kind(path: Path) -> str:
+    """The suffix that says what a file holds, packed or not: ".json" of rows.json.gz."""
+    return next((suffix for suffix in reversed(path.suffixes) if suffix not in PACKED), "")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -186,77 +151,69 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_rows(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a file with their line numbers; bad ones go to `report`.
+    """Rows of a file with their line numbers; bad ones go to `report`.
 
-    The file is parquet, a JSON list (in both, rows are counted in place of lines), or jsonl.
+    The file is parquet, Arrow's stream, JSON lists or objects one after the other (in these, rows
+    are counted in place of lines), CSV or TSV with a header, or jsonl.
     """
     require_content(path)
-    first = next(read_lines(path), (0, b""))[1] if path.suffix != ".parquet" else b""
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path)
-    elif first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        for number, value in enumerate(read_json(path), start=1):
-            if isinstance(value, dict):
-                yield number, value
-            else:
-                report.bad(_not_an_object(path, number, value))
-    else:
-        yield from read_jsonl(path, report)
-
-
-def read_jsonl(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a jsonl file with their line numbers; bad lines go to `report`."""
-    for number, line in read_lines(path):
-        try:
-            yield number, _parse_object(line, path, number)
-        except DataError as error:
-            report.bad(error)
-
-
-def sample_jsonl(
-    path: Path, k: int, rng: random.Random, report: Report
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """As `read_jsonl`; if there are more than `k` lines, `rng.sample` of them in its order.
-
-    Sampling positions takes the same draws as sampling the parsed list.
-    """
-    count = sum(1 for _ in read_lines(path))
-    if count <= k:
-        yield from read_jsonl(path, report)
+    if path.suffix in (".parquet", ".arrow"):
+        yield from _read_columns(path)
         return
-    chosen = rng.sample(range(count), k=k)
-    wanted = set(chosen)
-    lines = {index: line for index, line in enumerate(read_lines(path)) if index in wanted}
-    for index in chosen:
-        number, line = lines[index]
+    if kind(path) in SEPARATORS:
+        yield from _read_cells(path, report)
+        return
+    first = next(read_lines(path), (0, b""))[1].removeprefix(codecs.BOM_UTF8).strip()
+    if not first.startswith(b"[") and first != b"{":
+        yield from read_jsonl(read_lines(path), path, report)
+        return
+    with _opened(path) as file:
+        values = _parse(file.read(), path, None)
+    rows = chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            report.bad(_no_object(path, number, row))
+
+
+def read_jsonl(
+    lines: Iterable[tuple[int, bytes]], path: Path, report: Report
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects of numbered lines of a jsonl file; bad lines go to `report`."""
+    for number, line in lines:
         try:
-            yield number, _parse_object(line, path, number)
+            values = _parse(line, path, number)
+            if len(values) != 1 or not isinstance(values[0], dict):
+                raise _no_object(path, number, values if len(values) > 1 else values[0])
         except DataError as error:
             report.bad(error)
+            continue
+        yield number, values[0]
 
 
 def read_json(path: Path) -> Any:
-    """A whole JSON file.
+    """The value of a JSON file.
 
     Raises:
         DataError: empty, not UTF-8, or not JSON, with the line.
     """
     require_content(path)
     with _opened(path) as file:
-        return _parse(file.read(), path, None)
+        values = _parse(file.read(), path, None)
+    if len(values) != 1:
+        raise DataError(path, None, f"expected one JSON value, found {len(values)}.")
+    return values[0]
 
 
-def _parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    value = _parse(line, path, number)
-    if not isinstance(value, dict):
-        raise _not_an_object(path, number, value)
-    return value
-
-
-def _parse(data: bytes, path: Path, line: int | None) -> Any:
-    """JSON of a line, or of a whole file."""
+def _parse(data: bytes, path: Path, line: int | None) -> list[Any]:
+    """The JSON values of a line, or of a whole file, one after the other."""
+    values, at = [], 0
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
+        while start := NO_SPACE.search(text, at):
+            value, at = JSON.raw_decode(text, start.start())
+            values.append(value)
     except UnicodeDecodeError as error:
         place = line or data.count(b"\n", 0, error.start) + 1
         reason = f"not UTF-8: byte 0x{data[error.start]:02x}."
@@ -267,24 +224,44 @@ def _parse(data: bytes, path: Path, line: int | None) -> Any:
         raise DataError(path, place, f"broken JSON at column {error.colno}: {error.msg}.") from None
     except (ValueError, RecursionError) as error:
         raise DataError(path, line, f"unusable JSON: {error}.") from None
+    return values
 
 
-def _not_an_object(path: Path, number: int, value: Any) -> DataError:
-    return DataError(path, number, f"expected a JSON object, found {type_name(value)}.")
+def _no_object(path: Path, number: int, value: Any) -> DataError:
+    return DataError(path, number, f"expected a JSON object, found {value!r:.60}.")
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_columns(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-            for item in batch.to_pylist():
-                number += 1
-                yield number, item
+        batches: Iterable[pa.RecordBatch] = (
+            pq.ParquetFile(path).iter_batches(batch_size=256)
+            if path.suffix == ".parquet"
+            else pa.ipc.open_stream(pa.memory_map(str(path)))
+        )
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from enumerate(rows, start=1)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(path, None, f"not a readable parquet file: {error}") from None
+        reason = f"not a readable {path.suffix[1:]} file: {error}"
+        raise DataError(path, None, reason) from None
+
+
+def _read_cells(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of CSV or TSV under the names of its first line; empty cells are left out."""
+    csv.field_size_limit(10**8)
+    with _opened(path) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+        rows = csv.DictReader(text, delimiter=SEPARATORS[kind(path)], strict=True)
+        try:
+            for row in rows:
+                if None in row:
+                    report.bad(DataError(path, rows.line_num, "more cells than columns."))
+                else:
+                    yield rows.line_num, {name: cell for name, cell in row.items() if cell}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(path, rows.line_num, f"not UTF-8 {kind(path)[1:]}: {error}.") from None
 
 
 def conversation(dataset: str, row_id: str, prompt: str, completion: str) -> dict[str, Any]:
@@ -302,13 +279,14 @@ def conversation(dataset: str, row_id: str, prompt: str, completion: str) -> dic
 def require_files(source: Path, names: Sequence[str], what: str, where: str) -> list[Path]:
     """Paths of files that must be in a corpus folder and hold something.
 
+    Where a corpus is one file, `source` may also be that file.
+
     Raises:
-        MissingFileError: the folder or a file is missing.
+        MissingFileError: a file is missing.
         DataError: a file is empty.
     """
-    if not source.exists():
-        raise MissingFileError(f"{what}: no folder {source}. {where}")
-    paths = [source / name for name in names]
+    is_file = source.is_file() and len(names) == 1
+    paths = [source] if is_file else [source / name for name in names]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         found = sorted(path.name for path in source.iterdir())[:10] if source.is_dir() else []
@@ -322,6 +300,8 @@ def require_files(source: Path, names: Sequence[str], what: str, where: str) -> 
 
 
 def require_content(path: Path) -> None:
+    if kind(path) in ARCHIVES:
+        raise DataError(path, None, "an archive.", "Unpack it, and name the folder.")
     if path.stat().st_size == 0:
         raise DataError(path, None, "the file is empty.", "Was its download interrupted?")
 
@@ -337,9 +317,7 @@ def text_field(value: dict[str, Any], name: str, path: Path, line: int | None) -
             path, line, f"field {name!r} is missing; found {', '.join(value) or 'no fields'}."
         )
     if not isinstance(value[name], str):
-        raise DataError(
-            path, line, f"field {name!r} must be a string, found {type_name(value[name])}."
-        )
+        raise DataError(path, line, f"field {name!r} must be a string, found {value[name]!r:.60}.")
     return value[name]
 
 
@@ -361,16 +339,3 @@ def prompt_rows(
         if not prompt.endswith("\n") and not prompt.rstrip().endswith(":"):
             prompt += "\n"
         yield Example(conversation(dataset, f"{dataset}_{index}", prompt, completion), path, line)
-
-
-def type_name(value: Any) -> str:
-    """What a JSON value is called in messages."""
-    return {
-        type(None): "null",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }[type(value)]

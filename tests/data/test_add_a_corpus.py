@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import pytest
 import mos.config
 import mos.data
 from mos.config import compose_config, validate
-from mos.data import check_source, load_training_data
-from mos.data.corpora import CORPORA
+from mos.data import check_source, corpora, load_training_data
 from mos.errors import DataError, MissingFileError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_corpus.md"
@@ -30,9 +29,11 @@ def config(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content, "utf-8")
     monkeypatch.setattr(mos.data, "__path__", [*mos.data.__path__, str(tmp_path / "mos/data")])
-    [(name, module)] = re.findall(r'^    "(\w+)": (\w+)\.CORPUS,$', page, re.MULTILINE)
-    corpus = importlib.import_module(f"mos.data.{module}").CORPUS
-    monkeypatch.setitem(CORPORA, name, corpus)
+    table = Path(corpora.__file__).read_text("utf-8")
+    [line] = re.findall(r'^    "\w+",$', page, re.MULTILINE)
+    edited = tmp_path / "corpora.py"
+    edited.write_text(table.replace("NAMES = (\n", f"NAMES = (\n{line}\n"), "utf-8")
+    monkeypatch.setattr(corpora, "CORPORA", runpy.run_path(str(edited))["CORPORA"])
     monkeypatch.setattr(mos.config, "CONFIG_DIR", tmp_path / "configs")
     places = [f"paths.data_dir={tmp_path}", f"paths.cache_dir={tmp_path}/cache"]
     options = ["+experiment=superni_mmlu", "data=proverbs", "data.eval_size=1", "eval=[base]"]

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mos.data import check_source, convert
-from mos.data.rows import Report, sample_jsonl
+from mos.data import check_source, convert, cot
 from mos.data.super_ni import WITH_INPUT, WITHOUT_INPUT
 from mos.errors import DataError, MissingFileError, UserError
 
@@ -95,14 +94,15 @@ def test_flan_v2_appends_a_line_feed_only_where_the_reference_does(tmp_path):
     assert [row["id"] for row in rows] == [f"flan_v2_{i}" for i in range(len(prompts))]
 
 
-def test_sampling_lines_draws_as_sampling_the_list_does(tmp_path):
-    rows = [{"inputs": str(i)} for i in range(500)]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    sampled = [row for _, row in sample_jsonl(path, 60, random.Random(42), Report())]
-    assert sampled == random.Random(42).sample(rows, k=60)
-    whole = list(sample_jsonl(path, 500, random.Random(42), Report()))
-    assert [row for _, row in whole] == rows
-    assert [line for line, _ in whole] == list(range(1, 501))
+def test_sampling_lines_draws_as_sampling_the_list_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(cot, "ROWS_PER_FILE", 60)
+    rows = [{"inputs": f"{i}:", "targets": "t"} for i in range(500)]
+    for name, some in (("cot_zsopt.jsonl", rows), ("cot_fsopt.jsonl", rows[:60])):
+        write_jsonl(tmp_path / name, some)
+    convert("cot", tmp_path, tmp_path / "out.jsonl", seed=42)
+    asked = [row["messages"][0]["content"] for row in read_jsonl(tmp_path / "out.jsonl")]
+    expected = random.Random(42).sample(rows, k=60) + rows[:60]
+    assert asked == [row["inputs"] for row in expected]
 
 
 def super_ni(folder, tasks, present=None, split="xlingual", instances=3):
@@ -195,7 +195,7 @@ BAD_LINES = {
     "latin-1": ('{"prompt": "é"}'.encode("latin-1"), r"own\.jsonl:2: not UTF-8: byte 0xe9"),
     "nested": (b'{"a":' * 100_000, r"own\.jsonl:2: unusable JSON: maximum recursion"),
     "digits": (b"9" * 5000, r"own\.jsonl:2: unusable JSON: Exceeds the limit"),
-    "not an object": (b"[1]", r"own\.jsonl:2: expected a JSON object, found a list"),
+    "not an object": (b"[1]", r"own\.jsonl:2: expected a JSON object, found .1."),
     "no fields": (b'{"text": "x"}', r"own\.jsonl:2: neither 'messages' nor .*found text"),
     "no messages": (b'{"messages": []}', r"own\.jsonl:2: .*at least one message"),
     "null content": (
@@ -243,7 +243,12 @@ def test_bad_rows_are_refused_or_skipped_by_place(kind, tmp_path):
             ":3: broken",
         ),
         ("code_alpaca", "code_alpaca_20k.json", b"{}", ":1: field 'instruction' is missing"),
-        ("code_alpaca", "code_alpaca_20k.json", b'[\n\n{"instruction": 1}]', ":1: .*a number"),
+        (
+            "code_alpaca",
+            "code_alpaca_20k.json",
+            b'[\n\n{"instruction": 1}]',
+            ":1: .*must be a string, found 1",
+        ),
         ("code_alpaca", "code_alpaca_20k.json", b"\xff\xfe[\x00]\x00", ":1: not UTF-8"),
         ("cot", "x_train.tsv", b"a\tb\n", ":1: expected 3 columns"),
         ("messages", "x.parquet", b"PAR1", "not a readable parquet"),

@@ -11,11 +11,11 @@ import sys
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForSeq2Seq
 
+from mos.data import check_source, load_training_data
 from mos.data import dataset as module
-from mos.data import load_training_data
 from mos.data.chat import encode_messages
 from mos.data.dataset import Collator, split_indices
 from mos.errors import DataError, MissingFileError, UserError
@@ -85,7 +85,6 @@ def test_statistics(load, tmp_path):
     assert statistics["tokens"] == sum(data.train["length"])
     labels = [label for row in data.train for label in row["labels"]]
     assert statistics["supervised_tokens"] == sum(label != -100 for label in labels)
-    assert sum(statistics["lengths"].values()) == 3
     assert "rows.jsonl:4" in statistics["bad_rows"][0]
 
 
@@ -185,6 +184,60 @@ def test_max_rows_samples_over_the_whole_corpus_in_order(load):
     assert chosen == sorted(chosen)
     assert max(chosen) >= 25
     assert load(eval_size=0, max_rows=1000).train.num_rows == 40
+
+
+def asked(part, tokenizer):
+    return [tokenizer.decode(row["input_ids"]).split("\n")[1] for row in part]
+
+
+def test_sources_are_taken_whole_or_mixed_by_weight(load, tiny_tokenizer, tmp_path):
+    few = own_rows(tmp_path / "few.jsonl", count=30)
+    many = own_rows(tmp_path / "many.jsonl", count=200, start=100)
+    whole = load([few, many], eval_size=0)
+    assert asked(whole.train, tiny_tokenizer) == [
+        *(f"question {i}" for i in range(30)),
+        *(f"question {i}" for i in range(100, 300)),
+    ]
+    assert whole.statistics["read"] == 230
+    assert whole.fingerprint != load([many, few], eval_size=0).fingerprint
+    mixed = load([few, many], weights=[1, 3])
+    rows = asked(mixed.train, tiny_tokenizer) + asked(mixed.eval, tiny_tokenizer)
+    assert len(set(rows)) == len(rows) == len(mixed.train) + 10  # no row twice
+    of_many = sum(int(row.split()[1]) >= 100 for row in rows)
+    assert 0.6 < of_many / len(rows) < 0.9
+    assert asked(load([few, many], weights=[2, 6]).train, tiny_tokenizer) == rows[:-10]
+
+
+@pytest.mark.parametrize("split", [None, "train[:3]"])
+def test_data_sets_of_the_hub_come_once_by_name_and_split(
+    split, load, tiny_tokenizer, tmp_path, monkeypatch
+):
+    rows = [{"instruction": f"question {i}", "output": "o"} for i in range(5)]
+    calls = []
+
+    def load_dataset(name, split, revision):
+        calls.append((name, split, revision))
+        parts = DatasetDict(train=Dataset.from_list(rows[:4]), test=Dataset.from_list(rows[4:]))
+        return parts["train"].select(range(3)) if split else parts
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    for _ in range(2):
+        data = load("owner/alpaca@v1", split=split, eval_size=0)
+        expected = [row["instruction"] for row in rows[: 3 if split else 4]]
+        assert asked(data.train, tiny_tokenizer) == expected
+    assert calls == [("owner/alpaca", split, "v1")]
+    check_source("messages", "owner/alpaca@v1")
+
+
+def test_what_the_hub_does_not_give_is_said_in_a_line(load, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="owner/name: no such file or folder here, and no data set"):
+        load("owner/name")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(MissingFileError, match=r"no data/mine\. Expected rows"):
+        load("data/mine")
+    with pytest.raises(UserError, match=r"data\.split=train: .*rows\.jsonl is not of the hub"):
+        load(split="train")
 
 
 def test_cache_is_found_again_and_never_stale(load, tmp_path, monkeypatch):
@@ -298,7 +351,7 @@ def test_two_processes_build_once_and_read_the_same(load, tmp_path, monkeypatch)
 MEMORY = """
 import resource, sys
 from transformers import AutoTokenizer
-from mos.data import load_training_data
+from mos.data import check_source, load_training_data
 
 tokenizer, source, cache = sys.argv[1:]
 load_training_data(
