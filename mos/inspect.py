@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig
 from pydantic import NonNegativeInt
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from mos.cli import command
@@ -28,20 +27,6 @@ class InspectConfig(TrainConfig):
 
     what: Literal["data", "prompts"]
     examples: NonNegativeInt
-
-
-def statistics_table(statistics: dict[str, Any]) -> Table:
-    """Counts of a corpus."""
-    table = Table(show_header=False)
-    supervised = statistics["supervised_tokens"]
-    for label, value in (
-        ("rows", statistics["rows"]),
-        ("tokens", statistics["tokens"]),
-        (f"  supervised ({supervised / statistics['tokens']:.1%})", supervised),
-        ("longest, in tokens", statistics["longest"]),
-    ):
-        table.add_row(label, Text(f"{value:,}", justify="right"))
-    return table
 
 
 def render_example(
@@ -72,7 +57,13 @@ def inspect_data(config: InspectConfig) -> None:
         console.print(line, highlight=False, markup=False)
     for i in range(min(config.examples, len(data.train))):
         console.print(render_example(data.train[i], tokenizer, f"training row {i}:"))
-    console.print(statistics_table(data.statistics))
+    counts = data.statistics
+    console.print(
+        f"{counts['tokens']:,} tokens in {counts['rows']:,} rows,"
+        f" {counts['supervised_tokens']:,} of them trained on; the longest row has"
+        f" {counts['longest']:,}",
+        highlight=False,
+    )
 
 
 def inspect_prompts(config: InspectConfig) -> None:

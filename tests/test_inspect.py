@@ -40,7 +40,8 @@ def test_supervised_tokens_stand_out(shown, tmp_path):
     assert "\x1b[2mask⏎\x1b[0m" in text  # dim
     assert "own.jsonl:3: broken JSON" in text
     assert "dropped, first: own.jsonl:2" in text
-    assert "longest, in tokens" in text
+    assert "in 1 rows" in text
+    assert "the longest row has 6" in text
 
 
 def test_prompts_are_counted_and_hashed(shown, samples_dir, capsys):

@@ -34,12 +34,6 @@ class Message(TypedDict):
     train: NotRequired[bool]  # false: an assistant turn that is not trained on
 
 
-class Encoded(TypedDict):
-    input_ids: list[int]
-    attention_mask: list[int]
-    labels: list[int]
-
-
 def render_chat(
     messages: Sequence[Message], add_generation_prompt: bool = True, eos: str = EVALUATION_EOS
 ) -> str:
@@ -123,7 +117,7 @@ def encode_messages(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
     label_mask: LabelMask = "reference",
-) -> Encoded:
+) -> dict[str, list[int]]:
     """Encode one conversation as the reference does, re-encoding prefixes (protocol section 8).
 
     Returns:
@@ -135,11 +129,8 @@ def encode_messages(
     """
     rendered = render_training(messages, eos_of(tokenizer), label_mask)
     (row,) = encode_by_prefixes([rendered], tokenizer, max_seq_length)
-    return Encoded(
-        input_ids=row.input_ids.tolist(),
-        attention_mask=[1] * len(row.input_ids),
-        labels=row.labels.tolist(),
-    )
+    ids, labels = row.input_ids.tolist(), row.labels.tolist()
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
 @dataclass(frozen=True)

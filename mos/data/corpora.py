@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -14,7 +13,7 @@ from mos.data import messages
 from mos.data.fetch import is_on_hub
 from mos.data.rows import Corpus, Example, OnBadRow, Report, require_content
 from mos.errors import DataError, MissingFileError, unknown
-from mos.files import hash_file, set_aside
+from mos.files import set_aside, write_atomically
 
 # Each the name of its file in mos/data.
 NAMES = (
@@ -103,26 +102,18 @@ def convert(
     Raises:
         MissingFileError, DataError, UserError: as named by the message.
     """
-    output = Path(output)
-    report = Report(on_bad_row)
-    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
-    count = 0
+    output, report = Path(output), Report(on_bad_row)
     source_files(corpus, source)
+    rows = [json.dumps(e.row) + "\n" for e in corpus_rows(corpus, source, seed, report)]
+    if not rows:
+        raise no_rows(corpus, source, report)
+    text = "".join(rows)
+    if output.exists() and output.read_bytes() != text.encode():
+        set_aside(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for example in corpus_rows(corpus, source, seed, report):
-                file.write(json.dumps(example.row) + "\n")
-                count += 1
-        if count == 0:
-            raise no_rows(corpus, source, report)
-        if output.exists() and hash_file(output) != hash_file(partial):
-            set_aside(output)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(output, text)
     return {
-        "rows": count,
+        "rows": len(rows),
         "skipped": report.skipped,
         "bad_rows": report.bad_rows,
         "notes": report.notes,

@@ -72,12 +72,8 @@ class Collator:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Batch rows; the tensors are (rows, longest), int64."""
         fill = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0}
-        return {
-            name: pad_sequence(
-                [torch.tensor(feature[name]) for feature in features], True, float(value)
-            )
-            for name, value in fill.items()
-        }
+        rows = {name: [torch.tensor(feature[name]) for feature in features] for name in fill}
+        return {name: pad_sequence(rows[name], True, fill[name]) for name in fill}
 
 
 @dataclass(frozen=True)

@@ -313,12 +313,12 @@ def text_field(value: dict[str, Any], name: str, path: Path, line: int | None) -
         DataError: it is missing or of another type.
     """
     if name not in value:
-        raise DataError(
-            path, line, f"field {name!r} is missing; found {', '.join(value) or 'no fields'}."
-        )
-    if not isinstance(value[name], str):
-        raise DataError(path, line, f"field {name!r} must be a string, found {value[name]!r:.60}.")
-    return value[name]
+        found = ", ".join(value) or "no fields"
+        raise DataError(path, line, f"field {name!r} is missing; found {found}.")
+    text = value[name]
+    if not isinstance(text, str):
+        raise DataError(path, line, f"field {name!r} must be a string, found {text!r:.60}.")
+    return text
 
 
 def prompt_rows(

@@ -113,30 +113,29 @@ def rows(source: Path, rng: random.Random, report: Report) -> Iterator[Example]:
         )
     for path in present:
         try:
-            definition, positive, instances = _fields(path, read_json(path))
+            definition, positive, instances = _task(path)
         except DataError as error:
             report.bad(error)
             continue
+        chosen: Sequence[int] = range(len(instances))
         if len(instances) > ZERO_SHOT + FEW_SHOT:
-            chosen = rng.sample(range(len(instances)), k=ZERO_SHOT + FEW_SHOT)
-        else:
-            chosen = list(range(len(instances)))
+            chosen = rng.sample(chosen, k=ZERO_SHOT + FEW_SHOT)
         for place, index in enumerate(chosen):
             try:
-                instance_id, question, answer = _instance(path, instances, index)
+                question, answer = _pair(path, "instance", instances, index)
                 if place < ZERO_SHOT:
                     prompt, completion = fill(definition, question, answer, rng)
                 else:
                     picked: Sequence[int] = range(len(positive))
                     if len(positive) > SHOTS:
                         picked = rng.sample(picked, k=SHOTS)
-                    shots = [_shot(path, positive, i) for i in picked]
+                    shots = [_pair(path, "positive example", positive, i) for i in picked]
                     prompt, completion = few_shot(definition, shots, question), answer.strip()
             except DataError as error:
                 report.bad(error)
                 continue
-            row = conversation("super_ni", f"super_ni_{instance_id}", prompt, completion)
-            yield Example(row, path, None)
+            name = f"super_ni_{instances[index].get('id')}"
+            yield Example(conversation("super_ni", name, prompt, completion), path, None)
 
 
 def fill(
@@ -181,42 +180,25 @@ def _task_file(source: Path, task: str) -> Path:
     return source / "tasks" / f"{task}.json"
 
 
-def _fields(path: Path, task: Any) -> tuple[str, list[Any], list[Any]]:
-    if not isinstance(task, dict):
-        raise DataError(path, None, "expected an object with Definition and Instances.")
-    for name in ("Definition", "Positive Examples", "Instances"):
-        if not isinstance(task.get(name), list):
-            raise DataError(path, None, f"field {name!r} must be there and be a list.")
-    definition = task["Definition"]
-    if not definition or not isinstance(definition[0], str):
-        raise DataError(path, None, "field 'Definition' must hold a string.")
-    return definition[0], task["Positive Examples"], task["Instances"]
+def _task(path: Path) -> tuple[str, list[Any], list[Any]]:
+    """Definition, positive examples and instances of a task."""
+    match read_json(path):
+        case {
+            "Definition": [str(definition), *_],
+            "Positive Examples": [*positive],
+            "Instances": [*instances],
+        }:
+            return definition, positive, instances
+    reason = "expected lists 'Definition' (of strings), 'Positive Examples' and 'Instances'."
+    raise DataError(path, None, reason)
 
 
-def _shot(path: Path, positive: list[Any], index: int) -> tuple[str, str]:
-    shot = positive[index]
-    if isinstance(shot, dict):
-        shown, answer = shot.get("input"), shot.get("output")
-        if isinstance(shown, str) and isinstance(answer, str):
+def _pair(path: Path, what: str, items: Sequence[Any], index: int) -> tuple[str, str]:
+    """Input of an example or instance, and its output or the first of them."""
+    match items[index]:
+        case {"input": str(shown), "output": str(answer) | [str(answer), *_]}:
             return shown, answer
-    raise DataError(
-        path,
-        None,
-        f"positive example {index} must have an input and an output (strings).",
-    )
-
-
-def _instance(path: Path, instances: list[Any], index: int) -> tuple[Any, str, str]:
-    instance = instances[index]
-    if isinstance(instance, dict) and "id" in instance and isinstance(instance.get("input"), str):
-        output = instance.get("output")
-        if isinstance(output, list) and output and isinstance(output[0], str):
-            return instance["id"], instance["input"], output[0]
-    raise DataError(
-        path,
-        None,
-        f"instance {index} must have an id, an input (string) and an output (list of strings).",
-    )
+    raise DataError(path, None, f"{what} {index} must have an input and an output (strings).")
 
 
 def originals(folder: Path) -> list[Original]:

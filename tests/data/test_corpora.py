@@ -158,17 +158,6 @@ def test_raw_cot_is_rendered_where_the_sampled_files_are_missing(tmp_path):
         check_source("cot", tmp_path)
 
 
-def test_own_rows_in_both_forms(tmp_path):
-    write_jsonl(
-        tmp_path / "own.jsonl", [{"prompt": "p", "completion": "c"}, turn(dataset="d", id="x")]
-    )
-    convert("messages", tmp_path, tmp_path / "out" / "rows.jsonl")
-    first, second = read_jsonl(tmp_path / "out" / "rows.jsonl")
-    assert first["messages"][1] == {"role": "assistant", "content": "c"}
-    assert (first["dataset"], first["id"]) == ("own", "own_1")
-    assert (second["dataset"], second["id"]) == ("d", "x")
-
-
 def test_another_file_in_the_place_of_the_output_is_kept(tmp_path):
     write_jsonl(tmp_path / "own.jsonl", [turn()])
     (tmp_path / "out.jsonl").write_text("mine")
@@ -274,7 +263,7 @@ def test_bad_instance_is_named_by_its_index(tmp_path):
     folder = super_ni(tmp_path / "ni", ["t1"])
     path = folder / "tasks" / "t1.json"
     task = json.loads(path.read_text())
-    task["Instances"][1]["output"] = "not a list"
+    task["Instances"][1]["output"] = 3
     path.write_text(json.dumps(task, indent=1))
     with pytest.raises(DataError, match=r"t1\.json: instance 1 must have"):
         convert("super_ni", folder, tmp_path / "out.jsonl")

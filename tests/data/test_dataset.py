@@ -265,59 +265,6 @@ def test_cache_is_found_again_and_never_stale(load, tmp_path, monkeypatch):
     assert load(source).fingerprint not in fingerprints
 
 
-@pytest.mark.parametrize("damage", ["zeros", "half", "no statistics", "statistics of no use"])
-def test_a_damaged_cache_is_made_again_and_says_so(damage, load, tmp_path, capsys):
-    expected = load().train["input_ids"][:]
-    [rows] = (tmp_path / "cache").rglob("rows.arrow")
-    statistics = rows.with_name("statistics.json")
-    content = rows.read_bytes()
-    if damage == "zeros":
-        middle = len(content) // 2
-        rows.write_bytes(content[:middle] + bytes(200) + content[middle + 200 :])
-    elif damage == "half":
-        rows.write_bytes(content[: len(content) // 2])
-    else:
-        statistics.write_text("" if damage == "no statistics" else "{}")
-    damaged = load()
-    assert not damaged.cached
-    assert "made again" in " ".join(capsys.readouterr().out.split())
-    assert damaged.train["input_ids"][:] == expected
-    assert load().cached
-
-
-def test_a_warm_cache_that_cannot_be_written_serves(load, tmp_path, monkeypatch):
-    source = own_rows(tmp_path / "rows.jsonl")
-    load(source)
-
-    def read_only(*_, **__):
-        raise PermissionError("read-only")
-
-    for name in ("mkdir", "write_text", "touch"):
-        monkeypatch.setattr(f"pathlib.Path.{name}", read_only)
-    assert load(source).cached
-
-
-def test_an_interrupted_build_leaves_nothing_behind_and_is_done_again(load, tmp_path, monkeypatch):
-    write = module.write_arrow
-
-    def die(path, schema, batches):
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "write_arrow", die)
-    with pytest.raises(KeyboardInterrupt):
-        load()
-    folders = [p for p in (tmp_path / "cache" / "training_data").iterdir() if p.is_dir()]
-    assert not folders
-    monkeypatch.setattr(module, "write_arrow", write)
-    expected = load().fingerprint
-    # a killed process cannot even clean up
-    entry = next(p for p in (tmp_path / "cache" / "training_data").iterdir() if p.is_dir())
-    entry.rename(entry.with_name(entry.name + ".partial"))
-    (entry.with_name(entry.name + ".partial") / module.STATISTICS).unlink()
-    assert load().fingerprint == expected
-
-
 def test_two_processes_build_once_and_read_the_same(load, tmp_path, monkeypatch):
     source = own_rows(tmp_path / "rows.jsonl", count=400)
     context = multiprocessing.get_context("fork")
