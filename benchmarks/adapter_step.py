@@ -41,8 +41,8 @@ sys.path.insert(0, str(REPO))
 
 from machine import machine  # noqa: E402
 
+from eval.engines import products_in  # noqa: E402
 from mos import MosConfig  # noqa: E402
-from mos.processor import products_in  # noqa: E402
 
 # hidden, intermediate, blocks, heads, key-value heads, vocabulary
 SHAPES = {

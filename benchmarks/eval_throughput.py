@@ -36,9 +36,9 @@ from eval import build_benchmark  # noqa: E402
 from eval.engines import engine_settings, start  # noqa: E402
 from eval.runner import Weights, run_benchmark  # noqa: E402
 from mos.config import Adapter, TrainConfig, compose_config, validate  # noqa: E402
-from mos.model_sources import resolve_model  # noqa: E402
-from mos.modeling import load_tokenizer  # noqa: E402
-from mos.places import SMOLLM2  # noqa: E402
+from mos.files import SMOLLM2  # noqa: E402
+from mos.models.loading import load_tokenizer  # noqa: E402
+from mos.models.sources import resolve_model  # noqa: E402
 
 RESULTS = REPO / "benchmarks" / "results"
 ADAPTER = {
@@ -180,7 +180,7 @@ def one_engine(arguments: argparse.Namespace) -> None:
 
 
 def dequantised(arguments: argparse.Namespace) -> Path:
-    from mos.modeling import dequantized_base
+    from mos.models.loading import dequantized_base
 
     folder = resolve_model(arguments.model, arguments.cache_dir)
     return dequantized_base(folder, config_of(arguments, "")["quantization"], arguments.cache_dir)
@@ -203,7 +203,7 @@ def make_runs(arguments: argparse.Namespace, scratch: Path) -> list[Path]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from mos.methods import attach
+    from mos.adapters import attach
     from mos.run import Run
 
     folders = []

@@ -38,10 +38,10 @@ from adapter_step import bootstrap, quantise, synchronize, timed  # noqa: E402
 from machine import machine  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
 
+from mos.adapters import METHODS, attach, rank, row_label  # noqa: E402
 from mos.config import compose_config, resolved  # noqa: E402
-from mos.methods import METHODS, attach, rank, row_label  # noqa: E402
-from mos.model_sources import resolve_model  # noqa: E402
-from mos.modeling import load_base  # noqa: E402
+from mos.models.loading import load_base  # noqa: E402
+from mos.models.sources import resolve_model  # noqa: E402
 
 RESULTS = REPO / "benchmarks" / "results"
 # row: adapter file and what is changed in it

@@ -47,8 +47,8 @@ import torch  # noqa: E402
 from machine import machine  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from mos.model_sources import resolve_model  # noqa: E402
-from mos.places import SMOLLM2  # noqa: E402
+from mos.files import SMOLLM2  # noqa: E402
+from mos.models.sources import resolve_model  # noqa: E402
 
 LABELS = {"mos": "MoS", "lora": "LoRA"}
 KINDS = tuple(LABELS)
@@ -423,7 +423,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
     """Memory over the number of adapters, and the milliseconds of loading."""
     from matplotlib.figure import Figure
 
-    from mos.methods import METHODS
+    from mos.adapters import METHODS
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)

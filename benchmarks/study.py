@@ -28,7 +28,6 @@ sys.path.insert(0, str(REPO))
 from mos.config import compose_config, validate  # noqa: E402
 from mos.console import override  # noqa: E402
 from mos.errors import UserError  # noqa: E402
-from mos.identity import finished_run  # noqa: E402
 from mos.report.claims import Comparison  # noqa: E402
 from mos.report.paper import HELDOUT  # noqa: E402
 from mos.report.statistics import (  # noqa: E402
@@ -37,7 +36,7 @@ from mos.report.statistics import (  # noqa: E402
     paired_strata,
     scores_of,
 )
-from mos.run import Run  # noqa: E402
+from mos.run import Run, finished_run  # noqa: E402
 
 RESULTS = Path("benchmarks") / "results" / "study"
 CORPORA = ("cot", "codealpaca", "superni")

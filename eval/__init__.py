@@ -19,8 +19,7 @@ from pydantic import BaseModel, create_model
 from eval.benchmark import Benchmark, Completion, Decoding, Metric, Request, Score
 from eval.files import require
 from eval.selection import Selection
-from mos.errors import UserError, unknown
-from mos.schema import Number, Strict, check
+from mos.errors import Number, Strict, UserError, check, unknown
 
 __all__ = [
     "BENCHMARKS",

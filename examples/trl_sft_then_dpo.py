@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from mos import MosConfig
-from mos.model_sources import build_random
+from mos.models.sources import build_random
 
 PROMPTS = ["Name a colour.", "Count to three.", "Say a word.", "Greet me."] * 4
 GOOD, BAD = [" Blue.", " 1 2 3.", " Tree.", " Hello!"] * 4, [" Seven.", " Red.", " 9.", " No."] * 4

@@ -26,7 +26,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addHandler(logging.NullHandle
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        methods = import_module("mos.methods").METHODS.values()
+        methods = import_module("mos.adapters").METHODS.values()
         return next(m.config_cls for m in methods if (m.config or "").endswith(f":{name}"))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -35,6 +35,9 @@ class _RegisterAfterPeft(MetaPathFinder):
     """Has PEFT know the methods as soon as it is imported. PEFT's mappings have no entry points."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name.startswith("mos.adapters."):
+            # Once PEFT is imported it is told of all methods: none may be half imported by then.
+            import_module("peft")
         if name != "peft":
             return None
         # Others only look PEFT up, any number of times: each finds it with the wrapped loader.
@@ -53,7 +56,7 @@ class _RegisterAfterPeft(MetaPathFinder):
 
 
 def _register() -> None:
-    import_module("mos.methods").register_all()
+    import_module("mos.adapters").register_all()
 
 
 if "peft" in sys.modules:

@@ -1,17 +1,40 @@
-"""The command `mos`: `mos train ...` is `python -m mos.train ...`, and so on for each command."""
+"""The command line: `mos train ...` is `python -m mos.train ...`, and so on for each command.
+
+What the commands have in common is here too: Hydra around a function, exit codes, `--help`.
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
+import gc
+import glob
 import importlib.util
+import itertools
+import os
+import re
 import runpy
+import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 
-from mos.console import exit_on_user_error, fail
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from mos.config import folder_of
+from mos.console import INTERRUPTED, exit_on_user_error, fail, override, signals_interrupt
 from mos.errors import UserError, unknown
+from mos.files import CONFIG_DIR
+from mos.training.sweep import check_sweep, sweep_ended
 
 COMMANDS = {
     "train": "train one adapter and evaluate it; -m for a sweep",
@@ -50,7 +73,8 @@ def main() -> None:
             run_tool(sys.argv[2:])
     else:
         del sys.argv[1]
-        runpy.run_module(f"mos.{command}", run_name="__main__", alter_sys=True)
+        module = "mos.evaluation.chat" if command == "chat" else f"mos.{command}"
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def run_tool(arguments: Sequence[str]) -> None:
@@ -87,6 +111,183 @@ def run_tool(arguments: Sequence[str]) -> None:
         runpy.run_path(name, run_name="__main__")
     else:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a command line of a function that takes configs/<name>.yaml, composed.
+
+    The command reads `sys.argv`. What Hydra refuses and a UserError are one message and exit status
+    2, a signal that ends programs is exit status 130.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def run(cfg: DictConfig) -> Any:
+            with exit_on_user_error(), hydra_errors_explained():
+                return task(cfg)
+
+        @functools.wraps(task)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
+            signals_interrupt()
+            try:
+                with exit_on_user_error(), hydra_errors_explained(), sweep_ended():
+                    check_words(name, sys.argv[1:])
+                    check_sweep(sys.argv)
+                    hydra.main(str(folder_of(name)), name, version_base="1.3")(run)()
+            except KeyboardInterrupt as stop:
+                kept = "interrupted; what was finished is kept, and the same command continues it"
+                fail(str(stop) or kept)
+                sys.exit(INTERRUPTED)
+
+        return main
+
+    return decorate
+
+
+def check_words(name: str, arguments: Sequence[str]) -> None:
+    """Raises a UserError for what is no key=value on a command line, with what may be meant."""
+    given, flags = get_args_parser().parse_known_args(arguments)
+    for at, word in enumerate(arguments):
+        if word not in (*given.overrides, *flags) or re.match(r"~|[^-=][^=]*=", word):
+            continue
+        around = [*arguments[at - 1 : at], *arguments[at + 1 : at + 2]]
+        options = [*CONFIG_DIR.glob(f"*/{glob.escape(word)}.yaml")]
+        if word.startswith("-"):
+            key, _, value = word.lstrip("-").partition("=")
+            meant = f"{key.replace('-', '_')}={value or ''.join(around[-1:])}, without dashes"
+        elif "=" in word or any(one[0] == "=" or one[-1] == "=" for one in around if one):
+            meant = "without spaces around '='"
+        elif options:
+            group = options[0].parent.name
+            meant = f"{'+' * (group == 'experiment')}{group}={word}"
+        else:
+            meant = f"{'adapter' if name == 'export' else 'runs'}={word}"
+        raise UserError(
+            f"'{word}': expected key=value ({meant}?). mos {name} --help lists the keys."
+        )
+
+
+@contextmanager
+def hydra_errors_explained() -> Iterator[None]:
+    """Turn what Hydra and its YAML reader raise into a UserError."""
+    try:
+        yield
+    except MissingConfigException as error:
+        raise _no_such_option(error) from None
+    except OverrideParseException as error:
+        key, _, value = str(error.override).partition("=")
+        reason = str(error).splitlines()[0]
+        quoted = shlex.quote(override(key, value))
+        raise UserError(
+            f"{error.override}: Hydra cannot read this ({reason}). If the value is meant as it"
+            f" stands, quote it: {quoted}"
+        ) from None
+    except HydraException as error:
+        cause: Any = error.__cause__
+        if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+            known = [str(key) for key in cause.parent_node if key != "hydra"]
+            raise unknown("key", cause.full_key, known) from None
+        if several := re.match("Ambiguous value for argument '(.*)'", str(error)):
+            key, _, value = several[1].partition("=")
+            raise UserError(
+                f"{several[1]}: commas stand between the values of a list, {key}=[{value}], or of"
+                " a sweep (add -m). A comma that belongs to a text is quoted:"
+                f" {shlex.quote(override(key, value))}"
+            ) from None
+        raise UserError(str(error)) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{mark.name}:{mark.line + 1}" if mark else "a config file"
+        raise UserError(f"{place}: no YAML: {error.problem}.") from None
+
+
+def _no_such_option(error: MissingConfigException) -> UserError:
+    missing = error.missing_cfg_file or ""
+    folder = next((p for p in Path(missing).parents if (CONFIG_DIR / p).is_dir()), Path())
+    group, option = str(folder), missing.removeprefix(str(folder)).removeprefix("/")
+    if group == "adapter" and Path(option).expanduser().is_dir():
+        return UserError(
+            f"adapter={option}: adapter= names a file of configs/adapter. A trained adapter is"
+            f" evaluated with mos.evaluate adapters=[{option}], exported with mos.export"
+            f" adapter={option}."
+        )
+    files = [file.stem for file in (CONFIG_DIR / folder).glob("*.yaml")]
+    return unknown(f"option of {group}:", option, error.options or files)
+
+
+def help_text(_root_: Any) -> str:
+    """The keys of a composed config with their values, each under its comment in configs/."""
+    sources = {s.provider: s.path for s in _root_.hydra.runtime.config_sources}
+    config_dir = Path(sources["main"])
+    name = _root_.hydra.job.config_name
+    if not (config_dir / f"{name}.yaml").is_file():  # one's own, on top of train
+        name = "train"
+    text = (config_dir / f"{name}.yaml").read_text("utf-8").splitlines()
+    lines = [line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), text)]
+    comments = _comments(config_dir, name)
+    choices = _root_.hydra.runtime.choices
+    for group in (k for k in _root_ if k != "hydra" and (config_dir / k).is_dir()):
+        options = sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
+        options.sort(key=lambda option: option.startswith("table"))  # the tables' rows come last
+        lines.append(f"{group}: {', '.join(options)}")
+        for option in [choices[group]] if group in choices else options:
+            comments |= _comments(config_dir, f"{group}/{option}")
+    lines += ["", *_documented(_root_, comments)]
+    return "\n".join(lines).replace("$", "$$")  # Hydra takes it for a string.Template
+
+
+def _documented(
+    node: Any, comments: dict[str, str], prefix: str = "", indent: str = ""
+) -> list[str]:
+    lines = []
+    for key, value in node.items_ex(resolve=False):
+        if key == "hydra":
+            continue
+        path = f"{prefix}{key}"
+        lines += [f"{indent}# {line}" for line in comments.get(path, "").splitlines()]
+        if isinstance(value, DictConfig) and len(value):
+            lines += [f"{indent}{key}:", *_documented(value, comments, f"{path}.", f"{indent}  ")]
+        else:
+            shown = OmegaConf.to_yaml(OmegaConf.create({key: value})).strip().splitlines()
+            lines += [f"{indent}{line}" for line in shown]
+        if not indent:
+            lines.append("")
+    return lines
+
+
+def _comments(config_dir: Path, name: str) -> dict[str, str]:
+    """Dotted key -> the comment above it, in a config file and those of its folder it extends."""
+    file = config_dir / f"{name}.yaml"
+    text = file.read_text("utf-8")
+    comments: dict[str, str] = {}
+    content: Any = OmegaConf.load(file)
+    for base in content.get("defaults", []):
+        if isinstance(base, str) and base != "_self_":
+            comments |= _comments(config_dir, str(Path(name).parent / base))
+    path = [] if text.startswith("# @package _global_") else list(Path(name).parts[:-1])
+    depth, above = len(path), []
+    for line in text.splitlines():
+        if comment := re.match(r" *# ?(.*)", line):
+            above.append(comment[1])
+            continue
+        if key := re.match(r"( *)(\w+):", line):
+            path[depth + len(key[1]) // 2 :] = [key[2]]
+            if above:
+                comments[".".join(path)] = "\n".join(above)
+        above = []
+    return comments
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="mos-")
+
+
+# The interpreter ends with collections, which take seconds over what torch made and free nothing.
+atexit.register(gc.freeze)
+OmegaConf.register_new_resolver("mos.help", help_text, replace=True)
+OmegaConf.register_new_resolver("mos.scratch", lambda: _scratch().name, replace=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from eval import BENCHMARKS
-from mos.cli import command
+from mos.__main__ import command
 from mos.config import TrainConfig, compose_config, resolved, validate
 from mos.console import (
     console,
@@ -27,16 +27,15 @@ from mos.console import (
     quiet_libraries,
     say,
 )
-from mos.environment import command_of_job
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, bare_subject, run_subject
-from mos.identity import open_run
 from mos.preflight import (
     check_benchmark_data,
     check_consent,
     check_engine,
     check_model_files,
 )
+from mos.run import command_of_job, open_run
 from mos.runs import find_runs
 from mos.training.sweep import as_member, note_member
 

@@ -8,23 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig
 from pydantic import Field
 
-from mos.cli import command
+from mos.__main__ import command
+from mos.adapters import check_adapter_folder
 from mos.config import Quantization, compose_config, resolved
 from mos.console import say
-from mos.errors import UserError
+from mos.errors import Strict, UserError, check
 from mos.files import check_output, fingerprint
-from mos.methods import check_adapter_folder
-from mos.schema import Strict, check
 
 if TYPE_CHECKING:
-    from mos.interchange import merge, to_lora
+    from mos.models.interchange import merge, to_lora
 
 __all__ = ["export", "merge", "to_lora"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("merge", "to_lora"):  # they import torch and PEFT, which takes seconds
-        from mos import interchange
+        from mos.models import interchange
 
         return getattr(interchange, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -65,7 +64,7 @@ def export(cfg: DictConfig) -> Path:
     check_output(config.out, "export")
     import torch  # now that it is known to be needed
 
-    from mos.interchange import merge, to_lora
+    from mos.models.interchange import merge, to_lora
 
     dtype = config.dtype and getattr(torch, config.dtype)
     if config.form == "lora":
@@ -82,8 +81,8 @@ def _base(config: ExportConfig, chosen: Quantization | None) -> tuple[Path, bool
     """The base to merge into, and whether its weights are those that the adapter was trained on."""
     from mos.adapters.saved import adapter_config
     from mos.evaluation.subjects import ORIGIN, read_origin
-    from mos.model_sources import resolve_model
-    from mos.modeling import dequantized_base
+    from mos.models.loading import dequantized_base
+    from mos.models.sources import resolve_model
 
     base = config.base or adapter_config(Path(config.adapter)).base_model_name_or_path
     if not base:

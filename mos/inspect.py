@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt
 from rich.panel import Panel
 from rich.text import Text
 
-from mos.cli import command
+from mos.__main__ import command
 from mos.config import TrainConfig, validate
 from mos.console import console, note, say
 from mos.data.chat import IGNORE_INDEX
@@ -47,7 +47,7 @@ def render_example(
 def inspect_data(config: InspectConfig) -> None:
     """Print what training would see of a corpus: what became of its rows, and the first of them."""
     from mos.data.dataset import load_training_data
-    from mos.modeling import tokenizer_of
+    from mos.models.loading import tokenizer_of
 
     tokenizer = tokenizer_of(config.model.dump(), config.paths.cache_dir)
     settings = config.data.dump() | {"eval_size": 0, "test_size": 0}
@@ -72,7 +72,7 @@ def inspect_prompts(config: InspectConfig) -> None:
     The hash tells whether two checkouts, tokenizers or copies of the data make the same prompts.
     """
     from mos.evaluation.jobs import build_benchmarks
-    from mos.modeling import tokenizer_of
+    from mos.models.loading import tokenizer_of
 
     tokenizer = tokenizer_of(config.model.dump(), config.paths.cache_dir)
     say(f"{'benchmark':<10} {'prompts':>7} {'characters':>11}  sha256")

@@ -13,10 +13,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.table import Table
 
-from mos.cli import command
+from mos.__main__ import command
+from mos.adapters import row_label
 from mos.config import TrainConfig, validate
 from mos.console import console, note, say
-from mos.methods import row_label
 
 BF16 = 2
 GIB = 2**30
@@ -47,7 +47,7 @@ def plan(cfg: DictConfig | TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: a wrong config, unknown shapes, an adapter that does not fit them.
     """
-    from mos.estimate import estimate
+    from mos.models.memory import estimate
 
     config = validate(cfg) if isinstance(cfg, DictConfig) else cfg
     trainer, quantization, evaluation = config.trainer, config.quantization, config.eval

@@ -15,8 +15,7 @@ from eval.sandbox import check_isolation
 from mos.config import Evaluation, Model, TrainConfig
 from mos.console import say
 from mos.errors import UserError
-from mos.files import check_writable, weight_files
-from mos.places import RANDOM, SMOLLM2, smollm2_package
+from mos.files import RANDOM, SMOLLM2, check_writable, smollm2_package, weight_files
 
 
 def choose_device(config: TrainConfig) -> str:
@@ -59,8 +58,8 @@ def check_shapes(config: TrainConfig) -> int | None:
         UserError: widths that do not divide, too few shards, target modules that are not there;
             examples longer than the model's context.
     """
-    from mos.methods import attach
-    from mos.modeling import skeleton
+    from mos.adapters import attach
+    from mos.models.loading import skeleton
 
     model, method = skeleton(config.model.dump()), config.adapter.method
     if model is None or method == "none":
@@ -86,7 +85,7 @@ def check_card(config: TrainConfig) -> None:
     if in_shards or config.adapter.method == "none" or choose_device(config) == "cpu":
         return
     from eval.engines.vllm import free_memory  # in another process: none of the GPU is held here
-    from mos.estimate import CONTEXT_BYTES, GIB, estimate
+    from mos.models.memory import CONTEXT_BYTES, GIB, estimate
 
     needs, (free, whole) = estimate(config), free_memory(1)
     here = f"{free / GIB:.1f} of {whole / GIB:.1f} GiB are free on the GPU"
@@ -197,8 +196,8 @@ def _check_model(config: TrainConfig) -> None:
     path = config.model.path
     if not _is_folder(path) or not (Path(path).expanduser() / "config.json").is_file():
         return
-    from mos.model_check import check_model_folder
-    from mos.modeling import load_tokenizer
+    from mos.models.checks import check_model_folder
+    from mos.models.loading import load_tokenizer
 
     folder = check_model_folder(Path(path).expanduser())
     load_tokenizer(folder, config.model.pad_token)

@@ -68,7 +68,7 @@ class Method(_Part):
     """What was trained.
 
     Attributes:
-        name: in `mos.methods.METHODS`.
+        name: in `mos.adapters.METHODS`.
         label: the paper's name of its row.
         adapter_bytes: of its files.
         config: the `adapter` config group.

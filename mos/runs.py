@@ -230,7 +230,7 @@ def show_records(
 def _prompts(run: Run, benchmark: str, paths: Sequence[str]) -> dict[str, str]:
     """The prompts of a benchmark as it was evaluated, by their sha256."""
     from mos.config import compose_config
-    from mos.modeling import tokenizer_of
+    from mos.models.loading import tokenizer_of
 
     result = Metrics.load(run.path / "eval" / benchmark)
     own = compose_config([f"eval=[base,{benchmark}]", *paths], "evaluate")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from mos.cli import command
+from mos.__main__ import command
 from mos.config import resolved
 from mos.console import console, say
 from mos.files import check_output

@@ -19,7 +19,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mos.cli import command
+from mos.__main__ import command
 from mos.config import TrainConfig, typed, validate
 from mos.console import (
     console,
@@ -31,16 +31,12 @@ from mos.console import (
     say,
     working,
 )
-from mos.environment import command_of_job, log_files
-from mos.errors import UserError, write_fault
+from mos.errors import UserError, check, write_fault
 from mos.evaluation.subjects import CALLERS
-from mos.files import hash_json
-from mos.identity import finished_run, open_run
-from mos.places import CONFIG_DIR
+from mos.files import CONFIG_DIR, hash_json
 from mos.preflight import check_card, check_shapes, choose_device, missing
-from mos.run import Run
+from mos.run import Run, command_of_job, finished_run, log_files, open_run
 from mos.runs import results_table
-from mos.schema import check
 from mos.training.sweep import as_member, in_sweep, in_turn, note_member, sweep_dir
 
 USAGE = """usage: mos train +experiment=NAME [key=value ...]

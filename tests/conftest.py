@@ -52,6 +52,6 @@ def humaneval_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory) -> Path:
     """A random LLaMA of a few hundred kB with a byte-level tokenizer, as `model=tiny_random`."""
-    from mos.model_sources import build_random
+    from mos.models.sources import build_random
 
     return build_random(tmp_path_factory.mktemp("models") / "tiny_random")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
-from mos.card import USE, write_card
 from mos.config import compose_config, validate
 from mos.evaluation.subjects import adapter_hash
 from mos.export import merge, to_lora
+from mos.models.card import USE, write_card
 from mos.records import Metrics
 from mos.run import Run
 from tests.adapters.tiny import CASES, adapted, tiny_llama

@@ -11,10 +11,9 @@ from itertools import product
 import pytest
 from transformers import LlamaConfig, TrainingArguments
 
-from mos.config import CONFIG_DIR, compose_config, validate
+from mos.config import CONFIG_DIR, OVERRULED, compose_config, trainer_model, validate
 from mos.errors import UserError
 from mos.preflight import check_consent, check_shapes
-from mos.trainer_config import OVERRULED, trainer_model
 
 
 def options(group: str) -> list[str]:
@@ -175,7 +174,7 @@ def test_a_wrong_value_of_ours_waits_for_neither_torch_nor_peft(command, expecte
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (tmp_path / "adapter_model.safetensors").touch()
     name, *arguments = command.format(tmp_path).split()
-    python = [sys.executable, "-X", "importtime", "-m", f"mos.{name}"]
+    python = [sys.executable, "-X", "importtime", "-m", "mos", name]
     done = subprocess.run([*python, *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert expected in done.stderr

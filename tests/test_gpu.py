@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from eval.benchmark import Decoding, Request
 from eval.engines import engine_settings, start
 from mos import MosConfig
-from mos.model_sources import resolve_model
-from mos.places import SMOLLM2
+from mos.files import SMOLLM2
+from mos.models.sources import resolve_model
 from mos.runs import read_losses
 from tests.adapters.tiny import CASES, MAIN_CASES, adapted, randomise, token_ids
 from tests.training import test_resume

@@ -10,18 +10,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mos import model_sources, modeling
+from eval.engines import products_in
 from mos.config import compose_config, validate
 from mos.errors import UserError
-from mos.model_sources import resolve_model
-from mos.modeling import (
+from mos.models import loading, sources
+from mos.models.loading import (
     dequantize_weight,
     dequantized_base,
     load_base,
     load_tokenizer,
     with_adapter,
 )
-from mos.processor import products_in
+from mos.models.sources import resolve_model
 
 NF4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 
@@ -30,7 +30,7 @@ def test_random_weights_take_the_shapes_of_any_model_config(tmp_path, monkeypatc
     (tmp_path / "model").mkdir()
     shapes = "{hidden_size: 64, intermediate_size: 64, num_hidden_layers: 1, vocab_size: 512}"
     (tmp_path / "model" / "small.yaml").write_text(f"architecture: {shapes}")
-    monkeypatch.setattr(model_sources, "CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path)
     folder = resolve_model("random:small", tmp_path)
     assert load_base(folder, {**NF4, "bits": None}).model.embed_tokens.weight.shape == (512, 64)
     assert load_tokenizer(folder, "<pad>").pad_token == "<pad>"
@@ -64,7 +64,7 @@ def test_on_a_gpu_a_base_is_dequantised_in_a_process_that_ends(
     """Here it fails for want of CUDA, and the error comes back."""
     stopped = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(modeling, "load_base", lambda *_: pytest.fail("not in this process"))
+    monkeypatch.setattr(loading, "load_base", lambda *_: pytest.fail("not in this process"))
     with pytest.raises((RuntimeError, ValueError, AssertionError), match=r"CUDA|GPU"):
         dequantized_base(tiny_model_dir, NF4, tmp_path, lambda: stopped.append("the engine"))
     assert stopped == ["the engine"]

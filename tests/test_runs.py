@@ -16,8 +16,7 @@ import pytest
 
 from mos.config import compose_config, validate
 from mos.errors import DataError, MissingFileError, UserError
-from mos.identity import open_run
-from mos.run import Run
+from mos.run import Run, open_run
 from mos.runs import find_runs, read_losses
 
 

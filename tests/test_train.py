@@ -14,13 +14,14 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
-from mos import chat, runs
+from mos import runs
 from mos.config import compose_config
 from mos.data.chat import render_chat
 from mos.errors import UserError
+from mos.evaluation import chat
 from mos.export import merge, to_lora
-from mos.model_sources import resolve_model
-from mos.modeling import load_base
+from mos.models.loading import load_base
+from mos.models.sources import resolve_model
 from mos.run import Run
 from mos.runs import find_runs
 from mos.train import train
@@ -126,7 +127,7 @@ def test_chat_answers_in_the_terminal_greedily(run, monkeypatch, capsys):
             model.generation_config.repetition_penalty = penalty  # as some bases come with
             return model
 
-        monkeypatch.setattr("mos.modeling.load_base", load)
+        monkeypatch.setattr("mos.models.loading.load_base", load)
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nHello\n"))
         with pytest.raises(EOFError):
             chat.converse(place, max_tokens=12)

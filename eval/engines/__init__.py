@@ -24,7 +24,6 @@ from eval.engines.base import (
 )
 from mos.console import say
 from mos.errors import UserError
-from mos.processor import products_in
 
 __all__ = [
     "Engine",
@@ -164,3 +163,20 @@ def _why_no_vllm(cuda: bool) -> str | None:
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "vLLM on a GPU needs a C compiler (install gcc, or name one in CC)"
     return None if header.is_file() else f"vLLM on a GPU needs {header} (install python3-dev)"
+
+
+def products_in(dtype: str, device: str) -> str:
+    """The type in which matrix products asked for in `dtype` are made.
+
+    A processor without instructions for bfloat16 (AVX-512 or AMX; ARM's own) takes some seven times
+    as long for them as in float32, which is taken there, with the same weights.
+
+    Args:
+        dtype: "bfloat16", "float16" or "float32".
+        device: "cuda" or "cpu".
+    """
+    import torch
+
+    if device != "cpu" or dtype != "bfloat16":
+        return dtype
+    return dtype if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"

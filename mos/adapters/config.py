@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from mos.adapters import WEIGHTS
 from mos.errors import did_you_mean
-from mos.methods import WEIGHTS
 
 FORMAT_VERSION = 2
 # Heads that PEFT trains in full, but names in `modules_to_save` only after layers were replaced.

@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from mos.adapters import WEIGHTS, check_adapter_folder
 from mos.adapters.config import FactoredConfig
 from mos.adapters.shared import SharedTensors
 from mos.errors import UserError
-from mos.methods import WEIGHTS, check_adapter_folder
 
 PREFIX = "base_model.model."  # of the base model's modules in a file
 Shapes = dict[str, tuple[int, int]]  # path of a linear layer -> (in_features, out_features)

@@ -20,7 +20,6 @@ from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
 from eval.results import Metrics
 from eval.runner import Weights, run_benchmark
-from mos.card import write_card
 from mos.config import Evaluation
 from mos.console import logged_to, say
 from mos.data.tokenizer import check_tokenizer
@@ -28,8 +27,9 @@ from mos.errors import UserError
 from mos.evaluation.serving import FULL, LORA, MERGED, Server
 from mos.evaluation.subjects import CONSENT, Subject, adapter_hash, read_origin
 from mos.files import fingerprint, hash_json, lock_at, source_hash
-from mos.model_sources import resolve_model
-from mos.modeling import load_tokenizer
+from mos.models.card import write_card
+from mos.models.loading import load_tokenizer
+from mos.models.sources import resolve_model
 from mos.records import Evaluated
 
 
@@ -157,7 +157,7 @@ def weights_of(
     config = subject.adapter_config
     if not config:
         return replace(weights, quantization=None, adapter=FULL, adapter_sha256=sha256)
-    from mos.interchange import has_lora_form  # imports PEFT, which takes seconds
+    from mos.models.interchange import has_lora_form  # imports PEFT, which takes seconds
 
     on_gpu = settings.engine == "vllm" and settings.device == "cuda"
     low_rank = (on_gpu or choice == "adapter") and has_lora_form(config)

@@ -18,7 +18,7 @@ from eval.runner import Weights
 from mos.console import say
 from mos.evaluation.subjects import adapter_hash, read_adapter_config
 from mos.files import build_once, read_json
-from mos.modeling import dequantized_base
+from mos.models.loading import dequantized_base
 
 # How an adapter is applied.
 LORA, MERGED, FULL = "lora", "merged", "full"
@@ -87,7 +87,7 @@ class Server(AbstractContextManager):
             base = dequantized_base(base, weights.quantization, self.cache_dir, self.stop)
         if weights.adapter != MERGED or adapter is None:
             return base, None
-        from mos.interchange import merge  # imports PEFT, which takes seconds
+        from mos.models.interchange import merge  # imports PEFT, which takes seconds
 
         parent = self.cache_dir / "merged"
         parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def unmerged(adapter: Path, cache_dir: str | Path) -> tuple[Path, int]:
     content; so is MoS whose layers differ in rank, and pure sharing.
     """
     from mos.adapters.mos.model import saved_ranks
-    from mos.interchange import to_lora
+    from mos.models.interchange import to_lora
 
     config = read_adapter_config(adapter)
     if config["peft_type"] == "MOS" and isinstance(config["r"], int):

@@ -11,10 +11,9 @@ from typing import Any
 from eval.results import Metrics
 from mos.config import Evaluation, Model, Quantization, TrainConfig, benchmark_model
 from mos.console import say
-from mos.errors import MissingFileError, UserError
+from mos.errors import MissingFileError, UserError, check
 from mos.files import fingerprint, hash_files, hash_json, read_json, source_hash, write_json
 from mos.run import Run
-from mos.schema import check
 
 ADAPTER_CONFIG = "adapter_config.json"
 ORIGIN = "trained_on.json"  # beside an adapter's files: the base that it was trained on

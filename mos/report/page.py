@@ -13,9 +13,9 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from mos.adapters import METHODS
 from mos.errors import unknown
 from mos.files import output
-from mos.methods import METHODS
 from mos.report import formats, paper, plots
 from mos.report.claims import Verdict, judge
 from mos.report.formats import Sheet

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mos.methods import METHODS
+from mos.adapters import METHODS
 from mos.report.paper import AVERAGE, Column
 from mos.report.pivot import Pivot, natural, shown_value
 from mos.report.runs import Runs

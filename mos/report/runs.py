@@ -16,11 +16,10 @@ import pandas as pd
 from mos.console import printable
 from mos.errors import UserError, did_you_mean
 from mos.files import parse_yaml, read_text
-from mos.identity import BOOKKEEPING
 from mos.records import Metrics, Results, Status
 from mos.report import paper
 from mos.report.paper import HELDOUT, Column
-from mos.run import Run
+from mos.run import BOOKKEEPING, Run
 from mos.runs import find_runs
 
 REFUSED, LEFT_OUT, NOTED = "refused", "left out", "noted"

@@ -19,12 +19,12 @@ import torch
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import load
 
+from mos.adapters import WEIGHTS
 from mos.adapters.mos import MosConfig, MosModel
 from mos.adapters.mos.routing import GroupKey, check_index
 from mos.adapters.saved import Shapes, adapter_config, all_finite, keys_of
 from mos.errors import UserError
-from mos.interchange import check_only_factors
-from mos.methods import WEIGHTS
+from mos.models.interchange import check_only_factors
 
 # What a config says that no layer depends on.
 _WHENCE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")

@@ -13,12 +13,12 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from mos.card import CARD, write_card
+from eval.engines import products_in
+from mos.adapters import rank, row_label
 from mos.config import TrainConfig
 from mos.console import is_main_process, say, working
 from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
 from mos.data.dataset import load_training_data
-from mos.environment import describe_environment, peak_memory_bytes
 from mos.evaluation.jobs import build_benchmarks
 from mos.evaluation.subjects import adapter_hash, write_origin
 from mos.files import (
@@ -30,13 +30,11 @@ from mos.files import (
     source_hash,
     write_json,
 )
-from mos.identity import model_identity
-from mos.methods import rank, row_label
-from mos.model_sources import resolve_model
-from mos.modeling import load_base, load_tokenizer, with_adapter
+from mos.models.card import CARD, write_card
+from mos.models.loading import load_base, load_tokenizer, with_adapter
+from mos.models.sources import resolve_model
 from mos.preflight import choose_device
-from mos.processor import products_in
-from mos.run import Run
+from mos.run import Run, describe_environment, model_identity, peak_memory_bytes
 from mos.training.checkpoints import newest_valid
 from mos.training.distributed import check_sharding
 from mos.training.heldout import HeldOut, write_heldout

@@ -36,12 +36,12 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
+from eval.engines import products_in
 from mos.config import TrainConfig
 from mos.console import Bar, console, say
 from mos.data.dataset import TrainingData
 from mos.errors import UserError
 from mos.files import seal, write_atomically
-from mos.processor import products_in
 from mos.run import Run
 from mos.training.checkpoints import check_same_state, leaves, rotate
 from mos.training.distributed import any_process, signals_taken

@@ -11,12 +11,12 @@ from peft import prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from mos.adapters import attach
 from mos.adapters.linear import keep_4bit_weights_unpacked, lora_factors
 from mos.adapters.saved import adapter_config, load
 from mos.config import compose_config, resolved, validate
 from mos.errors import UserError
-from mos.interchange import merge
-from mos.methods import attach
+from mos.models.interchange import merge
 from tests.adapters.tiny import BLOCKS, gradients, logits, randomise, tiny_llama
 
 WIDTHS = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)]  # (in, out)

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mos.methods import METHODS, attach, peft_config, rank, row_label
+from mos.adapters import METHODS, attach, peft_config, rank, row_label
 
 ADAPTERS = Path(__file__).resolve().parents[2] / "configs" / "adapter"
 LLAMA2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
+from mos.adapters import METHODS, attach, peft_config, rank, row_label
 from mos.errors import UserError
-from mos.methods import METHODS, attach, peft_config, rank, row_label
 from tests.adapters.tiny import logits, tiny_llama
 
 TARGETS = ["q_proj", "k_proj", "v_proj"]

@@ -16,10 +16,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from mos.adapters import METHODS, rank, row_label
 from mos.config import compose_config, validate
 from mos.errors import UserError
 from mos.export import merge, to_lora
-from mos.methods import METHODS, rank, row_label
 from mos.plan import plan
 from mos.runs import find_runs
 from mos.train import train
@@ -65,7 +65,7 @@ def test_peft_and_the_tables_know_it_by_being_installed(first, package):
     code = (
         f"import {first}, mos, peft\n"
         "assert peft.PeftType.RASA in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING\n"
-        "from mos.methods import METHODS, row_label\n"
+        "from mos.adapters import METHODS, row_label\n"
         "print(row_label({'method': 'rasa', 'r': 2}), METHODS['rasa'].colour_of('RaSA'))"
     )
     path = os.pathsep.join([str(package), str(PAGE.parents[1])])

@@ -26,6 +26,7 @@ from eval.engines import (
     NotFiniteError,
     PromptTooLongError,
     engine_settings,
+    products_in,
     start,
 )
 from eval.engines.base import tensor_shapes
@@ -33,7 +34,6 @@ from eval.engines.vllm import VllmEngine
 from mos import MosConfig
 from mos.errors import UserError
 from mos.export import to_lora
-from mos.processor import products_in
 from tests.adapters.tiny import adapted
 
 CHOICES = (" A", " B", " C", " D")

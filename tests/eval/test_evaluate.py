@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mos.evaluate
 import mos.evaluation.serving
 from eval import build_benchmark
+from mos.adapters import attach, rank, row_label
 from mos.config import Adapter, compose_config, validate
 from mos.errors import LeftOutError, UserError
 from mos.evaluation.subjects import write_origin
 from mos.files import fingerprint, source_hash
-from mos.methods import attach, rank, row_label
 from mos.preflight import check_engine
 from mos.run import Run
 

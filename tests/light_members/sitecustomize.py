@@ -11,8 +11,8 @@ import time
 
 if "submitit.core._submit" in sys.orig_argv:
     import mos.train
-    from mos.environment import log_files
     from mos.records import Metrics
+    from mos.run import log_files
 
     def train_adapter(config, run, wanted) -> None:
         if not wanted:

@@ -25,10 +25,9 @@ from transformers.trainer import DEFAULT_CALLBACKS
 from eval.engines.vllm import free_memory
 from mos.config import compose_config
 from mos.console import exit_on_user_error
-from mos.files import build_once
-from mos.model_sources import resolve_model
-from mos.modeling import copy_tokenizer
-from mos.places import TINY
+from mos.files import TINY, build_once
+from mos.models.loading import copy_tokenizer
+from mos.models.sources import resolve_model
 from mos.train import train
 
 COUNTERS = (

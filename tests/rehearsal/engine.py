@@ -6,8 +6,8 @@ from pathlib import Path
 
 from eval.benchmark import Decoding, Request
 from eval.engines import engine_settings, start
-from mos.model_sources import resolve_model
-from mos.places import TINY
+from mos.files import TINY
+from mos.models.sources import resolve_model
 from tests.rehearsal.rehearsing import CACHE
 
 DECODINGS = (

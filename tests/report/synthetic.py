@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mos.methods import METHODS, row_label
+from mos.adapters import METHODS, row_label
 from mos.report import paper
 from mos.report.formats import Sheet
 from mos.report.page import Report, build

@@ -10,7 +10,7 @@ import pytest
 
 from mos.config import compose_config, validate
 from mos.errors import UserError
-from mos.estimate import GIB, estimate
+from mos.models.memory import GIB, estimate
 from mos.plan import plan, plan_table, sweep_total
 from mos.preflight import check_card
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mos.config import compose_config, validate
-from mos.identity import open_run
+from mos.run import open_run
 from mos.training.fit import tracked
 
 

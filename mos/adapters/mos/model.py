@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from mos.adapters import WEIGHTS
 from mos.adapters.linear import features
 from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.layer import MosLinear
@@ -23,7 +24,6 @@ from mos.adapters.mos.routing import GroupKey, check_index, draw, storage_dtype
 from mos.adapters.saved import Shapes, adapter_config, keys_of, unwrapped
 from mos.adapters.tuner import SharedTuner
 from mos.errors import UserError
-from mos.methods import WEIGHTS
 
 
 class MosModel(SharedTuner):

@@ -25,9 +25,8 @@ from transformers import (
 )
 
 from mos.errors import UserError
-from mos.files import build_once, hash_json
-from mos.model_check import check_model_folder
-from mos.places import CONFIG_DIR, RANDOM, SMOLLM2, TINY, smollm2_package
+from mos.files import CONFIG_DIR, RANDOM, SMOLLM2, TINY, build_once, hash_json, smollm2_package
+from mos.models.checks import check_model_folder
 
 RANDOM_SEED = 36  # with it, greedy outputs of tiny are text; with most, bytes of no character
 
@@ -39,7 +38,7 @@ def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None)
 
     Raises:
         UserError: a hub id that is gated, unknown or out of reach, or a folder that is not a whole
-            model (`mos.model_check`).
+            model (`mos.models.checks`).
     """
     cache_dir = Path(cache_dir)
     if path == SMOLLM2:

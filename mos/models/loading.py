@@ -30,13 +30,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from eval.engines import products_in
+from mos.adapters import attach
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
 from mos.files import build_once, fingerprint, hash_json
-from mos.methods import attach
-from mos.model_check import load_config
-from mos.model_sources import resolve_model
-from mos.processor import products_in
+from mos.models.checks import load_config
+from mos.models.sources import resolve_model
 
 
 def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrainedTokenizerBase:
@@ -162,7 +162,7 @@ def load_base(
 ) -> PreTrainedModel:
     """Load a model onto one device, quantised as configured.
 
-    Products are made in `mos.processor.products_in` of `compute_dtype`.
+    Products are made in `eval.engines.products_in` of `compute_dtype`.
 
     Args:
         path: folder from `resolve_model`.

@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eval.engines.vllm import LORA_RANKS
+from mos.adapters import WEIGHTS
 from mos.adapters.config import FactoredConfig
 from mos.adapters.linear import lora_factors
 from mos.adapters.saved import adapter_config, all_finite, load, skeleton
-from mos.card import carry_card
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
 from mos.files import check_output, output
-from mos.methods import WEIGHTS
-from mos.model_check import check_model_folder
-from mos.modeling import copy_tokenizer
+from mos.models.card import carry_card
+from mos.models.checks import check_model_folder
+from mos.models.loading import copy_tokenizer
 
 # What an adapter may hold besides its factors, and the value that says that it does not.
 MORE_THAN_FACTORS = (
@@ -129,7 +129,7 @@ def merge(
 
     Args:
         base_dir: a model directory with unquantised weights. Give the dequantised weights of a
-            quantised base (`mos.modeling.dequantized_base`) for the function that was trained.
+            quantised base (`dequantized_base`) for the function that was trained.
         adapter_dir: an adapter of any method of PEFT's or ours that merges.
         out_dir: directory to write: a new or empty one, or that of an earlier export, whose files
             are replaced.

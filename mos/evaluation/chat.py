@@ -21,8 +21,8 @@ def converse(folder: Path, max_tokens: int = 512) -> None:
         from transformers import AutoTokenizer, GenerationConfig, TextStreamer
 
         from mos.adapters.saved import adapter_config, load
-        from mos.model_sources import resolve_model
-        from mos.modeling import load_base
+        from mos.models.loading import load_base
+        from mos.models.sources import resolve_model
 
         quiet_libraries()
         device = "cuda" if torch.cuda.is_available() else "cpu"
