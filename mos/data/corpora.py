@@ -122,6 +122,15 @@ def convert(
 
 def no_rows(corpus: str, source: str | Path, report: Report) -> DataError:
     """The error for a corpus of which nothing is left."""
+    if report.dropped:
+        return DataError(
+            source,
+            None,
+            f"{corpus}: all {report.dropped} rows were dropped because no token of them is trained"
+            f" on, the first: {report.first_dropped[0]}"
+            f" ({report.truncated} were cut before their answer).",
+            "Raise data.max_seq_length, or check that the rows have answers that are trained on.",
+        )
     reason = f"{corpus}: no row is left"
     if report.skipped:
         reason += f"; {report.skipped} bad rows were skipped, the first: {report.bad_rows[0]}"

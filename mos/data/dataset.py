@@ -184,7 +184,7 @@ def load_training_data(
             batches = _batches_of(examples, tokenizer, max_seq_length, label_mask, report)
             write_arrow(target / ROWS, SCHEMA, batches)
             if report.rows == 0:
-                raise _nothing_left(corpus, source, report)
+                raise no_rows(corpus, source, report)
             write_json(target / STATISTICS, vars(report))
 
         entry = build_once(Path(cache_dir) / "training_data" / hash_json(identity)[:24], build)
@@ -347,19 +347,6 @@ def split_indices(
         )
     order = np.random.default_rng(seed).permutation(count) if held_out else np.arange(count)
     return order[held_out:], order[:eval_size], order[eval_size:held_out]
-
-
-def _nothing_left(corpus: str, source: str | Path, report: Report) -> DataError:
-    if not report.dropped:
-        return no_rows(corpus, source, report)
-    return DataError(
-        source,
-        None,
-        f"{corpus}: all {report.dropped} rows were dropped because no token of them is trained on,"
-        f" the first: {report.first_dropped[0]}"
-        f" ({report.truncated} were cut before their answer).",
-        "Raise data.max_seq_length, or check that the rows have assistant messages with a weight.",
-    )
 
 
 def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
