@@ -24,21 +24,9 @@ from eval.results import (
 )
 
 __all__ = [
-    "SCHEMA",
-    "DamagedError",
-    "Evaluated",
-    "Manifest",
-    "Method",
-    "Metrics",
-    "Record",
-    "Results",
-    "ScoreRow",
-    "Scores",
-    "Stage",
-    "Status",
-    "Train",
-    "read_records",
-]
+    "SCHEMA", "DamagedError", "Evaluated", "Manifest", "Method", "Metrics", "Record", "Results",
+    "ScoreRow", "Scores", "Stage", "Status", "Train", "read_records",
+]  # fmt: skip
 
 
 Stage = Literal["new", "running", "interrupted", "trained", "evaluated", "failed"]

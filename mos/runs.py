@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -96,27 +97,61 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def show_runs(runs: Sequence[Run], reasons: bool = True) -> None:
-    """Print a line a run: what it is, how far, how good, how old.
+    """Print a line a run: how far it is, how old, how good, and its path, as commands take it.
 
     Args:
         reasons: also print, below, why some stopped.
     """
-    table = Table("run", "state", Column("step", justify="right"), "age", "scores", box=None)
-    table.columns[0].no_wrap = True
-    stopped = []
+    step, score = Column("step", justify="right"), Column("scores", max_width=28)
+    table = Table("state", step, "age", score, "run", box=None)
+    rows, found, stopped = [], [], []
     for run in runs:
+        results = None
         try:
             state, results, logs = run.state, run.results, run.manifest.logs[-2:]
             status, reason = state.status, state.reason * (state.status != "trained")
-            row = [status, _progress(run, results), _age(run), _scores(results)]
+            row = [status, _progress(run, results), _age(run)]
         except UserError as error:
-            reason, logs, row = str(error), [], ["damaged", "", "", ""]
+            reason, logs, row = str(error), [], ["damaged", "", ""]
         if reason:
-            stopped.append("; ".join([f"{run.name}: {reason}", *logs]))
-        table.add_row(*(escape(printable(text)) for text in [run.name, *row]))
-    console.print(table)
+            stopped.append("; ".join([f"{run.path}: {reason}", *logs]))
+        rows.append(row)
+        found.append(results)
+    scored = _scores(found)
+    for run, row, scores in zip(runs, rows, scored, strict=True):
+        table.add_row(*(escape(printable(text)) for text in [*row, scores, str(run.path)]))
+    show_table(table)
+    if any("*" in scores for scores in scored):
+        say("* best of its experiment, scale and model")
     for reason in stopped if reasons else ():
         console.print(printable(reason), markup=False, highlight=False)
+
+
+def show_table(table: Table) -> None:
+    """Print a table as wide as its words: a narrow terminal breaks its lines, and loses nothing."""
+    width, console.width = console.width, 10_000
+    console.print(table)
+    console.width = width
+
+
+def _scores(found: Sequence[Results | None]) -> list[str]:
+    """The first metric of each benchmark of runs, the best of several that compete with a star."""
+    values: dict[Any, list[float]] = defaultdict(list)
+    lines: list[list[tuple[Any, float, str]]] = []
+    for results in found:
+        lines.append([])
+        for name, scores in results.metrics.items() if results else ():
+            row = next(scores.rows(name), None)
+            if results is None or row is None:
+                continue
+            of = results.experiment, results.scale, results.model, name, row.n
+            gain = -row.value if row.metric in scores.lower_is_better else row.value
+            values[of].append(gain)
+            lines[-1].append((of, gain, f"{name} {row.metric} {row.text.partition(' ')[0]}"))
+    best = {of: max(v) for of, v in values.items() if len(v) > 1 and v.count(max(v)) == 1}
+    return [
+        ", ".join(text + "*" * (best.get(of) == gain) for of, gain, text in line) for line in lines
+    ]
 
 
 def _progress(run: Run, results: Results | None) -> str:
@@ -127,13 +162,6 @@ def _progress(run: Run, results: Results | None) -> str:
     done = lines[-1]["step"] if lines else 0
     total = run.config.trainer.max_steps if lines else 0
     return f"{done}/{total}" if total > 0 else str(done)
-
-
-def _scores(results: Results | None) -> str:
-    """The first metric of each benchmark."""
-    first = {row.benchmark: row for row in reversed(results.rows())} if results else {}
-    rows = reversed(first.values())
-    return ", ".join(f"{row.benchmark} {row.metric} {row.value:.2f}" for row in rows)
 
 
 def _age(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""The paper's tables from runs: `python -m mos.summarize runs=outputs out=outputs/summary`."""
+"""Runs -> tables, plots and a report: `python -m mos.summarize runs=outputs out=DIR`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from mos.__main__ import command
 from mos.config import resolved
-from mos.console import console, say
+from mos.console import say
 from mos.files import check_output
-from mos.runs import find_runs
+from mos.runs import find_runs, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mos.report.tables import Filled
 
 SHOWN_KINDS = 8
+LINE = 150  # characters of a remark; problems.csv has all
 
 
 def summarize(cfg: DictConfig) -> Report:
@@ -35,10 +36,9 @@ def summarize(cfg: DictConfig) -> Report:
         UserError: no runs there, an impossible filter or key, a folder that cannot be written.
     """
     config = resolved(cfg)
-    del config["select"]  # other names
     out, plots = config.pop("out"), config.pop("plots")
     sources = _names(config.pop("runs"))
-    always = ("table?.*", "cells.csv", "claims.md", "problems.csv", "runs.csv", "report.html")
+    always = ("table?.*", "sweep.*", "*s.csv", "claims.md", "report.html")
     check_output(out, "summarize", always)
     say(f"run folders found: {len(find_runs(sources))}")
 
@@ -68,54 +68,51 @@ def show(report: Report, out: str) -> None:
     from mos.report.formats import terminal
     from mos.report.runs import LEFT_OUT, REFUSED
 
-    shown = [_short(filled) for filled in report.filled.values() if len(filled.cells)]
-    if report.pivot or not shown:
-        shown = [terminal(sheet) for sheet in list(report.sheets.values())[:1]]
+    tabulated = {run for filled in report.filled.values() for run in filled.cells["run"]}
+    shown = [terminal(report.grouped.sheet)] if report.grouped else []
+    if not shown:
+        # What stands in the paper's tables whole is not said twice.
+        news = [p for p in report.sweeps if not tabulated.issuperset(p.cells.cells["run"])]
+        shown = [p.printed for p in news] + [_short(f) for f in report.filled.values()]
     for table in shown:
-        width = console.width
-        console.width = 10_000  # a table is as wide as its words; the terminal breaks its lines
-        console.print(table)
-        console.width = width
-        console.print()
+        show_table(table)
     counts = report.counts
     say(
         f"{counts['used']} of {counts['found']} run folders used (scale {report.runs.scale}), "
         f"{counts['tabulated']} of them in the paper's tables; "
         f"{counts[LEFT_OUT]} left out, {counts[REFUSED]} refused"
     )
-    if report.runs.scores.empty and any("is partial" in p.reason for p in report.problems):
-        say("all benchmarks were cut (eval.limit): partial=true tabulates them")
-    verdicts = Counter(verdict.verdict for verdict in report.verdicts)
-    say("claims: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
+    if report.runs.long.empty and any("is partial" in p.reason for p in report.problems):
+        say("no benchmark is whole: partial=true tabulates them")
+    if report.verdicts:
+        verdicts = Counter(verdict.verdict for verdict in report.verdicts)
+        say("claims: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
     kinds: dict[tuple[str, str], list[Problem]] = {}
     for problem in report.problems:
         kinds.setdefault((problem.consequence, problem.reason), []).append(problem)
-    for alike in list(kinds.values())[:SHOWN_KINDS]:
+    for (consequence, reason), alike in list(kinds.items())[:SHOWN_KINDS]:
         more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-        say(f"{alike[0]}{more}")
+        line = f"{consequence}: {'/'.join(alike[0].where.split('/')[-3:])}{more}: {reason}"
+        say(line if len(line) <= LINE else f"{line[: LINE - 1]}…")
     if len(kinds) > SHOWN_KINDS:
         rest = sum(len(alike) for alike in list(kinds.values())[SHOWN_KINDS:])
         say(f"... and {rest} more in {out}/problems.csv")
-    names = ", ".join(["table1-3", *report.sheets])
+    claims = "claims.md, " if report.verdicts else ""
     say(
-        f"written: {out}/report.html; {names} as .md, .tex, .csv; cells.csv, claims.md, runs.csv,"
-        " problems.csv" + (f"; plots/ ({len(report.plots)}) as .svg, .pdf" if report.plots else "")
+        f"written: {out}/report.html; {', '.join([*report.sheets, ''])[:-2] or 'no tables'} as"
+        f" .md, .tex, .csv; cells.csv, {claims}runs.csv, problems.csv"
+        + (f"; plots/ ({len(report.plots)}) as .svg, .pdf" if report.plots else "")
     )
 
 
 def _short(filled: Filled) -> Table:
-    """The rows of a table that have results."""
+    """The rows of a table that were run, and what the means are."""
     from mos.report.formats import terminal
     from mos.report.tables import shown_means
 
-    sheet = shown_means(filled)
-    run = [row.name in filled.about.index for row in filled.table.rows]
-    marks = sheet.marks[run] if sheet.marks is not None else None
-    missing = f"; {run.count(False)} of {len(run)} rows not run" if not all(run) else ""
-    cut = f"; PARTIAL ({filled.cut})" if filled.cut else ""
-    seeds = f"{filled.seeds} seed{'s' * (filled.seeds != 1)}"
-    caption = f"{filled.model}, scale {filled.scale}, means over {seeds}{missing}{cut}"
-    return terminal(replace(sheet, frame=sheet.frame[run], marks=marks), caption)
+    run = [line for line in filled.lines if line.name in filled.about.index]
+    sheet = shown_means(replace(filled, lines=run, rows=[line.name for line in run]))
+    return terminal(replace(sheet, notes=sheet.notes[: 1 + bool(filled.cut)]))
 
 
 @command("summarize")

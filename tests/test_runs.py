@@ -17,7 +17,8 @@ import pytest
 from mos.config import compose_config, validate
 from mos.errors import DataError, MissingFileError, UserError
 from mos.run import Run, open_run
-from mos.runs import find_runs, read_losses
+from mos.runs import find_runs, read_losses, show_runs
+from tests.report.synthetic import write_run
 
 
 def run_for(tmp_path, *overrides: str) -> Run:
@@ -234,3 +235,20 @@ def test_losses_are_read_up_to_a_line_that_a_kill_cut(tmp_path):
     file.write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n')
     with pytest.raises(DataError, match=r"loss\.jsonl:1"):
         read_losses(file)
+
+
+def test_the_list_of_runs_tells_them_apart_and_marks_the_best(tmp_path, capsys, monkeypatch):
+    """In 80 columns, with paths that every command takes."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for experiment in ("one", "two"):
+        for label, loss in (("MoS", 0.0016), ("LoRA", 0.0021)):
+            metrics = {"heldout": {"loss": loss, "n": 4, "lower_is_better": ["loss"]}}
+            write_run(tmp_path, label, 8, experiment=experiment, metrics=metrics)
+    runs = find_runs(tmp_path)
+    show_runs(runs)
+    lines = capsys.readouterr().out.splitlines()
+    for run in runs:
+        (line,) = (line for line in lines if str(run.path) in line)
+        best = "mos" in run.path.parent.name
+        assert ("loss 0.0016* " if best else "loss 0.0021 ") in line
+        assert [found.path for found in find_runs(line.split()[-1])] == [run.path]

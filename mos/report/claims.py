@@ -1,4 +1,4 @@
-"""The paper's claims, each with a verdict: held, not held, or undecided at n seeds.
+"""The paper's claims about rows that were run: held, not held, or undecided at n seeds.
 
 A verdict rests on the difference between two rows, with a 95 % interval over seeds and, where the
 runs kept their records, over examples (`statistics.combined_interval`). With one seed nothing is
@@ -7,7 +7,7 @@ known of the spread over seeds, so the verdict is undecided, whatever the differ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -26,7 +26,7 @@ from mos.report.statistics import (
     paired_strata,
     scores_of,
 )
-from mos.report.tables import Filled, millions
+from mos.report.tables import Filled, Line, millions
 
 HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
 # "Matches" means: not worse by this many points on average, or by this many nats of a loss.
@@ -104,6 +104,7 @@ class Comparison:
         seeds: seeds that both rows have in all columns.
         interval: over seeds, and over examples where `examples` says that records exist for all
             columns.
+        loss: whether less is better.
     """
 
     first: str
@@ -111,6 +112,7 @@ class Comparison:
     seeds: tuple[int, ...]
     interval: Interval
     examples: bool = False
+    loss: bool = False
 
     def verdict(self, threshold: float) -> str:
         low, high = self.interval.low, self.interval.high
@@ -120,17 +122,28 @@ class Comparison:
             return HELD
         return NOT_HELD if high <= threshold else UNDECIDED
 
+    def __str__(self) -> str:
+        """The difference of the values as tables show them."""
+        shown, unit = self.interval, "points"
+        if self.loss:
+            unit = "nats, less is better"
+            low, high = (x if x is None else -x for x in (shown.high, shown.low))
+            shown = replace(shown, estimate=-shown.estimate, low=low, high=high)
+        return f"{self.first} − {self.other}: {shown} {unit}"
+
 
 @dataclass(frozen=True)
 class Verdict:
     """A claim and what the runs say of it.
 
     Attributes:
+        table: the name and model of the table that it is about.
         text: the claim with the budgets that were measured.
         reason: explains "undecided".
     """
 
     claim: Claim
+    table: str
     text: str
     verdict: str
     seeds: int
@@ -139,8 +152,7 @@ class Verdict:
 
     def __str__(self) -> str:
         at = f" at {self.seeds} seed{'s' * (self.seeds != 1)}" if self.seeds else ""
-        shown = "; ".join(f"{c.first} - {c.other} {c.interval}" for c in self.comparisons)
-        detail = "; ".join(part for part in (shown, self.reason) if part)
+        detail = "; ".join([*map(str, self.comparisons), *filter(None, [self.reason])])
         return f"{self.text}: {self.verdict}{at} ({detail})"
 
 
@@ -157,21 +169,20 @@ class Comparer:
     def compare(self, first: str, other: str, column: str | None = None) -> Comparison | str:
         """Compare two rows on the average, or on one column; a text where that is impossible."""
         columns = [c for c in self.columns if column in (None, c.key)]
-        names = [c.name for c in columns]
-        for row in (first, other):
-            missing = [c.title for c in columns if not self.filled.n.at[row, c.name]]
-            if missing:
-                whole = len(missing) == len(columns)
-                return f"{row} {'not run' if whole else 'lacks ' + ', '.join(missing)}"
-        each: Any = self.filled.each[names]
+        one_name, other_name = map(self.filled.called, (first, other))
+        for row, name in ((first, one_name), (other, other_name)):
+            if missing := [c.title for c in columns if not self.filled.at(row, c).seeds]:
+                return f"{name} lacks {', '.join(missing)}"
+        each: Any = self.filled.each[[c.name for c in columns]]
         one, two = each.loc[first], each.loc[other]
         gains: Any = (two - one if self.loss else one - two).dropna().mean(axis=1)
         if gains.empty:
-            return f"{first} and {other} share no seed"
+            return f"{one_name} and {other_name} share no seed"
         strata = self._paired(first, other, columns, list(gains.index))
         interval = combined_interval(list(gains), example_error(strata) if strata else None)
         interval = replace(interval, decimals=4 if self.loss else 2)
-        return Comparison(first, other, tuple(gains.index), interval, bool(strata))
+        seeds = tuple(gains.index)
+        return Comparison(one_name, other_name, seeds, interval, bool(strata), self.loss)
 
     def _paired(
         self, first: str, other: str, columns: Sequence[Column], seeds: Sequence[int]
@@ -183,10 +194,7 @@ class Comparer:
             parts.setdefault((c.benchmark, c.name.removeprefix(c.key)), []).append(c)
         for (benchmark, _), members in parts.items():
             one, two = (
-                [
-                    self.records(self.runs[row, members[0].name, seed], tuple(members))
-                    for seed in seeds
-                ]
+                [self.records(self.runs[row, members[0].name, s], tuple(members)) for s in seeds]
                 for row in (first, other)
             )
             there = [[table for table in tables if table is not None] for tables in (one, two)]
@@ -194,7 +202,7 @@ class Comparer:
                 return []
             paired = paired_strata(*there)
             if paired is None:
-                reason = f"{benchmark} was asked in different prompts: no paired test"
+                reason = f"{benchmark} was asked in different prompts: examples are not paired"
                 self.problems.append(Problem(f"{first} and {other}", reason))
                 return []
             strata.append(paired)
@@ -208,20 +216,36 @@ class Comparer:
             return None
 
 
-def judge(filled: Sequence[Filled], problems: list[Problem]) -> list[Verdict]:
-    """A verdict for every claim about the given tables, in the paper's order."""
-    comparers = {table.table.name: Comparer(table, problems) for table in filled}
-    verdicts = []
+def judge(filled: Filled, problems: list[Problem]) -> Iterator[Verdict]:
+    """A verdict for every claim about rows of a table that were all run, in the paper's order.
+
+    Of a row that was run in several settings, each is judged, beside the others in that setting.
+    """
+    comparer = Comparer(filled, problems)
+    known = {None, *(column.key for column in comparer.columns)}
+    there = [line for line in filled.lines if line.name in filled.about.index]
     for claim in CLAIMS:
-        comparer = comparers.get(claim.table)
-        known = {column.key for column in comparer.columns} if comparer else set()
-        if comparer and (claim.column is None or claim.column in known):
-            verdicts.append(_judge(claim, comparer))
-    return verdicts
+        if claim.table != filled.table.name or claim.column not in known:
+            continue
+        for first in (line for line in there if line.row.name == claim.first):
+            others = [
+                [line for line in there if line.row.name == row and _alike(filled, first, line)]
+                for row in claim.others
+            ]
+            if all(others):
+                names = [line.name for lines in others for line in lines]
+                yield _judge(claim, comparer, first.name, names)
 
 
-def _judge(claim: Claim, comparer: Comparer) -> Verdict:
-    found = [comparer.compare(claim.first, other, claim.column) for other in claim.others]
+def _alike(filled: Filled, first: Line, other: Line) -> bool:
+    """Whether two lines agree in what each was run in several settings of; ranks, if both were."""
+    keys = {*first.keys, *other.keys} - ({"method.rank"} - ({*first.keys} & {*other.keys}))
+    one, two = filled.about.loc[first.name], filled.about.loc[other.name]
+    return all(one[key] == two[key] or (pd.isna(one[key]) and pd.isna(two[key])) for key in keys)
+
+
+def _judge(claim: Claim, comparer: Comparer, first: str, others: Sequence[str]) -> Verdict:
+    found = [comparer.compare(first, other, claim.column) for other in others]
     comparisons = tuple(c for c in found if isinstance(c, Comparison))
     reasons = missing = [c for c in found if isinstance(c, str)]
     each = [c.verdict(claim.margin(comparer.loss)) for c in comparisons]
@@ -234,14 +258,14 @@ def _judge(claim: Claim, comparer: Comparer) -> Verdict:
     else:
         verdict = HELD
     seeds = min((len(c.seeds) for c in comparisons), default=0)
-    return Verdict(claim, _text(claim, comparer), verdict, seeds, comparisons, "; ".join(reasons))
+    table = f"{comparer.filled.number}, {comparer.filled.model}"
+    text, reason = _text(claim, comparer, first, others[0]), "; ".join(reasons)
+    return Verdict(claim, table, text, verdict, seeds, comparisons, reason)
 
 
-def _text(claim: Claim, comparer: Comparer) -> str:
-    """The claim with the budgets of the rows that were measured, else those of the paper."""
-    printed = {row.name: round((row.millions or 0) * 1e6) for row in comparer.filled.table.rows}
-    measured = comparer.filled.about["parameters"]
-    budgets = [int(measured.get(name, printed[name])) for name in (claim.first, claim.others[0])]
+def _text(claim: Claim, comparer: Comparer, first: str, other: str) -> str:
+    """The claim with the budgets that were measured."""
+    budgets = [int(comparer.filled.about["parameters"][name]) for name in (first, other)]
     text = claim.text.format(
         first=millions(budgets[0]),
         other=millions(budgets[1]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ _LATEX_HEAD = r"""\expandafter\ifx\csname @nodocument\endcsname\relax
   \def\finishtable{\end{document}}
   \begin{document}
 \fi
+% A character that pdfTeX's fonts lack: its number there, itself in XeTeX and LuaTeX.
+\def\othercharacter#1{\ifdefined\Uchar\Uchar"#1 \else U+#1\fi}
 % As wide as the column at most, where graphicx is loaded.
 \def\fitcolumn#1{\setbox0\hbox{#1}\ifdim\wd0>\linewidth
   \ifdefined\resizebox\resizebox{\linewidth}{!}{\box0}\else{\tiny #1}\fi\else\box0\fi}
@@ -35,6 +37,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "†": r"$^\dagger$", "±": r"$\pm$", "–": "--", "<": r"$<$", ">": r"$>$", "−": "$-$",
 }  # fmt: skip
+_LATEX_MARKS = {"bold": "textbf", "underline": "underline"}
 
 
 @dataclass
@@ -43,20 +46,18 @@ class Sheet:
 
     Attributes:
         frame: the texts.
-        marks: of the same shape: "", "bold", "underline" or "bold underline".
-        rules: numbers of the rows before which a line is drawn.
+        marks: (row, column) -> "bold", " underline" or "bold underline".
         texts: how many columns from the left are names, not figures.
     """
 
     title: str
     frame: pd.DataFrame
-    marks: pd.DataFrame | None = None
+    marks: Mapping[tuple[int, int], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    rules: frozenset[int] = frozenset()
     texts: int = 1
 
     def mark(self, row: int, column: int) -> str:
-        return "" if self.marks is None else str(self.marks.iat[row, column]).strip()
+        return self.marks.get((row, column), "")
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:
@@ -94,9 +95,9 @@ def latex(sheets: Sequence[Sheet], label: str) -> str:
     parts = [_LATEX_HEAD]
     for number, sheet in enumerate(sheets):
         styler = _styled(sheet, _latex)
-        if sheet.marks is not None:
-            style = sheet.marks.map(_latex_style).to_numpy()
-            styler = styler.apply(lambda _, style=style: style, axis=None)
+        for at, mark in sheet.marks.items():
+            css = ";".join(f"{_LATEX_MARKS[name]}:--rwrap" for name in mark.split())
+            styler = styler.map(lambda _, css=css: css, subset=at)
         # LaTeX numbers its tables itself.
         caption = " ".join([f"{re.sub(r'^Table [0-9]: ', '', sheet.title)}.", *sheet.notes])
         lines = styler.to_latex(
@@ -107,22 +108,17 @@ def latex(sheets: Sequence[Sheet], label: str) -> str:
             caption=_latex(caption),
             label=f"tab:{label}{'-' + str(number) if number else ''}",
         ).splitlines()
-        body = lines.index(r"\midrule") + 1
-        for row in sorted(sheet.rules, reverse=True):
-            lines.insert(body + row, r"\midrule")
         text = "\n".join(lines).replace(r"\begin{tabular}", r"\fitcolumn{\small\begin{tabular}")
         parts += [text.replace(r"\end{tabular}", r"\end{tabular}}"), ""]
     return "\n".join([*parts, r"\finishtable", ""])
 
 
-def _latex_style(mark: str) -> str:
-    css = {"bold": "textbf:--rwrap", "underline": "underline:--rwrap"}
-    return ";".join(css[name] for name in mark.split())
-
-
 def _latex(text: str) -> str:
-    """The text for LaTeX; what no font of its default encoding has becomes "?"."""
-    return "".join(_LATEX.get(c) or (c if ord(c) < 256 else "?") for c in str(text))
+    """The text for LaTeX; what no font of its default encoding has is given by its number."""
+    return "".join(
+        _LATEX.get(c) or (c if ord(c) < 256 else f"\\othercharacter{{{ord(c):04X}}}")
+        for c in str(text)
+    )
 
 
 def html(sheet: Sheet) -> Markup:
@@ -130,7 +126,7 @@ def html(sheet: Sheet) -> Markup:
     classes = pd.DataFrame(
         [
             [
-                f"{'text' * (i < sheet.texts)} {'rule' * (row in sheet.rules)} {sheet.mark(row, i)}"
+                f"{'text' * (i < sheet.texts)} {sheet.mark(row, i)}"
                 for i in range(sheet.frame.shape[1])
             ]
             for row in range(len(sheet.frame))
@@ -141,34 +137,29 @@ def html(sheet: Sheet) -> Markup:
     return Markup(styler.set_td_classes(classes).to_html())
 
 
-def to_csv(frame: pd.DataFrame, labels: Sequence[str] = ()) -> str:
-    """CSV in which no text is a formula to a spreadsheet; those in `labels` ("+ MoS") are none."""
-    rows = [
-        [_no_formula(value, labels) for value in row]
-        for row in frame.itertuples(index=False, name=None)
-    ]
+def to_csv(frame: pd.DataFrame) -> str:
+    """CSV in which no text is a formula to a spreadsheet, unless it is "+ " and a name, or "-"."""
+    formula = re.compile(r"[=@\t\r]|[+-](?!$|[ \d.])")
+
+    def safe(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and formula.match(value) else value
+
+    rows = [list(map(safe, row)) for row in frame.itertuples(index=False, name=None)]
     # As objects: whole numbers stay whole beside cells that are empty.
-    safe = pd.DataFrame(rows, columns=[_no_formula(c, ()) for c in frame], dtype=object)
-    return safe.to_csv(index=False, lineterminator="\n")
+    table = pd.DataFrame(rows, columns=[*map(safe, frame)], dtype=object)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
-def _no_formula(value: object, labels: Sequence[str]) -> object:
-    if not isinstance(value, str) or not re.match(r"[=+\-@\t\r]", value):
-        return value
-    if value in labels or re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?|-", value):
-        return value
-    return f"'{value}"
-
-
-def terminal(sheet: Sheet, caption: str = "") -> Table:
+def terminal(sheet: Sheet) -> Table:
     """A table for the terminal, whose words do not break inside: names stand on lines of words."""
+    caption = Text("\n".join(sheet.notes))
     table = Table(title=Text(sheet.title), caption=caption, box=None, padding=(0, 1, 0, 0))
     table.title_justify = table.caption_justify = "left"
     frame = sheet.frame
     used = [i for i in range(frame.shape[1]) if frame.empty or (frame.iloc[:, i] != "").any()]
     for index in used:
         short = str(frame.columns[index]).partition(" (")[0].removeprefix("# ").replace(" P@1", "")
-        words = re.sub(r"\.(?=[a-z])", ".\n", short.replace("HumanEval", "Human Eval"))
+        words = re.sub(r"([._])(?=[a-z])", r"\1\n", short.replace("HumanEval", "Human Eval"))
         table.add_column(
             Text(words.replace(" ", "\n")),
             justify="left" if index < min(sheet.texts, 2) else "right",

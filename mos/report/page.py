@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,15 +21,9 @@ from mos.report import formats, paper, plots
 from mos.report.claims import Verdict, judge
 from mos.report.formats import Sheet
 from mos.report.paper import HELDOUT, Column
-from mos.report.pivot import Pivot, pivot
+from mos.report.pivot import Pivot, pivot, sweeps
 from mos.report.runs import LEFT_OUT, NOTED, REFUSED, Problem, Runs, read_runs, select
-from mos.report.tables import (
-    CELLS,
-    Filled,
-    fill_table,
-    paper_frame,
-    paper_sheets,
-)
+from mos.report.tables import CELLS, Filled, fill_table, paper_frame, paper_sheets
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_LISTED = 300
@@ -40,29 +35,42 @@ class Report:
 
     Attributes:
         runs: the usable ones, all of one scale.
-        filled: the paper's tables, by name.
-        cells: the runs behind each cell of all tables, as `mos.report.tables.CELLS`.
-        sheets: the tables besides the paper's that have rows, by the name of their files.
-        pivot: that of `rows` and `columns`, if these were given.
+        filled: the paper's tables of which a row was run, for each model, by the name of their
+            files.
+        sweeps: a table for each model and experiment with several settings.
+        grouped: that of `rows` and `columns`, if these were given.
         problems: everything refused, left out or to be known.
     """
 
     sources: list[str]
     runs: Runs
     filled: dict[str, Filled]
-    cells: pd.DataFrame
-    sheets: dict[str, Sheet]
-    pivot: Pivot | None
+    sweeps: list[Pivot]
+    grouped: Pivot | None
     verdicts: list[Verdict]
     problems: list[Problem]
     plots: list[plots.Plot] = field(default_factory=list)
     plots_missing: str = ""
 
     @property
+    def cells(self) -> pd.DataFrame:
+        """The runs behind each cell of all tables, as `mos.report.tables.CELLS`."""
+        pivots = [*([self.grouped] if self.grouped else []), *self.sweeps]
+        tables = [*self.filled.values(), *(pivot.cells for pivot in pivots)]
+        return pd.concat([pd.DataFrame(columns=CELLS), *(table.cells[CELLS] for table in tables)])
+
+    @property
+    def sheets(self) -> dict[str, list[Sheet]]:
+        """All tables, by the name of their files."""
+        found = {"grouped": [self.grouped.sheet]} if self.grouped else {}
+        found |= {"sweep": [pivot.sheet for pivot in self.sweeps]} if self.sweeps else {}
+        return found | {name: paper_sheets(filled) for name, filled in self.filled.items()}
+
+    @property
     def counts(self) -> dict[str, int]:
         """Run folders: found; used, left out and refused, which add up to them; and of those used:
         in the paper's tables; remarks on them."""
-        used = set(self.runs.runs.index)
+        used = set(self.runs.long["run"])
         lost = {p.where: p.consequence for p in self.problems if p.where not in used}
         refused = sum(consequence == REFUSED for consequence in lost.values())
         return {
@@ -78,7 +86,6 @@ class Report:
 def build(
     sources: Sequence[str],
     *,
-    since: str | None = None,
     scale: str = "auto",
     model: str = "auto",
     partial: bool = False,
@@ -91,46 +98,39 @@ def build(
     """Read runs, select, fill the paper's tables and judge its claims.
 
     Args:
-        sources, since: see `mos.report.runs.read_runs`.
-        scale, partial, where: see `mos.report.runs.select`.
-        model: see `mos.report.tables.fill_table`.
+        sources: see `mos.report.runs.read_runs`.
+        scale, model, partial, where: see `mos.report.runs.select`.
         rows, columns, value: see `mos.report.pivot.pivot`.
-        yardstick: the metric (`heldout.loss`) that stands in the paper's tables and that its claims
-            are judged on; None: the paper's, or the held-out loss where no run has any of these.
+        yardstick: the metric (`heldout.loss`) that stands in the paper's tables, that its claims
+            are judged on and sweeps are sorted by; None: the paper's, or the held-out loss where no
+            run has any of these; of sweeps, see `mos.report.pivot.sweeps`.
 
     Raises:
         UserError: no runs, nothing of that scale or that `where` lets through, an unknown key.
     """
     problems: list[Problem] = []
-    runs = select(read_runs(sources, problems, since), problems, scale, partial, where)
+    runs = select(read_runs(sources, problems), problems, scale, model, partial, where)
     for (label, method), own in runs.long.groupby(["label", "method"], sort=False):
         if method not in METHODS:
             reason = f"no method {method!r} is known here ({own['run'].nunique()} run(s))"
             problems.append(Problem(f"row {label}", reason))
     instead = _yardstick(runs, yardstick)
-    filled = {
-        table.name: fill_table(table, runs, problems, model=model, yardstick=instead)
-        for table in paper.TABLES
-    }
-    verdicts = judge(list(filled.values()), problems)
-    by_keys = pivot(runs, rows, columns, value) if (rows or columns) and len(runs.runs) else None
-    others = _others(runs, filled.values())
-    sheets = {p.name: p.sheet for p in (by_keys, others) if p}
-    tables = [*filled.values(), *(p.cells for p in (by_keys, others) if p)]
-    cells = pd.concat([table.cells[CELLS] for table in tables])
+    filled: dict[str, Filled] = {}
+    homes = {table.model for table in paper.TABLES}
+    for table in paper.TABLES:
+        # The paper's model first, then the commonest; another table's model is for that one.
+        for name in sorted(dict.fromkeys(runs.long["model"]), key=lambda m: m != table.model):
+            if name != table.model and (name in homes or table is paper.TABLE3):
+                continue
+            slug = re.sub(r"[^\w.]+", "-", name)
+            file = f"{table.name}-{slug}" if table.name in filled else table.name
+            found = fill_table(table, runs, problems, name, file, instead)
+            filled |= {file: found} if len(found.cells) else {}
+    verdicts = [verdict for table in filled.values() for verdict in judge(table, problems)]
+    grouped = pivot(runs, rows, columns, value) if (rows or columns) and len(runs.long) else None
+    swept = list(sweeps(runs, problems, yardstick))
     problems = list(dict.fromkeys(problems))
-    return Report(list(sources), runs, filled, cells, sheets, by_keys, verdicts, problems)
-
-
-def _others(runs: Runs, filled: Iterable[Filled]) -> Pivot | None:
-    """The runs that stand in none of the paper's tables, a row a setup."""
-    tabulated = {run for table in filled for run in table.cells["run"]}
-    rest = runs.runs[~runs.runs.index.isin(tabulated)]
-    if rest.empty:
-        return None
-    rows = ["model", "method.label", "method.rank", "method.trainable_parameters"]
-    known = [key for key in rows if rest[key].notna().any()]
-    return pivot(runs.only(rest), known, name="others")
+    return Report(list(sources), runs, filled, swept, grouped, verdicts, problems)
 
 
 def _yardstick(runs: Runs, key: str | None) -> list[Column]:
@@ -153,22 +153,21 @@ def write(report: Report, out: str | Path, with_plots: bool = True) -> list[Path
     Raises:
         UserError: the folder has such files that mos did not write, or cannot be written.
     """
-    labels = [
-        name for table in paper.TABLES for row in table.rows for name in (row.label, row.name)
-    ]
     files: dict[str, str] = {}
-    pages = {name: paper_sheets(filled) for name, filled in report.filled.items()}
-    for name, sheets in {**pages, **{n: [sheet] for n, sheet in report.sheets.items()}}.items():
+    for name, sheets in report.sheets.items():
         files[f"{name}.md"] = formats.markdown(sheets)
         files[f"{name}.tex"] = formats.latex(sheets, name)
-        files[f"{name}.csv"] = formats.to_csv(paper_frame(sheets), labels)
-    claims = "".join(f"- {verdict}\n" for verdict in report.verdicts)
-    files["claims.md"] = f"# Claims of the paper\n\n{claims}"
+        below = pd.concat([sheet.frame.assign(sweep=sheet.title[6:]) for sheet in sheets])
+        frame = paper_frame(sheets) if name in report.filled else below
+        files[f"{name}.csv"] = formats.to_csv(frame)
+    if report.verdicts:
+        claims = "".join(f"- {verdict.table}: {verdict}\n" for verdict in report.verdicts)
+        files["claims.md"] = f"# Claims of the paper\n\n{claims}"
     problems = [(p.consequence, p.where, p.reason) for p in report.problems]
     header = ["consequence", "where", "reason"]
     files["problems.csv"] = formats.to_csv(pd.DataFrame(problems, columns=header))
-    files["cells.csv"] = formats.to_csv(report.cells, labels)
-    files["runs.csv"] = formats.to_csv(_runs_table(report.runs), labels)
+    files["cells.csv"] = formats.to_csv(report.cells)
+    files["runs.csv"] = formats.to_csv(_runs_table(report.runs))
     if with_plots:
         _draw(report)
     files["report.html"] = render(report)
@@ -188,28 +187,22 @@ def _draw(report: Report) -> None:
             "No plots: matplotlib is not installed (pip install 'mos-tuning[report]')."
         )
         return
-    main, by_keys = report.filled[paper.TABLE2.name], report.pivot
-    if by_keys:
-        report.plots += plots.drawn(
-            "grouped",
-            by_keys.sheet.title,
-            "Means over the seeds of one setup; bars are ±1 standard deviation, a star is a line's"
-            " best.",
-            lambda: plots.pivot_plot(by_keys),
-        )
-    report.plots += plots.drawn(
-        "budget",
-        "Quality over size.",
-        "Each method's ranks from left to right as in the legend; bars are ±1 standard deviation"
-        " over seeds. The vertical axis does not start at zero.",
-        lambda: plots.budget_plot(main, report.runs),
-    )
-    report.plots += plots.drawn(
-        "ablations",
-        "Ablations.",
-        "95 % t intervals over seeds; diamonds are the paper's. The axis does not start at zero.",
-        lambda: plots.ablation_plot(main),
-    )
+    tables = [("grouped", report.grouped)] if report.grouped else []
+    for number, sweep in enumerate(report.sweeps):
+        tables.append((f"sweep-{number + 1}" if number else "sweep", sweep))
+    for name, table in tables:
+        caption = f"{table.column.title}: means over seeds."
+        report.plots += plots.drawn(name, table.sheet.title, caption, plots.heat_plot, table)
+    for name, filled in report.filled.items():
+        if filled.table is not paper.TABLE1:
+            report.plots += plots.drawn(
+                name.replace(filled.table.name, "budget"),
+                f"Quality over size, {filled.model}.",
+                "Each method's ranks from left to right; bars are ±1 standard deviation over"
+                " seeds. The vertical axis does not start at zero.",
+                plots.budget_plot,
+                filled,
+            )
 
 
 def _runs_table(runs: Runs) -> pd.DataFrame:
@@ -230,10 +223,11 @@ def render(report: Report) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(TEMPLATE.read_text("utf-8"))
-    sheets = [("grouped", report.sheets["grouped"])] if report.pivot else []
-    for name, filled in report.filled.items():
-        sheets += [(name if not k else "", sheet) for k, sheet in enumerate(paper_sheets(filled))]
-    sheets += [("others", report.sheets["others"])] if "others" in report.sheets else []
+    sheets = [
+        (name if not number else "", sheet)
+        for name, own in report.sheets.items()
+        for number, sheet in enumerate(own)
+    ]
     runs = _runs_table(report.runs).head(MAX_LISTED)
     return template.render(
         report=report,

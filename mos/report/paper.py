@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
 from eval import BENCHMARKS
 
 MISSING = "–"
 SCALE = "paper"
+SETTINGS = {"trainer.learning_rate": 2e-4, "trainer.max_steps": 10_000, "data.max_seq_length": 512}
 LLAMA2_7B, LLAMA2_13B = "LLaMA2-7B", "LLaMA2-13B"
 DAGGER = "the paper copies this row's figures from PRoLoRA (arXiv 2402.16902)"
 
@@ -30,7 +32,7 @@ class Column:
     Attributes:
         place: in the order of the columns.
         key: "<benchmark>.<metric>".
-        name: the column of `Runs.scores`: the key, with the experiment for held-out examples.
+        name: the `column` of `Runs.long`: the key, with the experiment for held-out examples.
         title: what tables call it.
         lower_is_better: as for a loss, of which four decimals are shown.
     """
@@ -48,6 +50,14 @@ class Column:
     @property
     def metric(self) -> str:
         return self.key.partition(".")[2]
+
+    @property
+    def unit(self) -> str:
+        return "nats" if self.lower_is_better else "points"
+
+    def gain(self, value: float) -> float:
+        """How good a value is, as precisely as it is shown."""
+        return value if value != value else float(self.text(value)) * (-1) ** self.lower_is_better
 
     def text(self, value: float, sign: bool = False) -> str:
         """A value of this column; "–" for NaN."""
@@ -79,6 +89,14 @@ HELDOUT = column("heldout.loss", lower_is_better=True)
 AVERAGE = Column(99, "average", "average", "Avg.")
 
 
+# Rank of the LoRA with as many trainable parameters (millions), on the table's model.
+_EQUIVALENT_RANK = {5.00: 2, 7.82: 2, 19.99: 8, 39.98: 16, 159.91: 64}
+_WITHOUT_EQUIVALENT = ("VeRA", "Tied LoRA", "PRoLoRA")
+# The working rank is a free choice at the budget. (The paper prints 64 for subset selection too,
+# where a strict subset needs less.)
+_ANY_RANK = ("Pure Sharing", "+ Random Scaling", "+ Subset Selection")
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a table.
@@ -86,9 +104,7 @@ class Row:
     Attributes:
         label: the method's row name, without the dagger.
         rank: as printed ("4/8").
-        ranks: working ranks of a run that can fill the row; empty for any.
         millions: trainable parameters as printed, in millions; None where nothing is trained.
-        equivalent_rank: rank of the LoRA with as many trainable parameters, where there is one.
         figures: the paper's values, in the order of the table's columns.
         average: the paper's Avg.
         dagger: whether the paper copies the row from PRoLoRA.
@@ -96,17 +112,44 @@ class Row:
 
     label: str
     rank: str
-    ranks: tuple[int, ...]
     millions: float | None
-    equivalent_rank: int | None
     figures: tuple[float, ...]
     average: float
     dagger: bool = False
 
     @property
+    def ranks(self) -> list[str]:
+        """Working ranks of a run that can fill the row; [] for any."""
+        is_any = self.rank == "-" or self.label in _ANY_RANK
+        return [] if is_any else [self.rank, *self.rank.split("/")]
+
+    @property
+    def equivalent_rank(self) -> int | None:
+        """Rank of the LoRA with as many trainable parameters, where there is one."""
+        if self.millions is None or self.label in _WITHOUT_EQUIVALENT:
+            return None
+        return _EQUIVALENT_RANK[self.millions]
+
+    @property
     def name(self) -> str:
         """ "MoS 4/8", "Vanilla (chat)": unique in a table, and the same method across tables."""
         return self.label if self.rank == "-" else f"{self.label} {self.rank}"
+
+    @property
+    def shown(self) -> tuple[float, ...]:
+        """The paper's figures, beside `Table.shown`."""
+        return (*self.figures, self.average)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the config of its method must say, where it has such a key."""
+        if not self.label.startswith("MoS"):
+            return {}
+        return {
+            "shards_per_vector": 1 if "-vs" in self.label else 4,
+            "private_rank": 0 if "-sp" in self.label else 1,
+            "pair_dissociation": "-pd" not in self.label,
+        }
 
     @property
     def small_budget(self) -> bool:
@@ -152,14 +195,6 @@ def _with_settings() -> tuple[Column, ...]:
     )
 
 
-# Rank of the LoRA with as many trainable parameters (millions), on the table's model.
-_EQUIVALENT_RANK = {5.00: 2, 7.82: 2, 19.99: 8, 39.98: 16, 159.91: 64}
-_WITHOUT_EQUIVALENT = ("VeRA", "Tied LoRA", "PRoLoRA")
-# The working rank is a free choice at the budget. (The paper prints 64 for subset selection too,
-# where a strict subset needs less.)
-_ANY_RANK = ("Pure Sharing", "+ Random Scaling", "+ Subset Selection")
-
-
 def _rows(text: str) -> tuple[Row, ...]:
     """Rows from lines of "method | rank | millions | figures | average"."""
     rows = []
@@ -167,21 +202,8 @@ def _rows(text: str) -> tuple[Row, ...]:
         name, rank, millions, figures, average = (part.strip() for part in line.split("|"))
         label = name.removesuffix(" †")
         size = None if millions == "-" else float(millions)
-        fixed_rank = rank != "-" and label not in _ANY_RANK
-        rows.append(
-            Row(
-                label=label,
-                rank=rank,
-                ranks=tuple(int(r) for r in rank.split("/")) if fixed_rank else (),
-                millions=size,
-                equivalent_rank=(
-                    _EQUIVALENT_RANK[size] if size and label not in _WITHOUT_EQUIVALENT else None
-                ),
-                figures=tuple(float(figure) for figure in figures.split()),
-                average=float(average),
-                dagger=name != label,
-            )
-        )
+        values = tuple(map(float, figures.split()))
+        rows.append(Row(label, rank, size, values, float(average), dagger=name != label))
     return tuple(rows)
 
 

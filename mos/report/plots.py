@@ -1,4 +1,4 @@
-"""Plots as SVG and PDF: scores over size, the ablations, and a table by keys.
+"""Plots as SVG and PDF: scores over size, and heat maps of tables by keys.
 
 matplotlib is imported when one is drawn.
 """
@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
 
 from mos.adapters import METHODS
 from mos.report.paper import AVERAGE, Column
-from mos.report.pivot import Pivot, natural, shown_value
-from mos.report.runs import Runs
-from mos.report.statistics import combined_interval
-from mos.report.tables import Cells, Filled, arranged
+from mos.report.pivot import Pivot, natural
+from mos.report.tables import Filled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +25,7 @@ if TYPE_CHECKING:
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 UNKNOWN = "#6b7280"  # a method that this installation does not have
 MARKERS = "osD^vP*Xh<>p"
-MAX_PANELS, MAX_LINES = 6, 12
-ABLATIONS = ("MoS 16/32", "MoS -sp 16/32", "MoS -vs 16/32", "MoS -pd 16/32")
+MAX_PANELS = 6
 STYLE: Any = {
     "svg.fonttype": "path", "svg.hashsalt": "mos", "pdf.fonttype": 42, "font.size": 9.5,
     "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
@@ -64,12 +60,14 @@ def available() -> bool:
     return True
 
 
-def drawn(name: str, title: str, caption: str, draw: Callable[[], Figure | None]) -> list[Plot]:
-    """What a function draws in the report's style; [] where it has nothing to draw."""
+def drawn(
+    name: str, title: str, caption: str, draw: Callable[[Any], Figure | None], of: Any
+) -> list[Plot]:
+    """What a function draws of something in the report's style; [] where there is nothing."""
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        figure = draw()
+        figure = draw(of)
         if figure is None:
             return []
         svg, pdf = io.StringIO(), io.BytesIO()
@@ -95,167 +93,77 @@ def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]
     return figure, axes[:count]
 
 
-def with_legend(figure: Figure, entries: dict[str, Any]) -> Figure:
-    """Put the legend beside the panels, in room of its own."""
-    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.068 * max(map(len, entries)))
-    figure.legend(entries.values(), entries.keys(), loc="outside right upper")
-    return figure
-
-
 def colour(about: Any) -> str:
     """The colour of a row of the method of the first run in `about`."""
     method, label = about[["method", "label"]].iloc[0]
     return METHODS[method].colour_of(label) if method in METHODS else UNKNOWN
 
 
-def _shared(filled: Filled, rows: Sequence[str]) -> list[Column]:
-    """The columns that all of the rows have."""
-    n = filled.n.loc[list(rows)]
-    return [c for c in filled.table.columns if len(n) and (n[c.name] > 0).all()]
-
-
-def _score_label(filled: Filled, columns: Sequence[Column]) -> str:
-    if len(columns) == 1:
-        return columns[0].title
-    if len(columns) == len(filled.table.columns):
-        return "average score"
-    return "average of " + ", ".join(c.title.partition(" (")[0] for c in columns)
-
-
-def _paper_figures(filled: Filled, columns: Sequence[Column]) -> dict[str, float]:
-    """The paper's mean of the columns by row, where it is comparable."""
-    if not filled.comparable or not set(columns) <= set(filled.table.columns):
-        return {}
-    places = [filled.table.columns.index(column) for column in columns]
-    return {row.name: fmean(row.figures[i] for i in places) for row in filled.table.rows}
-
-
-def budget_plot(filled: Filled, runs: Runs) -> Figure | None:
-    """Scores over trainable parameters (log axis): the table's average, and any other metric.
+def budget_plot(filled: Filled) -> Figure | None:
+    """The average of a table over trainable parameters, on a log axis.
 
     Hollow marks are the paper's figures.
     """
-    own = runs.long[runs.long["model"] == filled.model]
-    cells = arranged(own.assign(row=own["config"]), [])
-    about = cells.drop_duplicates("row").set_index("row").sort_values("parameters")
-    names = {column.name for column in filled.table.columns}
-    drawn = []
-    others = ([column] for column in runs.columns if column.name not in names)
-    parts = (_shared(filled, list(filled.about.index)), *others)
-    for part in filter(None, parts):
-        table = Cells(cells, list(about.index), [column.name for column in part])
-        spots = about.assign(mean=table.mean[AVERAGE.key], std=table.std[AVERAGE.key].fillna(0.0))
-        spots = spots.dropna(subset="mean")
-        trained = spots[spots["parameters"] > 0]
-        if len(trained) == 1 or trained["mean"].nunique() > 1:
-            drawn.append((part, trained, spots[spots["parameters"] == 0]))
-    if not drawn:
+    shown: Column = filled.table.shown[-1]
+    found = [filled.at(row, shown) for row in filled.about.index]
+    about = filled.about.assign(mean=[c.mean for c in found], std=[c.std for c in found])
+    about["std"] = about["std"].fillna(0)
+    about = about[[not filled.odd(row, shown) for row in about.index]].dropna(subset="mean")
+    figures = {line.name: line.row.average for line in filled.lines} if filled.comparable else {}
+    trained, bare = about[about["parameters"] > 0], about[about["parameters"] == 0]
+    if len(trained) < 2:
         return None
-    figure, axes = panels(len(drawn[:MAX_PANELS]), 5.2, 3.6)
+    figure, (axis,) = panels(1, 5.2, 3.6)
     entries: dict[str, Any] = {}
-    labels = sorted({label for _, trained, _ in drawn for label in trained["label"]})
-    rows = dict(zip(filled.about["config"], filled.about.index, strict=True))
-    for axis, (part, trained, bare) in zip(axes, drawn, strict=False):
-        printed = _paper_figures(filled, part)
-        for label, members in trained.groupby("label"):
-            mark, ink = MARKERS[labels.index(label) % len(MARKERS)], colour(members)
-            bars = axis.errorbar(
-                members["parameters"], members["mean"], yerr=members["std"], fmt=mark, color=ink,
-                linestyle="-" if members["parameters"].is_unique else "none", capsize=2.5,
-                markersize=6, linewidth=1.2, zorder=3,
-            )  # fmt: skip
-            ranks = ", ".join(dict.fromkeys(map(shown_value, members["rank"])))
-            entries.setdefault(f"{label}  {ranks}", bars)
-            figures = [printed.get(rows.get(config, ""), math.nan) for config in members.index]
-            axis.plot(
-                members["parameters"], figures, mark, markersize=10, markerfacecolor="none",
-                markeredgecolor=ink, markeredgewidth=0.9, zorder=2,
-            )  # fmt: skip
-        # The bare models stand far away: their lines must not squeeze the rest.
-        axis.set_ylim(axis.get_ylim())
-        for label, mean, style in zip(bare["label"], bare["mean"], (":", "--", "-."), strict=False):
-            line = axis.axhline(mean, color=MUTED, linestyle=style, linewidth=1)
-            entries[f"{label}  {part[0].text(mean)}"] = line
-        axis.set_xscale("log")
-        axis.set_xlim(trained["parameters"].min() / 2.5, trained["parameters"].max() * 2.5)
-        axis.xaxis.set_minor_formatter("")
-        axis.set_xlabel("trainable parameters (log scale)")
-        axis.set_ylabel(_score_label(filled, part))
-        if part[0].lower_is_better:
-            axis.set_title("lower is better", color=MUTED, fontsize=8.5)
-    if filled.comparable:
-        (entries["hollow: the paper"],) = axes[0].plot(
-            [], [], "o", markersize=9, markerfacecolor="none", color=MUTED
-        )
-    return with_legend(figure, entries)
-
-
-def ablation_plot(filled: Filled) -> Figure | None:
-    """Average of MoS and its ablations with intervals."""
-    rows = [name for name in ABLATIONS if name in filled.about.index]
-    columns = _shared(filled, rows)
-    if len(rows) < 2 or not columns:
-        return None
-    cells = Cells(filled.cells, rows, [c.name for c in columns])
-    figure, (axis,) = panels(1, 6.2, 0.6 + 0.55 * len(rows))
-    figures = _paper_figures(filled, columns)
-    for position, row in enumerate(rows):
-        each: Any = cells.each.loc[row]
-        interval = combined_interval(list(each[AVERAGE.key].dropna()))
-        half = 0.0 if interval.high is None else interval.high - interval.estimate
-        axis.errorbar(
-            interval.estimate, position, xerr=half, fmt="o", markersize=8, capsize=4, linewidth=1,
-            color=colour(filled.about.loc[[row]]), markeredgecolor=INK, ecolor=INK,
+    for mark, (label, members) in zip(MARKERS * 9, trained.groupby("label"), strict=False):
+        ink = colour(members)
+        bars = axis.errorbar(
+            members["parameters"], members["mean"], yerr=members["std"], fmt=mark, color=ink,
+            linestyle="-" if members["parameters"].is_unique else "none", capsize=2.5,
+            markersize=6, linewidth=1.2, zorder=3,
         )  # fmt: skip
-        if row in figures:
-            axis.plot(figures[row], position, "D", color=INK, markersize=5, markerfacecolor="none")
-    labels: Any = filled.about["label"]
-    names = [f"{labels[row]}   {columns[0].text(cells.at(row, AVERAGE)[0])}" for row in rows]
-    axis.set_yticks(range(len(rows)), names)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.margins(x=0.08)
-    axis.grid(axis="y", visible=False)
-    axis.set_xlabel(_score_label(filled, columns))
+        ranks = sorted({str(rank) for rank in members["rank"].dropna()}, key=natural)
+        entries[f"{label}  {', '.join(ranks)}"] = bars
+        axis.plot(
+            members["parameters"], [figures.get(str(row), math.nan) for row in members.index],
+            mark, markersize=10, markerfacecolor="none", markeredgecolor=ink, zorder=2,
+        )  # fmt: skip
+    # The bare models stand far away: their lines must not squeeze the rest.
+    axis.set_ylim(axis.get_ylim())
+    for label, mean, style in zip(bare["label"], bare["mean"], (":", "--", "-."), strict=False):
+        line = axis.axhline(mean, color=MUTED, linestyle=style, linewidth=1)
+        entries[f"{label}  {shown.text(mean)}"] = line
+    axis.set_xscale("log")
+    axis.set_xlim(trained["parameters"].min() / 2.5, trained["parameters"].max() * 2.5)
+    axis.xaxis.set_minor_formatter("")
+    axis.set_xlabel("trainable parameters (log scale)")
+    axis.set_ylabel("average score" if shown is AVERAGE else shown.title)
+    if shown.lower_is_better:
+        axis.set_title("lower is better", color=MUTED, fontsize=8.5)
+    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.068 * max(map(len, entries)))
+    figure.legend(entries.values(), entries.keys(), loc="outside right upper")
     return figure
 
 
-def pivot_plot(pivot: Pivot) -> Figure | None:
-    """A table by keys over its first key that is a number, a line for each value of the others."""
-    cells = pivot.cells.cells
-    numeric = cells[pivot.keys].apply(pd.to_numeric, errors="coerce")
-    varied = [key for key in pivot.keys if numeric[key].nunique() > 1]
-    if not varied:
+def heat_plot(pivot: Pivot) -> Figure | None:
+    """The means of a table by keys, a panel for each of its maps, all on one scale."""
+    maps = dict(list(pivot.maps.items())[:MAX_PANELS])
+    if not maps:
         return None
-    key = varied[0]
-    others = [k for k in pivot.keys if k != key and cells[k].nunique(dropna=False) > 1]
-    cells = cells.assign(x=numeric[key], line="").dropna(subset="x")
-    if others:
-        cells["line"] = cells[others].map(shown_value).agg(" ".join, axis=1)
-    measured = pivot.columns[:MAX_PANELS]
-    figure, axes = panels(len(measured), 5.0, 3.4)
-    entries: dict[str, Any] = {}
-    names = sorted(cells["line"].unique(), key=natural)[:MAX_LINES]
-    for axis, column in zip(axes, measured, strict=True):
-        own = cells if len(pivot.columns) == 1 else cells[cells["column"] == column.key]
-        for number, name in enumerate(names):
-            line = own[own["line"] == name].groupby("x")["value"].agg(["mean", "std"])
-            if line.empty:
-                continue
-            bars = axis.errorbar(
-                line.index, line["mean"], yerr=line["std"].fillna(0.0), capsize=2.5, markersize=4.5,
-                fmt=MARKERS[number % len(MARKERS)], linestyle="-", linewidth=1.2,
-            )  # fmt: skip
-            entries.setdefault(name or column.title, bars)
-            best = line["mean"].idxmin() if column.lower_is_better else line["mean"].idxmax()
-            if len(line) > 1:
-                axis.plot(best, line["mean"][best], "*", markersize=14, color=bars[0].get_color())
-        ticks = sorted(cells["x"].unique())
-        if ticks[0] > 0 and ticks[-1] / ticks[0] > 8:
-            axis.set_xscale("log")
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axis.minorticks_off()
-        axis.set_xlabel(key)
-        axis.set_ylabel(column.title)
-        if column.lower_is_better:
-            axis.set_title("lower is better", color=MUTED, fontsize=8.5)
-    return with_legend(figure, entries)
+    means = [matrix.to_numpy(dtype=float) for matrix in maps.values()]
+    tall, wide = (max(values.shape[axis] for values in means) for axis in (0, 1))
+    low = min(float(np.nanmin(values)) for values in means)
+    high = max(float(np.nanmax(values)) for values in means)
+    figure, axes = panels(len(maps), 1.6 + 0.8 * wide, 1.1 + 0.45 * tall)
+    for axis, (title, matrix), values in zip(axes, maps.items(), means, strict=True):
+        cmap = "cividis_r" if pivot.column.lower_is_better else "cividis"  # yellow is best
+        axis.imshow(values, vmin=low, vmax=high, aspect="auto", cmap=cmap)
+        for (y, x), value in np.ndenumerate(values):
+            is_dark = (value < (low + high) / 2) != pivot.column.lower_is_better
+            text = "" if math.isnan(value) else pivot.column.text(value)
+            axis.text(x, y, text, ha="center", va="center", color="white" if is_dark else INK)
+        axis.set_xticks(range(matrix.shape[1]), [str(name) for name in matrix.columns])
+        axis.set_yticks(range(matrix.shape[0]), [str(name) for name in matrix.index])
+        axis.set(xlabel=matrix.columns.name or "", ylabel=matrix.index.name or "", title=title)
+        axis.grid(visible=False)
+    return figure

@@ -1,11 +1,12 @@
-"""Run folders -> two frames, a row a run and a row a measurement; what may not stand beside the
-rest is named and left out."""
+"""Run folders -> a row a run and, for all tables, one long frame with a row a measurement.
+
+What may not stand beside the rest is named and left out.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -27,7 +28,7 @@ REFUSED, LEFT_OUT, NOTED = "refused", "left out", "noted"
 # Seeds differ between the runs of one setup; results.json has them.
 _SEED_LINES = re.compile(r"(?m)^(seed|  routing_seed): .*$")
 _SEEDS = {"seed", "adapter.routing_seed", "trainer.seed", "trainer.data_seed"}
-_FORMER = {"data.chat_tokens"}  # in the configs of earlier versions
+_FORMER = {"data.chat_tokens", "options.chat_tokens", "options.shard"}  # of earlier versions
 # Places, logging and speed shape no result. (Data at another place have another run id.)
 _NEUTRAL = {"paths", "logging", "hydra", "overwrite", "dry_run", "device"}
 _NEUTRAL_EVAL = {
@@ -35,23 +36,24 @@ _NEUTRAL_EVAL = {
     "max_model_len", "tensor_parallel", "data_parallel",
 }  # fmt: skip
 _PLACES = (".data_dir", ".source", ".path", ".note")
-# Columns of `Runs.runs` that every line of `Runs.long` has.
-_SHORT = {
-    **{key: key for key in ("model", "experiment", "seed", "config", "setup", "modified")},
-    "method.label": "label", "method.rank": "rank", "method.name": "method",
-    "method.trainable_parameters": "parameters", "train.eval_loss": "eval_loss",
-    "method.config.equivalent_rank": "equivalent_rank",
+# What metrics.json says of how a benchmark was answered is a part of the setup, but for these.
+_NEUTRAL_HOW = {
+    "weights.model", "weights.adapter_sha256", "engine.version", "engine.torch", "engine.seed",
+    "engine.device", *(f"engine.{name}" for name in _NEUTRAL_EVAL), *_FORMER,
 }  # fmt: skip
-_SCORES = ("run", "benchmark", "key", "column", "value", "n", "partial", "prompts", "lower")
+_SHORT = {
+    "method.label": "label", "method.rank": "rank", "method.name": "method",
+    "method.trainable_parameters": "parameters", "method.config.equivalent_rank": "equivalent_rank",
+}  # fmt: skip
+_RESULTS = {"schema", "run", "run_id", "id", "modified", "sha256", "method", "train", "metrics"}
+_SCORES = ("benchmark", "key", "column", "value", "n", "partial", "prompts", "lower")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something a reader of the tables must know.
+    """Something a reader of the tables must know of a run folder or a row.
 
     Attributes:
-        where: the run folder (or row) concerned.
-        reason: what was found.
         consequence: `REFUSED` (not to be trusted), `LEFT_OUT` (nothing to use), `NOTED` (used).
     """
 
@@ -69,21 +71,19 @@ class Runs:
 
     Attributes:
         folders: how many run folders there are.
-        runs: a row a run, indexed by its folder. Columns are the dotted keys of results.json and
-            config.yaml. `setup` numbers the setups: runs of one differ in nothing but their seeds;
-            `config` numbers the configurations of methods, each on a model.
-        scores: a row a measurement: `run`, `benchmark`, `key` ("mmlu.exact_match"), `column` (the
-            same, with the experiment for what an experiment holds out of its own data), `value`,
-            `n`, `partial` (why the benchmark is not whole, or ""), `prompts` (their hash, or ""),
-            `lower` (whether lower is better).
-        settings: the columns of `runs` that make a setup.
+        long: a row a measurement: `run`, its folder; `benchmark`, `key` ("mmlu.exact_match"),
+            `column` (the same, with the experiment for what an experiment holds out of its own
+            data), `value`, `n`, `partial` (why the benchmark is not whole, or ""), `prompts` (their
+            hash, or ""), `lower` (whether lower is better); the dotted keys of results.json and
+            config.yaml, and of what metrics.json says of weights, engine and options; `setup`:
+            measurements of one setup differ in nothing but their seeds.
+        settings: the columns of `long` that make a setup.
         scale: of all runs, where they were selected.
         cut: why their benchmarks are not whole, or "".
     """
 
     folders: int
-    runs: pd.DataFrame
-    scores: pd.DataFrame
+    long: pd.DataFrame
     settings: Sequence[str] = ()
     scale: str = ""
     cut: str = ""
@@ -91,69 +91,53 @@ class Runs:
     @property
     def columns(self) -> list[Column]:
         """The metrics that any run has, known benchmarks first, held-out ones by experiment."""
-        there = self.scores.drop_duplicates("column")[["key", "column", "lower"]]
+        there = self.long.drop_duplicates("column")[["key", "column", "lower"]]
         return sorted(paper.column(*line) for line in there.itertuples(index=False, name=None))
 
     @cached_property
-    def long(self) -> pd.DataFrame:
-        """`scores`, each with what is said of its run, in short names."""
-        about = self.runs.reindex(columns=list(_SHORT)).rename(columns=_SHORT)
-        about["model"] = about["model"].map(paper.model_key)
-        return self.scores.join(about, on="run")
-
-    @property
     def wide(self) -> pd.DataFrame:
-        """`runs`, with a column a metric."""
-        metrics = self.scores.pivot(index="run", columns="key", values="value")
-        return self.runs.join(metrics.reindex(self.runs.index))
-
-    def only(self, runs: pd.DataFrame) -> Runs:
-        """These of the runs."""
-        scores = self.scores[self.scores["run"].isin(runs.index)]
-        return replace(self, runs=runs, scores=scores)
+        """A row a run, with a column a metric."""
+        metrics = self.long.pivot(index="run", columns="key", values="value")
+        runs = self.long.drop_duplicates("run").set_index("run")
+        return runs.drop(columns=[*_SCORES, *_SHORT.values()]).join(metrics)
 
 
-def read_runs(where: Any, problems: list[Problem], since: str | None = None) -> Runs:
+def read_runs(where: Any, problems: list[Problem]) -> Runs:
     """Read all runs at or below folders and globs.
 
     Args:
         where: as `mos.runs.find_runs` takes it.
         problems: gets an entry for everything that is left out or needs saying.
-        since: leave out results written longer ago than this ("90s", "30m", "6h", "2d", "1w").
 
     Raises:
         MissingFileError: nothing there.
-        UserError: `since` is not a duration.
     """
-    oldest = time.time() - _seconds(since) if since else 0.0
     found = find_runs(where)
-    rows: dict[str, dict[str, Any]] = {}
-    scores: list[tuple[Any, ...]] = []
+    lines: list[dict[str, Any]] = []
     for run in found:
         try:
-            results = _usable(run, problems)
-            if results is None or (modified := _modified(run)) < oldest:
-                continue
-            own = _scores(run, results)
-            about = {"id": re.sub(r"[/_-]?seed-?\d+$", "", results.run_id), "modified": modified}
-            said = {**_config(run), **dict(flat(results.content())), **about}
-            rows[str(run.path)] = {"method.rank": None, **said}  # some results do not have it
-            scores += own
+            if results := _usable(run, problems):
+                about = {**_config(run), **dict(flat(results.content()))}
+                about |= {
+                    "run": str(run.path),
+                    "id": re.sub(r"[/_-]?seed-?\d+$", "", results.run_id),
+                    "modified": (run.path / Results.FILE).stat().st_mtime,
+                    "model": paper.model_key(printable(results.model)),
+                    **{short: about.get(key) for key, short in _SHORT.items()},
+                }
+                lines += [about | score for score in _scores(run, results)]
         except UserError as error:
             problems.append(Problem(str(run.path), str(error), REFUSED))
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
             problems.append(Problem(str(run.path), reason, LEFT_OUT))
-    table = pd.DataFrame(scores, columns=list(_SCORES))
-    if not rows:
-        return Runs(len(found), pd.DataFrame(), table)
+    if not lines:
+        empty = ["run", *_SCORES, *_SHORT.values(), "setup", "model", "experiment"]
+        return Runs(len(found), pd.DataFrame(columns=empty))
     # As objects: whole numbers stay whole beside cells that are empty.
-    frame = pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
-    return Runs(len(found), frame, table, _number_setups(frame))
-
-
-def _modified(run: Run) -> float:
-    return (run.path / Results.FILE).stat().st_mtime
+    long = pd.DataFrame(lines, dtype=object).astype({"value": float, "lower": bool, "n": int})
+    long = long.copy()  # in one piece
+    return Runs(len(found), long, _number_setups(long))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -189,20 +173,19 @@ def _usable(run: Run, problems: list[Problem]) -> Results | None:
     return results
 
 
-def _scores(run: Run, results: Results) -> list[tuple[Any, ...]]:
-    """The measurements of a run, each with the values of `_SCORES`."""
-    found = []
+def _scores(run: Run, results: Results) -> Iterator[dict[str, Any]]:
+    """The measurements of a run, each with the values of `_SCORES` and how it came about."""
     for benchmark, entry in results.metrics.items():
-        evaluated = Metrics.load(run.path / "eval" / benchmark)
-        prompts = evaluated.prompts_sha256 if evaluated else None
+        said = Metrics.load(run.path / "eval" / benchmark) or Metrics(schema=1, metrics={})
+        how = flat({"weights": said.weights, "engine": said.engine, "options": said.options})
+        shapes = {k: v for k, v in how if k not in _NEUTRAL_HOW and not k.endswith(_PLACES)}
         own = f" ({results.experiment})" if benchmark == HELDOUT.benchmark else ""
-        about = entry.n or 0, printable(entry.partial or ""), prompts or ""
+        about = entry.n or 0, printable(entry.partial or ""), said.prompts_sha256 or ""
         for metric, value in entry.metrics.items():
             key = printable(f"{benchmark}.{metric}")
             lower = metric in entry.lower_is_better or key == HELDOUT.key
-            line = (str(run.path), printable(benchmark), key, printable(key + own), float(value))
-            found.append((*line, *about, lower))
-    return found
+            line = (printable(benchmark), key, printable(key + own), float(value), *about, lower)
+            yield dict(zip(_SCORES, line, strict=True)) | shapes
 
 
 def _config(run: Run) -> dict[str, Any]:
@@ -224,23 +207,22 @@ def _parse(text: str) -> dict[str, Any]:
     return {key: value for key, value in flat(parse_yaml(text)) if key not in _SEEDS | _FORMER}
 
 
-def _number_setups(frame: pd.DataFrame) -> list[str]:
-    """Add the columns `setup` and `config` to `Runs.runs`; returns `Runs.settings`."""
-    keys = list(map(str, frame))
+def _number_setups(long: pd.DataFrame) -> list[str]:
+    """Add the column `setup` to `Runs.long`; returns `Runs.settings`."""
+    keys = list(map(str, long))
     own = [k for k in keys if k.startswith("method.config.") and k != "method.config.routing_seed"]
     first = ["scale", "model", "experiment", "method.label", "method.rank", *own]
     last = ["method.name", "method.trainable_parameters", "train.steps"]
-    settings = [k for k in dict.fromkeys([*first, *filter(_shapes, keys), *last]) if k in frame]
-    method = ["model", "method.label", "method.rank", "method.trainable_parameters", *own]
-    frame["config"] = frame.groupby(method, dropna=False, sort=False).ngroup()
-    frame["setup"] = frame.groupby(settings, dropna=False, sort=False).ngroup()
+    settings = [k for k in dict.fromkeys([*first, *filter(_shapes, keys), *last]) if k in long]
     # One config at one routing seed, but several ids: the data or benchmarks differ in content.
-    seeds = [key for key in ("method.config.routing_seed",) if key in frame]
-    ids = frame.groupby(["setup", *seeds], dropna=False, sort=False)["id"].transform("nunique")
-    several = ids.groupby(frame["setup"]).transform("max") > 1
-    frame["content"] = frame["id"].where(several, "")
-    frame["setup"] = frame.groupby(["setup", "content"]).ngroup()
-    return [*settings, "content"]
+    seeds = [key for key in ("method.config.routing_seed",) if key in long]
+    alike = [*settings, "benchmark"]
+    ids = long.groupby([*alike, *seeds], dropna=False, sort=False)["id"].transform("nunique")
+    several = ids.groupby([long[key] for key in alike], dropna=False).transform("max") > 1
+    long["content"] = long["id"].where(several, "")
+    settings.append("content")
+    long["setup"] = long.groupby(settings, dropna=False, sort=False).ngroup()
+    return settings
 
 
 def _shapes(key: str) -> bool:
@@ -248,7 +230,7 @@ def _shapes(key: str) -> bool:
     group, _, rest = key.partition(".")
     if group in _NEUTRAL or key in _SEEDS or key.endswith(_PLACES):
         return False
-    if group in ("schema", "run_id", "id", "modified", "sha256", "method", "train", "metrics"):
+    if group in _RESULTS or key in (*_SCORES, *_SHORT.values()):
         return False
     if group == "trainer" and rest in BOOKKEEPING:
         return False
@@ -256,7 +238,7 @@ def _shapes(key: str) -> bool:
 
 
 def passing(runs: Runs, expression: str) -> pd.DataFrame:
-    """The runs for which an expression of pandas' `DataFrame.query` is true.
+    """The measurements of the runs for which an expression of `DataFrame.query` is true.
 
     Args:
         expression: over the columns of `runs.wide`; dots need no backticks, and "metrics." may
@@ -280,13 +262,14 @@ def passing(runs: Runs, expression: str) -> pd.DataFrame:
         ) from error
     if found.empty:
         raise UserError(f"filter={expression}: none of the {len(frame)} usable runs passes it.")
-    return runs.runs.loc[found]
+    return runs.long[runs.long["run"].isin(found)]
 
 
 def select(
     found: Runs,
     problems: list[Problem],
     scale: str = "auto",
+    model: str = "auto",
     partial: bool = False,
     where: str | None = None,
 ) -> Runs:
@@ -295,71 +278,70 @@ def select(
     Args:
         problems: gets an entry for everything that is left out.
         scale: "auto" takes the paper's if there is any, else the commonest.
+        model: "auto" takes all.
         partial: take results of benchmarks that were cut, all in the commonest way, instead of
             whole ones.
         where: see `passing`.
 
     Raises:
-        UserError: no result at a scale that was asked for, or none that passes `where`.
+        UserError: no result of a scale or model that was asked for, or none that passes `where`.
     """
-    if found.runs.empty:
+    if found.long.empty:
         return replace(found, scale="" if scale == "auto" else scale)
-    runs = passing(found, where) if where else found.runs
-    scales = runs["scale"].value_counts()
+    long = passing(found, where) if where else found.long
+    runs = long.drop_duplicates("run").set_index("run")
     if scale == "auto":
+        scales = runs["scale"].value_counts()
         scale = paper.SCALE if paper.SCALE in scales else str(scales.index[0])
-    elif scale not in scales:
-        there = ", ".join(f"{name} ({count})" for name, count in scales.items())
-        raise UserError(f"scale={scale}: no such results; there are {there}.")
-    for folder, other in runs.loc[runs["scale"] != scale, "scale"].items():
-        reason = f"of scale {other}; the tables hold scale {scale} only"
-        problems.append(Problem(str(folder), reason, LEFT_OUT))
-    found = found.only(runs[runs["scale"] == scale])
-    scores, cut = _comparable(found, partial, problems)
-    found = replace(found, scores=scores, scale=scale, cut=cut)
-    return found.only(_newest(found.runs[found.runs.index.isin(scores["run"])], problems))
+    for key, wanted in (("scale", scale), ("model", paper.model_key(model))):
+        if wanted == "auto":
+            continue
+        if wanted not in set(runs[key]):
+            counts = runs[key].value_counts().items()
+            there = ", ".join(f"{name} ({count})" for name, count in counts)
+            raise UserError(f"{key}={wanted}: no such results; there are {there}.")
+        for folder, other in runs.loc[runs[key] != wanted, key].items():
+            problems.append(Problem(str(folder), f"of {key} {other}, not {wanted}", LEFT_OUT))
+        runs = runs[runs[key] == wanted]
+    long, cut = _comparable(long[long["run"].isin(runs.index)], partial, problems)
+    return replace(found, long=_newest(long, problems), scale=scale, cut=cut)
 
 
-def _comparable(runs: Runs, partial: bool, problems: list[Problem]) -> tuple[pd.DataFrame, str]:
+def _comparable(
+    long: pd.DataFrame, partial: bool, problems: list[Problem]
+) -> tuple[pd.DataFrame, str]:
     """The measurements on the same, whole set of examples; and why it is not whole, or ""."""
-    scores = runs.scores
-    cuts = scores.loc[scores["partial"] != "", "partial"]
+    cuts = long.loc[long["partial"] != "", "partial"]
     wanted = str(cuts.mode().iloc[0]) if partial and len(cuts) else ""
     # Each experiment holds out examples of its own, which each model splits into tokens.
-    own = scores["benchmark"] == HELDOUT.benchmark
-    place = scores["column"] + " " + scores["run"].map(runs.runs["model"]).where(own, "")
-    alike = scores.groupby([place, scores["partial"]])
+    own = long["benchmark"] == HELDOUT.benchmark
+    alike = long.groupby([long["column"] + " " + long["model"].where(own, ""), "partial"])
     most = alike["n"].transform("max")
     common = alike["prompts"].transform(lambda prompts: prompts.mode().iloc[0])
-    faults = pd.Series("", scores.index)
-    faults[own & (scores["prompts"] != common)] = (
+    faults = pd.Series("", long.index)
+    faults[own & (long["prompts"] != common)] = (
         " is of other examples than those of most runs of the experiment"
     )
-    n, others = scores["n"].astype(str), most.astype(str)
+    n, others = long["n"].astype(str), most.astype(str)
     few = " was scored on " + n + " examples, others on " + others + ": not the whole benchmark"
-    faults = faults.mask((scores["n"] > 0) & (scores["n"] != most), few)
-    cut = ~own & (scores["partial"] != wanted)
-    faults = faults.mask(cut, " is partial (" + scores["partial"] + ")")
-    faults[cut & (scores["partial"] == "")] = " is whole, and these tables are of partial ones"
-    for run, benchmark, fault in zip(scores["run"], scores["benchmark"], faults, strict=True):
+    faults = faults.mask((long["n"] > 0) & (long["n"] != most), few)
+    cut = ~own & (long["partial"] != wanted)
+    faults = faults.mask(cut, " is partial (" + long["partial"] + ")")
+    faults[cut & (long["partial"] == "")] = " is whole, and these tables are of partial ones"
+    for run, benchmark, fault in zip(long["run"], long["benchmark"], faults, strict=True):
         if fault:
             problems.append(Problem(run, benchmark + fault, LEFT_OUT))
-    return scores[faults == ""], wanted
+    return long[faults == ""], wanted
 
 
-def _newest(runs: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
-    """One run a seed of a setup: the newest."""
-    runs = runs.sort_values("modified", kind="stable")
-    last = {(setup, seed): folder for folder, setup, seed in runs[["setup", "seed"]].itertuples()}
-    older = runs.duplicated(["setup", "seed"], keep="last")
-    for folder, setup, seed in runs.loc[older, ["setup", "seed"]].itertuples():
-        reason = f"duplicate of {last[setup, seed]} (seed {seed}); the newer one is used"
-        problems.append(Problem(str(folder), reason, LEFT_OUT))
-    return runs[~older].sort_index()
-
-
-def _seconds(duration: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", str(duration).strip())
-    if not match:
-        raise UserError(f"since={duration}: expected a number and one of s, m, h, d, w, as in 6h.")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
+def _newest(long: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
+    """The measurements, of each seed of a setup the newest."""
+    same = ["setup", "column", "seed"]
+    ordered = long.sort_values("modified", kind="stable")
+    is_older = ordered.duplicated(same, keep="last")
+    newest = ordered[~is_older]
+    pairs = ordered[is_older].merge(newest, on=same, suffixes=("", "_newer"))
+    for run, newer, seed in pairs[["run", "run_newer", "seed"]].drop_duplicates().to_numpy():
+        reason = f"duplicate of {newer} (seed {seed}); the newer one is used"
+        problems.append(Problem(run, reason, LEFT_OUT))
+    return newest.sort_index()

@@ -1,4 +1,4 @@
-"""Paired tests on the same examples, and intervals over seeds and examples together."""
+"""Paired differences on the same examples, and intervals over seeds and examples together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from mos.errors import UserError
 from mos.records import read_records
 from mos.report.paper import HELDOUT, Column
 
-RESAMPLES = 2000
 LEVEL = 0.95
 
 
@@ -40,9 +39,7 @@ class Interval:
         return f"{estimate}" if low is None else f"{estimate} [{low}, {high}]"
 
 
-def combined_interval(
-    per_seed: Sequence[float], example_error: float | None = None, level: float = LEVEL
-) -> Interval:
+def combined_interval(per_seed: Sequence[float], example_error: float | None = None) -> Interval:
     """Interval for a mean that varies over seeds and over the drawn examples; none for one seed.
 
     The variances of the two add up; the t quantile has Satterthwaite's degrees of freedom, with the
@@ -61,7 +58,7 @@ def combined_interval(
     of_seeds = float(np.var(per_seed, ddof=1)) / n
     total = of_seeds + (example_error or 0.0) ** 2
     freedom = (n - 1) * (total / of_seeds) ** 2 if of_seeds else math.inf
-    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(total)
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(total)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -71,27 +68,22 @@ def combined_interval(
 Strata = Sequence[np.ndarray]
 
 
-def _bootstrap(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Weighted means of `count` samples with replacement of the rows of `values`.
-
-    Differences take few distinct values, so counts of these are drawn instead of rows: the same
-    distribution for a fraction of the work.
-    """
-    distinct, frequency = np.unique(values, axis=0, return_counts=True)
-    draws = rng.multinomial(len(values), frequency / len(values), size=count)
-    sums = draws @ distinct
-    return sums[:, :-1] / sums[:, -1:]
-
-
-def example_error(strata: Sequence[Strata], count: int = RESAMPLES, seed: int = 0) -> float:
+def example_error(strata: Sequence[Strata]) -> float:
     """Standard error that comes from the choice of examples: of the mean over all metrics of all
-    benchmarks, by a bootstrap that resamples examples within groups.
+    benchmarks.
 
-    The metrics of one benchmark (TyDiQA's F1 and EM) are resampled together.
+    Examples are drawn within groups; the metrics of one benchmark (TyDiQA's F1 and EM) share
+    theirs. To first order in the weights, whose sum is drawn too.
     """
-    rng = np.random.default_rng(seed)
-    means = [np.mean([_bootstrap(group, count, rng) for group in own], axis=0) for own in strata]
-    return float(np.std(np.concatenate(means, axis=1).mean(axis=1), ddof=1))
+    metrics = sum(own[0].shape[1] - 1 for own in strata)
+    variance = 0.0
+    for own in strata:
+        for group in own:
+            values, weight = group[:, :-1], group[:, -1:]
+            mean = values.sum(axis=0) / weight.sum()
+            moved = (values - mean * weight).sum(axis=1) / weight.sum()
+            variance += float((moved**2).sum()) / (len(own) * metrics) ** 2
+    return math.sqrt(variance)
 
 
 def scores_of(folder: str | Path, columns: Sequence[Column]) -> pd.DataFrame | None:
@@ -116,10 +108,11 @@ def scores_of(folder: str | Path, columns: Sequence[Column]) -> pd.DataFrame | N
     known = BENCHMARKS.get(benchmark)
     rows = {}
     for record in read_records(place):
-        if missing := {*names, *(["tokens"] if loss else [])} - record.scores.keys():
-            raise UserError(f"{place}: the record of {record.id} has no {missing.pop()}.")
-        values = [record.scores[name] * (1 if loss else 100) for name in names]
-        weight = record.scores["tokens"] if loss else 1.0
+        try:
+            values = [record.scores[name] * (1 if loss else 100) for name in names]
+            weight = record.scores["tokens"] if loss else 1.0
+        except KeyError as error:
+            raise UserError(f"{place}: the record of {record.id} has no {error}.") from None
         group = known.group_of(record.id) if known else ""
         rows[record.id] = (*values, weight, group, record.prompt_sha256 or "")
     header = [*(column.name for column in columns), "weight", "group", "prompt"]

@@ -208,7 +208,10 @@ def close(members: list[dict[str, Any]], of: int, config: DictConfig) -> bool:
         say(f"about {hours:.2g} h of training and {size:.2g} GB in all")
         say("dry run: nothing was done")
     elif runs := [Run(path) for path in paths if Path(path).is_dir()]:
+        from mos.report.pivot import show_sweeps  # imports pandas
+
         show_runs(runs, reasons=False)
+        show_sweeps([run for run in runs if (run.path / "results.json").is_file()])
     failures = [(member, failure) for member in members if (failure := _failure(member))]
     for member, failure in failures:
         say(f"failed: {' '.join(member['overrides'])}: {failure}")

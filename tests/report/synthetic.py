@@ -115,7 +115,7 @@ def write_paper(root: Path, offsets: Mapping[int, float] | None = None) -> None:
                         write_run(
                             root,
                             row.label,
-                            row.ranks[-1] if row.ranks else 64 if row.millions else None,
+                            int(row.ranks[-1]) if row.ranks else 64 if row.millions else None,
                             parameters_of(row, table.model),
                             experiment=experiment,
                             seed=seed,

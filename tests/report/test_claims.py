@@ -31,7 +31,7 @@ def test_all_claims_hold_at_the_papers_figures(paper_runs):
     assert {v.verdict for v in verdicts.values()} == {HELD}
     assert {v.seeds for v in verdicts.values()} == {2}
     line = str(verdicts["MoS beats every method at 5.00M"])
-    assert line.startswith("MoS beats every method at 5.00M: held at 2 seeds (MoS 4/8 - LoRA 2")
+    assert line.startswith("MoS beats every method at 5.00M: held at 2 seeds (MoS 8 − LoRA 2")
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,35 @@ def test_only_common_seeds_are_compared(tmp_path):
     assert comparison.interval.estimate == pytest.approx(2.0)
 
 
-def test_missing_rows_leave_a_claim_undecided(tmp_path):
+def test_claims_are_of_rows_that_were_all_run(tmp_path):
     write_pair(tmp_path, [46.0, 46.2], [])
+    assert not verdicts_of(tmp_path)
+    write_pair(tmp_path, [46.0, 46.2], [44.0, 44.2])
     verdicts = verdicts_of(tmp_path)
-    assert verdicts[CLAIM].verdict == UNDECIDED
-    assert verdicts[CLAIM].reason == "LoRA 2 not run"
-    assert verdicts["MoS beats LoRA at 5.00M"].reason.startswith("MoS 4/8 lacks BBH EM")
-    assert verdicts["MoS beats LoRA at 19.99M"].reason == "MoS 16/32 not run"
+    assert CLAIM in verdicts
+    assert verdicts["MoS beats LoRA at 5.00M"].reason.startswith("MoS 8 lacks BBH EM")
+    assert "MoS beats LoRA at 19.99M" not in verdicts
+
+
+def test_each_setting_of_a_row_is_judged_beside_the_same_of_the_others(tmp_path):
+    """Ranks 4 and 8 fill one row, and LoRA was trained at two learning rates."""
+    for rate, gain in ((0.001, 1.0), (0.002, -1.0)):
+        for seed in (0, 1, 2):
+            for label, rank, value in (("LoRA", 2, 44), ("MoS", 8, 44 + gain), ("MoS", 4, 47)):
+                run = write_run(
+                    tmp_path, label, rank, 610_560, seed=seed, setup=f"{rate}", scale="local",
+                    model="Smol",
+                    config={"equivalent_rank": 2} if label == "MoS" else {},
+                    metrics={"mmlu": {"exact_match": value + seed / 10, "n": 100}},
+                )  # fmt: skip
+                (run / "config.yaml").write_text(f"trainer:\n  learning_rate: {rate}\n")
+    found = [v for v in report_of(tmp_path).verdicts if "on MMLU" in v.text]
+    assert {str(v.comparisons[0]).partition(" [")[0]: v.verdict for v in found} == {
+        "MoS 4 (learning_rate=0.001) − LoRA 2 (learning_rate=0.001): +3.00": HELD,
+        "MoS 4 (learning_rate=0.002) − LoRA 2 (learning_rate=0.002): +3.00": HELD,
+        "MoS 8 (learning_rate=0.001) − LoRA 2 (learning_rate=0.001): +1.00": HELD,
+        "MoS 8 (learning_rate=0.002) − LoRA 2 (learning_rate=0.002): -1.00": NOT_HELD,
+    }
 
 
 def write_records(root, right: dict[tuple[str, int], list[int]], prompt="p"):
@@ -158,7 +180,11 @@ def test_claims_are_judged_on_held_out_loss(tmp_path):
     assert verdict.text == "MoS beats LoRA at 0.61M, on held-out loss"
     assert verdict.verdict == HELD
     (comparison,) = verdict.comparisons
-    assert str(comparison.interval).startswith("+0.1995 [+0.19")
+    assert str(comparison).startswith("MoS 8 − LoRA 2: -0.1995 [-0.2")
+    assert str(comparison).endswith("nats, less is better")
+    means = {row: report.filled["table2"].at(row, *report.filled["table2"].table.columns).mean
+             for row in ("MoS 4/8", "LoRA 2")}  # fmt: skip
+    assert means["MoS 4/8"] - means["LoRA 2"] == pytest.approx(-0.1995)
     assert comparison.examples
     (column,) = report.filled["table2"].table.columns
     assert (column.key, column.title) == ("heldout.loss", "Held-out loss (superni_mmlu)")

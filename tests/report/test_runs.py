@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 
 import pytest
 
-from mos.errors import UserError
 from mos.files import hash_json
 from mos.report.page import write
 from mos.report.runs import read_runs
@@ -113,16 +111,16 @@ def test_a_report_of_nothing_says_what_is_there(tmp_path):
     assert [p.reason for p in report.problems] == ["status failed (disk full): no results.json"]
 
 
-def read(*roots, **options):
+def read(*roots):
     problems = []
-    return read_runs([str(root) for root in roots], problems, **options), problems
+    return read_runs([str(root) for root in roots], problems), problems
 
 
 def test_a_partially_evaluated_run_counts_with_what_it_has(tmp_path):
     run = write_run(tmp_path, metrics={"mmlu": {"exact_match": 47.0}})
     status("trained")(run)
     runs, problems = read(tmp_path)
-    assert len(runs.runs) == 1
+    assert len(runs.wide) == 1
     assert [str(p) for p in problems] == [f"noted: {run}: partially evaluated: mmlu so far"]
     (run / "results.json").unlink()
     assert [p.reason for p in read(tmp_path)[1]] == ["trained, not evaluated"]
@@ -132,20 +130,11 @@ def test_folders_are_found_at_any_depth_and_once(tmp_path):
     deep = write_run(tmp_path / "a" / "b" / "c")
     other = write_run(tmp_path / "d", seed=1)
     (tmp_path / "a" / "seed7").mkdir()
+    (tmp_path / "a" / "seed7" / "config.yaml").write_text("seed: 7\n")
     runs, problems = read(tmp_path, deep, f"{tmp_path}/d/**/seed1")
-    assert sorted(runs.runs.index) == sorted([str(deep), str(other)])
+    assert sorted(runs.wide.index) == sorted([str(deep), str(other)])
     assert runs.folders == 3
     assert [p.where for p in problems] == [str(tmp_path / "a" / "seed7")]
-
-
-def test_since_leaves_out_older_results(tmp_path):
-    new, old = write_run(tmp_path), write_run(tmp_path, seed=1)
-    earlier = time.time() - 7 * 3600
-    os.utime(old / "results.json", (earlier, earlier))
-    assert list(read(tmp_path, since="6h")[0].runs.index) == [str(new)]
-    assert len(read(tmp_path, since="0.4d")[0].runs) == 2
-    with pytest.raises(UserError, match="as in 6h"):
-        read(tmp_path, since="yesterday")
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])

@@ -9,7 +9,9 @@ import os
 import pytest
 
 from mos.errors import UserError
-from tests.report.synthetic import SEVEN_B, cell, report_of, write_run
+from mos.records import Metrics
+from mos.report.paper import AVERAGE
+from tests.report.synthetic import SEVEN_B, cell, report_of, shown, write_run
 
 
 def mmlu(report):
@@ -22,7 +24,7 @@ def test_scales_are_never_mixed(tmp_path):
     report = report_of(tmp_path)
     assert (report.runs.scale, mmlu(report)) == ("paper", {0: 47.0})
     assert [report.counts[key] for key in ("found", "used", "left out")] == [2, 1, 1]
-    assert any("of scale local" in p.reason for p in report.problems)
+    assert any("of scale local, not paper" in p.reason for p in report.problems)
     local = report_of(tmp_path, scale="local")
     assert mmlu(local) == {1: 47.0}
     assert not local.filled["table2"].comparable
@@ -30,10 +32,49 @@ def test_scales_are_never_mixed(tmp_path):
         report_of(tmp_path, scale="huge")
 
 
-def test_models_are_never_mixed(tmp_path):
+def test_each_model_has_tables_of_its_own(tmp_path):
     write_run(tmp_path, seed=0)
-    write_run(tmp_path, seed=1, model="LLaMA3.2-3B", metrics={"mmlu": {"exact_match": 1.0}})
-    assert mmlu(report_of(tmp_path)) == {0: 47.0}
+    small = write_run(tmp_path, seed=1, model="Llama/3.2", metrics={"mmlu": {"exact_match": 1.0}})
+    report = report_of(tmp_path)
+    assert mmlu(report) == {0: 47.0}
+    assert cell(report, "MoS 16/32", table="table2-Llama-3.2") == {1: 1.0}
+    only = report_of(tmp_path, model="Llama/3.2")
+    assert list(only.filled) == ["table2"]
+    assert set(only.cells["run"]) == {str(small)}
+    with pytest.raises(UserError, match=r"model=other: no such results; there are .*Llama/3\.2"):
+        report_of(tmp_path, model="other")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("weights", "quantization", None),
+        ("weights", "model_sha256", "other"),
+        ("engine", "engine", "transformers"),
+        ("engine", "dtype", "float32"),
+        ("options", "chat", False),
+    ],
+)
+def test_weights_engines_and_chats_are_never_mixed(tmp_path, part, key, value):
+    """Seed 1 was evaluated in another way than the config of both says."""
+    how = {
+        "weights": {"model": "m", "model_sha256": "m", "quantization": {"bits": 4}, "adapter": "x"},
+        "engine": {"engine": "vllm", "dtype": "bfloat16", "version": "1"},
+        "options": {"chat": True, "data_dir": "here"},
+    }
+    for seed in (0, 1, 2):
+        run = write_run(tmp_path, seed=seed, metrics={"mmlu": {"exact_match": 40.0 + seed}})
+        other = {part: how[part] | {key: value}} if seed == 1 else {}
+        said = how | {"engine": how["engine"] | {"version": str(seed)}} | other
+        Metrics(metrics={"exact_match": 1.0}, schema=1, **said).write(run / "eval/mmlu", [])
+    report = report_of(tmp_path, rows=["method.label"])
+    rows = report.filled["table2"].rows
+    found = [cell(report, row) for row in rows if row.startswith("MoS 16/32")]
+    assert sorted(found, key=len) == [{1: 41.0}, {0: 40.0, 2: 42.0}]
+    name = "bits" if key == "quantization" else key
+    assert all(f"{name}=" in row for row in rows if row.startswith("MoS 16/32"))
+    cells = report.cells[report.cells["table"] == "grouped"]
+    assert cells.groupby("row")["seed"].agg(set).tolist() in ([{0, 2}, {1}], [{1}, {0, 2}])
 
 
 def partial(seed, value=12.0, reason="limit=100"):
@@ -89,19 +130,41 @@ def with_config(folder, **config):
     (folder / "config.yaml").write_text(json.dumps(config))
 
 
-def test_other_setups_are_said_and_stand_apart(tmp_path):
-    for seed in (0, 1):
-        run = write_run(tmp_path, seed=seed, setup="aaaaaaaa")
-        with_config(run, seed=seed, trainer={"learning_rate": 2e-4}, paths={"output_dir": "x"})
-    other = write_run(
-        tmp_path, seed=2, setup="bbbbbbbb", metrics={"mmlu": {"exact_match": 1.0, "n": 14042}}
-    )
-    with_config(other, seed=2, trainer={"learning_rate": 1e-3}, paths={"output_dir": "y"})
+@pytest.mark.parametrize("scale", ["paper", "local"])
+def test_of_two_settings_none_is_chosen(tmp_path, scale):
+    """Beside the paper's figures its learning rate stands alone; elsewhere both are listed."""
+    for seed, rate in ((0, 2e-4), (1, 2e-4), (0, 1e-3), (1, 1e-3), (2, 1e-3)):
+        run = write_run(
+            tmp_path, seed=seed, scale=scale, setup=f"{rate}",
+            metrics={"mmlu": {"exact_match": rate * 1e5 + seed, "n": 14042}},
+        )  # fmt: skip
+        with_config(run, seed=seed, trainer={"learning_rate": rate}, paths={"output_dir": rate})
     report = report_of(tmp_path)
-    assert mmlu(report) == {0: 47.0, 1: 47.0}
-    (problem,) = report.problems
-    assert str(problem).startswith("noted: MoS 16/32: 1 run(s) of 1 other setup(s) are among the")
-    assert set(report.cells[report.cells["table"] == "others"]["run"]) == {str(other)}
+    rows = {"MoS 16/32"}
+    if scale == "local":
+        rows = {f"MoS 16/32, learning_rate={rate}" for rate in (0.0002, 0.001)}
+        assert cell(report, "MoS 16/32, learning_rate=0.001") == {0: 100.0, 1: 101.0}
+        notes = [str(p) for p in report.problems if "not in the means" in p.reason]
+        assert notes[0].startswith("noted: MoS 16/32, learning_rate=0.001: seed 2")
+    else:
+        assert mmlu(report) == {0: 20.0, 1: 21.0}
+    assert set(report.cells.loc[report.cells["table"] == "table2", "row"]) == rows
+    sweep = report.cells[report.cells["table"] == "sweep"]
+    assert len(sweep["run"].unique()) == 4
+
+
+def test_the_papers_rows_have_the_papers_settings(tmp_path):
+    """Shards in four; in two is no row of the paper."""
+    for shards, label in ((1, "MoS -vs"), (2, "MoS"), (4, "MoS")):
+        write_run(
+            tmp_path, label, setup=f"{shards}", config={"shards_per_vector": shards},
+            metrics={"mmlu": {"exact_match": float(shards)}},
+        )  # fmt: skip
+    report = report_of(tmp_path)
+    assert mmlu(report) == {0: 4.0}
+    assert cell(report, "MoS -vs 16/32") == {0: 1.0}
+    sweep = shown(report.sheets["sweep"][0], 1)
+    assert list(sweep) == [("4",), ("2",), ("1",)]
 
 
 def test_seeds_that_also_seed_the_routing_are_one_setup(tmp_path):
@@ -153,7 +216,7 @@ def test_unknown_rows_are_named_and_apart(tmp_path):
     write_run(tmp_path, "MoSLoRA", method="moslora", metrics={"mmlu": {"exact_match": 99.0}})
     report = report_of(tmp_path)
     assert mmlu(report) == {0: 47.0}
-    assert list(report.sheets["others"].frame["method.label"]) == ["MoSLoRA"]
+    assert ("MoSLoRA",) in shown(report.sheets["sweep"][0], 1)
     (problem,) = report.problems
     assert str(problem) == "noted: row MoSLoRA: no method 'moslora' is known here (1 run(s))"
 
@@ -163,19 +226,20 @@ def test_known_labels_outside_of_the_tables_are_not_unknown(tmp_path):
         write_run(tmp_path, label)
     report = report_of(tmp_path)
     assert not report.problems
-    assert len(report.sheets["others"].frame) == 4
+    assert not report.filled
+    assert not report.verdicts
+    assert len(report.sheets["sweep"][0].frame) == 4
 
 
 def average(report, row, table):
-    filled = report.filled[table]
-    return [frame.at[row, "average"] for frame in (filled.mean, filled.std, filled.n)]
+    return report.filled[table].at(row, AVERAGE)
 
 
 def test_the_average_waits_for_all_columns(tmp_path):
     write_run(tmp_path)
     report = report_of(tmp_path)
     assert mmlu(report)
-    assert math.isnan(average(report, "MoS 16/32", "table2")[0])
+    assert math.isnan(average(report, "MoS 16/32", "table2").mean)
 
 
 def test_the_average_of_seeds_uses_those_that_all_columns_share(tmp_path):
@@ -189,13 +253,11 @@ def test_the_average_of_seeds_uses_those_that_all_columns_share(tmp_path):
                 tmp_path, "MoS", 8, 7_823_360, experiment=experiment, seed=seed,
                 model="LLaMA2-13B", metrics=metrics,
             )  # fmt: skip
-    mean, std, n = average(report_of(tmp_path), "MoS 4/8", "table3")
-    assert (mean, n) == (30.0, 1)
+    mean, std, seeds = average(report_of(tmp_path), "MoS 4/8", "table3")
+    assert (mean, seeds) == (30.0, (1,))
     assert math.isnan(std)
 
 
 def test_budgets_tell_rows_of_one_rank_apart(tmp_path):
     write_run(tmp_path, rank=16, parameters=2 * SEVEN_B)
-    report = report_of(tmp_path)
-    assert set(report.cells["table"]) == {"others"}
-    assert report.filled["table2"].about.empty
+    assert not report_of(tmp_path).filled

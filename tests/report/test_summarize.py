@@ -23,7 +23,7 @@ def summarize(*overrides):
 
 @pytest.fixture(scope="module")
 def page(paper_runs, tmp_path_factory):
-    """Report with every plot: the paper's figures, loss logs and a sweep."""
+    """Report with every plot: the paper's figures and a sweep."""
     root = tmp_path_factory.mktemp("report")
     (root / "outputs").mkdir()
     (root / "outputs" / "paper").symlink_to(paper_runs)
@@ -75,7 +75,7 @@ def test_every_file_is_written(page):
         f"{t}.{kind}" for t in ("table1", "table2", "table3") for kind in ("md", "tex", "csv")
     }
     assert tables < names
-    assert {"report.html", "claims.md", "cells.csv", "runs.csv", "others.md", "grouped.md"} < names
+    assert {"report.html", "claims.md", "cells.csv", "runs.csv", "sweep.md", "grouped.md"} < names
 
 
 def test_the_page_is_one_well_formed_file(page):
@@ -91,17 +91,17 @@ def test_the_page_shows_tables_verdicts_plots_and_what_was_left_out(page):
     parsed = Page((page / "report.html").read_text())
     for wanted in (
         "Table 1: Sharing and differentiation", "Table 3: LLaMA2-13B", "37.63", "+0.01",
-        "MoS beats every method at 5.00M", "Quality over size.", "Ablations.", "By method.config.r",
-        "Other rows, by model", "method.config.shards_per_vector",
+        "MoS beats every method at 5.00M", "Quality over size, LLaMA2-7B.", "By method.config.r",
+        "Sweep superni_mmlu on LLaMA2-7B", "method.config.shards_per_vector",
     ):  # fmt: skip
         assert wanted in parsed.text
-    assert len(parsed.sources) == 3
+    assert len(parsed.sources) >= 3
 
 
 def test_the_runs_behind_each_cell_are_in_cells_csv(page):
     rows = list(csv.DictReader((page / "cells.csv").open()))
     assert list(rows[0]) == ["table", "row", "column", "seed", "value", "run"]
-    assert {row["table"] for row in rows} == {"table1", "table2", "table3", "grouped", "others"}
+    assert {row["table"] for row in rows} == {"table1", "table2", "table3", "grouped", "sweep"}
     wanted = ["table2", "MoS 16/32", "gsm8k.exact_match", "1"]
     (own,) = (row for row in rows if list(row.values())[:4] == wanted)
     assert float(own["value"]) == 30.93
@@ -112,12 +112,13 @@ def test_the_runs_behind_each_cell_are_in_cells_csv(page):
 
 def test_text_of_runs_is_escaped(tmp_path, capsys):
     """In HTML, Markdown, LaTeX, for spreadsheets and for the terminal."""
+    write_run(tmp_path / "runs")
     write_run(tmp_path / "runs", "=HYPERLINK(1)<script>|[x](y)\\input{a}\x1b[2J\n\u202e")
     summarize(f"runs={tmp_path}/runs", f"out={tmp_path}/out", "plots=false")
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\u202e" not in printed
-    written = {f.suffix: f.read_text() for f in (tmp_path / "out").glob("others.*")}
+    written = {f.suffix: f.read_text() for f in (tmp_path / "out").glob("sweep.*")}
     assert "<script>" not in (tmp_path / "out" / "report.html").read_text()
     assert "=HYPERLINK(1)&lt;script>\\|\\[x\\](y)\\\\input{a}\\\\x1b\\[2J" in written[".md"]
     assert r"(y)\textbackslash{}input\{a\}" in written[".tex"]
@@ -138,10 +139,9 @@ def test_a_refused_run_ends_with_status_1_and_a_report(tmp_path, monkeypatch, ca
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_a_benchmark_and_a_method_from_outside_are_in_tables_plots_and_runs_csv(page):
-    assert "riddles exact_match" in (page / "others.md").read_text().splitlines()[2]
-    assert "<!-- riddles exact_match -->" in (page / "plots" / "budget.svg").read_text()
-    assert "<!-- Gate  8 -->" in (page / "plots" / "budget.svg").read_text()
+def test_a_benchmark_and_a_method_from_outside_are_in_tables_and_runs_csv(page):
+    assert "riddles exact_match" in (page / "sweep.md").read_text().splitlines()[2]
+    assert "| Gate |" in (page / "sweep.md").read_text()
     rows = list(csv.DictReader((page / "runs.csv").open()))
     (row,) = (row for row in rows if row["label"] == "Gate")
     assert (row["rank"], row["riddles.exact_match"]) == ("8", "99.0")
@@ -162,7 +162,7 @@ def test_other_grouping_and_several_sources(tmp_path, capsys):
         "rows='method.label,method.rank'", "filter='seed==0'",
     )  # fmt: skip
     text = (tmp_path / "out" / "grouped.md").read_text()
-    assert "| LoRA | 8 | **47.00 (1)** | **51.00 (1)** | **38.00 (1)** |" in text
+    assert "| LoRA | 8 | 47.00 (1) | 51.00 (1) | 38.00 (1) |" in text
     printed = capsys.readouterr().out
     assert "By method.label, method.rank" in printed
     assert "4 of 4" not in printed
@@ -187,10 +187,30 @@ def test_partial_results_are_offered(tmp_path, capsys):
     summarize(*given, "partial=true")
     printed = capsys.readouterr().out
     assert "50.00" in printed
-    assert "PARTIAL (limit=6)" in printed
+    assert "PARTIAL: benchmarks were cut (limit=6)." in printed
     text = (tmp_path / "out" / "table2.md").read_text()
     assert "PARTIAL: benchmarks were cut (limit=6)." in text
     assert "measured minus paper" not in text
+
+
+def test_what_is_said_on_the_terminal_is_short_and_leaves_no_model_out(tmp_path, capsys):
+    """The commonest model does not hide the others; a long reason is cut, not in problems.csv."""
+    for seed in range(3):
+        write_run(tmp_path / "runs", model="tiny", scale="local", seed=seed)
+    write_run(tmp_path / "runs", model="SmolLM2-135M", scale="local")
+    bad = write_run(tmp_path / "runs", seed=9, scale="local")
+    reason = "the disk is full " * 30
+    (bad / "status.json").write_text(json.dumps({"status": "failed", "reason": reason}))
+    summarize(f"runs={tmp_path}/runs", f"out={tmp_path}/out", "plots=false")
+    printed = capsys.readouterr().out
+    assert "Table 2: Main results and ablations, tiny" in printed
+    assert "Table 2: Main results and ablations, SmolLM2-135M" in printed
+    assert "Table 3" not in printed
+    assert "claims" not in printed
+    assert not list((tmp_path / "out").glob("table[13]*"))
+    (line,) = (line for line in printed.splitlines() if line.startswith("left out: "))
+    assert len(line) <= 150
+    assert reason.strip() in (tmp_path / "out" / "problems.csv").read_text()
 
 
 def run_main(monkeypatch, *arguments):
@@ -216,7 +236,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     [
         (["runs=nowhere"], "runs=nowhere: no such folder"),
         (["scale=huge"], "scale=huge: no such results; there are paper (1)"),
-        (["since=soon"], "since=soon"),
+        (["model=huge"], "model=huge: no such results; there are LLaMA2-7B (1)"),
         (["rows=colour"], "colour: none of the 1 runs has it"),
         (["filter=seed"], "Expected an expression"),
         (["out=/proc/none"], "out=/proc/none cannot be written"),

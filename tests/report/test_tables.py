@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 
+import pandas as pd
 import pytest
 
 from mos.report import formats, paper
@@ -98,8 +99,8 @@ def test_spread_and_count_over_seeds(tmp_path):
     write_run(tmp_path, seed=0, metrics={"mmlu": {"exact_match": 46.0}})
     write_run(tmp_path, seed=1, metrics={"mmlu": {"exact_match": 47.0}})
     filled = report_of(tmp_path).filled["table2"]
-    found = [f.at["MoS 16/32", "mmlu.exact_match"] for f in (filled.mean, filled.std, filled.n)]
-    assert found == [46.5, pytest.approx(0.5**0.5), 2]
+    found = filled.at("MoS 16/32", paper.COLUMNS[0])
+    assert found == (46.5, pytest.approx(0.5**0.5), (0, 1))
     means, spread, beside = (shown(sheet, 3) for sheet in paper_sheets(filled))
     row = ("MoS", "16/32", "19.99M")
     assert list(means[row].values()) == ["46.50", *["–"] * 6]
@@ -107,13 +108,29 @@ def test_spread_and_count_over_seeds(tmp_path):
     assert list(beside[row].values())[:2] == ["47.01 (-0.51)", "37.79 (–)"]
 
 
-def test_a_cell_with_fewer_seeds_says_so(tmp_path):
-    for seed in (0, 1):
-        write_run(tmp_path, seed=seed)
-    write_run(tmp_path, "LoRA", 8, method="lora")
-    table = shown(shown_means(report_of(tmp_path).filled["table2"]))
-    assert table["LoRA †", "8"]["MMLU EM (0-shot)"] == "47.00 (n=1)"
-    assert table["MoS", "16/32"]["MMLU EM (0-shot)"] == "47.00"
+def test_means_are_over_the_same_seeds(tmp_path):
+    """What has others says so, and does not compete."""
+    for label, seeds in (("MoS", (0, 1, 2)), ("MoS -vs", (0, 1)), ("MoS -pd", (2,))):
+        for seed in seeds:
+            value = {"MoS": 40.0 + 30 * (seed == 2), "MoS -vs": 41.0, "MoS -pd": 90.0}[label]
+            write_run(tmp_path, label, seed=seed, metrics={"mmlu": {"exact_match": value}})
+    write_run(tmp_path, "Vanilla (chat)", None, 0, metrics={"mmlu": {"exact_match": 10.0}})
+    report = report_of(tmp_path)
+    sheet = shown_means(report.filled["table2"])
+    column = {row[0]: table["MMLU EM (0-shot)"] for row, table in shown(sheet).items()}
+    assert column["MoS"] == "40.00"
+    assert column["MoS -vs"] == "41.00"
+    assert column["MoS -pd"] == "90.00 (seed 2)"
+    assert column["Vanilla (chat) †"] == "10.00"
+    bold = [y for (y, x), mark in sheet.marks.items() if x == 3 and "bold" in mark]
+    assert list(sheet.frame["Method"].iloc[bold]) == ["MoS -vs"]
+    assert "MoS 16/32" in {p.where for p in report.problems if "seed 2 not in the" in p.reason}
+
+
+def test_ties_are_not_bold(tmp_path):
+    for label in ("MoS", "MoS -vs"):
+        write_run(tmp_path, label, metrics={"mmlu": {"exact_match": 40.001 + len(label) / 1e4}})
+    assert "**" not in formats.markdown([shown_means(report_of(tmp_path).filled["table2"])])
 
 
 def test_csv_has_mean_spread_count_and_difference(written):
@@ -126,23 +143,25 @@ def test_csv_has_mean_spread_count_and_difference(written):
     assert found == ["47.01", "0.00 (2)", "47.01 (+0.00)"]
 
 
-def test_rows_with_several_ranks_take_one_configuration(tmp_path):
-    """4/8: rank 4 and rank 8 are two configurations; the fuller one fills the row."""
+def test_a_row_of_several_ranks_is_a_line_for_each_that_was_run(tmp_path):
+    """4/8: neither rank 4 nor rank 8 is chosen."""
     e2 = 2 * SEVEN_B
     for seed in (0, 1):
         write_run(tmp_path, rank=4, parameters=e2, seed=seed)
-    write_run(tmp_path, rank=8, parameters=e2, metrics={"mmlu": {"exact_match": 99.0}})
+        write_run(tmp_path, rank=8, parameters=e2, seed=seed, metrics={"mmlu": {"exact_match": 9}})
     report = report_of(tmp_path)
-    assert cell(report, "MoS 4/8") == {0: 47.0, 1: 47.0}
-    assert cell(report, "LLaMA2-7B, MoS, 8, 4997120", table="others") == {0: 99.0}
-    said = "noted: MoS 4/8: 1 run(s) of 1 other config(s) are among the other rows"
-    assert any(str(p).startswith(said) for p in report.problems)
+    assert cell(report, "MoS 4") == {0: 47.0, 1: 47.0}
+    assert cell(report, "MoS 8") == {0: 9.0, 1: 9.0}
+    table = shown(shown_means(report.filled["table2"]))
+    assert ("MoS", "4") in table
+    assert ("MoS", "8") in table
+    assert ("MoS", "4/8") not in table
 
 
 @pytest.mark.parametrize(
     ("label", "rank", "parameters", "fills"),
     [
-        ("LoRA", 2, 2 * SEVEN_B, ["LoRA 2"]),
+        ("LoRA", 2, 2 * SEVEN_B, ["LoRA 2", "LoRA 2"]),
         ("LoRA", 2, 3 * SEVEN_B, []),
         ("LoRA", 4, 4 * SEVEN_B, []),
         ("MoS", 8, 8 * SEVEN_B, []),
@@ -153,7 +172,8 @@ def test_rows_with_several_ranks_take_one_configuration(tmp_path):
 )
 def test_a_row_needs_label_rank_and_budget(tmp_path, label, rank, parameters, fills):
     write_run(tmp_path, label, rank, parameters)
-    assert list(report_of(tmp_path).filled["table2"].about.index) == fills
+    filled = report_of(tmp_path).filled
+    assert [row for table in filled.values() for row in table.about.index] == fills
 
 
 def test_other_models_match_by_equivalent_rank_and_show_no_paper_figures(tmp_path):
@@ -163,7 +183,8 @@ def test_other_models_match_by_equivalent_rank_and_show_no_paper_figures(tmp_pat
     assert filled.model == "Smol"
     assert not filled.comparable
     text = formats.markdown(paper_sheets(filled))
-    assert "| MoS | 4/8 | 0.61M | **47.00** |".replace("**47.00**", "<u>**47.00**</u>") in text
+    assert "| MoS | 8 | 0.61M | <u>**47.00**</u> |" in text
+    assert text.count("| MoS ") == 2  # rows that were not run stand beside the paper's figures only
     assert "measured minus paper" not in text
     assert "not comparable" in text
 
@@ -193,6 +214,16 @@ def test_latex_escapes_and_balances(written):
         assert len({row.count(" & ") for row in rows}) == 1
 
 
+def test_names_that_latex_has_no_letters_for_stay_apart():
+    """By the numbers of their characters, which pdfTeX prints and XeTeX and LuaTeX set."""
+    frame = pd.DataFrame({"model": ["模型", "模範", "über ±"]})
+    text = formats.latex([formats.Sheet("Modèle α", frame)], "t")
+    assert r"\othercharacter{6A21}\othercharacter{578B}" in text
+    assert r"\othercharacter{7BC4}" in text
+    assert r"über $\pm$" in text
+    assert max(map(ord, text)) < 256
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 @pytest.mark.parametrize("alone", [True, False])
 def test_latex_compiles(written, tmp_path, alone):
@@ -215,5 +246,6 @@ def test_values_survive_seeds_that_differ(tmp_path):
     """Seeds at +-0.03 of the paper's figures average to them (a cell of 0.00 cannot go below)."""
     write_paper(tmp_path / "runs", {0: 0.0, 1: 0.04})
     report = report_of(tmp_path / "runs")
-    means = report.filled["table2"].mean["average"]
+    filled = report.filled["table2"]
+    means = {row.name: filled.at(row.name, paper.AVERAGE).mean for row in paper.TABLE2.rows}
     assert all(0.01 < means[row.name] - row.average < 0.03 for row in paper.TABLE2.rows)
