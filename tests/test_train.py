@@ -96,7 +96,7 @@ def test_runs_lists_states_scores_and_reasons(run, tmp_path, monkeypatch, capsys
     (tmp_path / "broken" / "seed1" / "status.json").write_text("[")
     command(runs, monkeypatch, run.path, tmp_path)
     out = capsys.readouterr().out
-    (line,) = [line for line in out.splitlines() if line.strip().startswith(run.path.parent.name)]
+    (line,) = [line for line in out.splitlines() if line.rstrip().endswith(str(run.path))]
     assert "evaluated" in line
     assert "heldout loss" in out
     assert "lora-r2-0/seed0: the disk was full" in out
