@@ -25,3 +25,11 @@ def test_growth_is_refused(tmp_path, lines, files, found):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == bool(found)
     assert found in done.stderr
+
+
+def test_a_clone_holds_no_links():
+    """They would point to folders of the machine that committed them."""
+    repo = SCRIPT.parent.parent
+    command = ["git", "-C", repo, "ls-files", "--stage"]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    assert not [line for line in listed if line.startswith("120000")]
