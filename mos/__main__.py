@@ -1,6 +1,7 @@
 """The command line: `mos train ...` is `python -m mos.train ...`, and so on for each command.
 
-What the commands have in common is here too: Hydra around a function, exit codes, `--help`.
+What the commands have in common is here too: Hydra around a function, exit codes, `--help`. Hydra
+is imported by those that need it: it takes longer than all that `mos` alone and `mos run` do.
 """
 
 from __future__ import annotations
@@ -21,20 +22,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from mos.config import folder_of
 from mos.console import INTERRUPTED, exit_on_user_error, fail, override, signals_interrupt
 from mos.errors import UserError, unknown
 from mos.files import CONFIG_DIR
-from mos.training.sweep import check_sweep, sweep_ended
+
+if TYPE_CHECKING:
+    from hydra.errors import MissingConfigException
 
 COMMANDS = {
     "train": "train one adapter and evaluate it; -m for a sweep",
@@ -128,6 +127,11 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
 
         @functools.wraps(task)
         def main() -> None:
+            import hydra
+
+            from mos.config import folder_of
+            from mos.training.sweep import check_sweep, sweep_ended
+
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
             signals_interrupt()
             try:
@@ -147,6 +151,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
 
 def check_words(name: str, arguments: Sequence[str]) -> None:
     """Raises a UserError for what is no key=value on a command line, with what may be meant."""
+    from hydra._internal.utils import get_args_parser
+
     given, flags = get_args_parser().parse_known_args(arguments)
     for at, word in enumerate(arguments):
         if word not in (*given.overrides, *flags) or re.match(r"~|[^-=][^=]*=", word):
@@ -171,6 +177,8 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
 @contextmanager
 def hydra_errors_explained() -> Iterator[None]:
     """Turn what Hydra and its YAML reader raise into a UserError."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+
     try:
         yield
     except MissingConfigException as error:
