@@ -21,7 +21,7 @@ from safetensors.torch import load
 
 from mos.adapters import WEIGHTS
 from mos.adapters.mos import MosConfig, MosModel
-from mos.adapters.mos.routing import GroupKey, check_index
+from mos.adapters.mos.routing import check_index, grouped
 from mos.adapters.saved import Shapes, adapter_config, all_finite, keys_of
 from mos.errors import UserError
 from mos.models.interchange import check_only_factors
@@ -141,22 +141,17 @@ def _digest(config: MosConfig, stored: Mapping[str, Any]) -> str:
 def _plan(config: MosConfig, tensors: Mapping[str, torch.Tensor]) -> Plan:
     shapes = MosModel.saved_shapes(tensors)
     keys = keys_of(tensors)
-    groups: dict[GroupKey, list[str]] = {}
-    for path, (in_features, out_features) in shapes.items():
-        key = GroupKey(path.rpartition(".")[2], in_features, out_features)
-        groups.setdefault(key, []).append(path)
+    groups = grouped(config, shapes)
     if not groups:
         raise ValueError(f"{WEIGHTS} adapts no layer")
-    configs = {key: config.fitted(len(paths), *key.features) for key, paths in groups.items()}
-    ranks = {configs[key].rank(len(paths)) for key, paths in groups.items()}
+    ranks = {fitted.rank(len(paths)) for fitted, paths in groups.values()}
     if len(ranks) > 1:
         raise ValueError(f"its layers have the ranks {sorted(ranks)}, and vLLM wants one")
     (rank,) = ranks
     readings: dict[str, Reading] = {}
     pools: dict[str, tuple[str, str]] = {}
     dtypes = set()
-    for group, paths in groups.items():
-        fitted = configs[group]
+    for group, (fitted, paths) in groups.items():
         names = [f"mos.{group.name}.lora_{side}.mos_pool_{side}.weight" for side in "AB"]
         pools[group.name] = keys[names[0]], keys[names[1]]
         for name, width in zip(names, group.features, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from mos.adapters.linear import features
 from mos.adapters.mos.config import MosConfig
 from mos.adapters.mos.layer import MosLinear
 from mos.adapters.mos.pools import MosTensors, SharedPools
-from mos.adapters.mos.routing import GroupKey, check_index, draw, storage_dtype
+from mos.adapters.mos.routing import GroupKey, check_index, draw, grouped, storage_dtype
 from mos.adapters.saved import Shapes, adapter_config, keys_of, unwrapped
 from mos.adapters.tuner import SharedTuner
 from mos.errors import UserError
@@ -69,19 +69,14 @@ class MosModel(SharedTuner):
     def share(
         self, adapter_name: str, config: Any, targets: dict[str, nn.Module], device: torch.device
     ) -> dict[str, tuple]:
-        members: dict[GroupKey, list[str]] = {}
-        for name, base in targets.items():
-            key = GroupKey(name.rpartition(".")[2], *features(base))
-            members.setdefault(key, []).append(name)
-        configs = {key: config.fitted(len(ns), *key.features) for key, ns in members.items()}
-        _say_what_was_fitted(config, configs)
+        groups = grouped(config, {name: features(base) for name, base in targets.items()})
+        _say_what_was_fitted(config, {key: fitted for key, (fitted, _) in groups.items()})
         others = {name: other for name, other in self.peft_config.items() if name != adapter_name}
         twin = next((name for name, other in others.items() if other == config), None)
         routes: dict[str, tuple] = {}
         generator = torch.Generator("cpu").manual_seed(config.routing_seed)
-        for key, names in members.items():
+        for key, (fitted, names) in groups.items():
             group = self.tensors.group(key.name, lambda key=key: SharedPools(key))
-            fitted = configs[key]
             group.add(adapter_name, fitted, *_new_pools(fitted, key, len(names), device))
             drawn = draw(fitted, len(names), generator)
             if twin in group.layers:
@@ -164,8 +159,7 @@ def saved_ranks(adapter_dir: Path) -> set[int]:
     config: Any = adapter_config(adapter_dir)
     with safe_open(adapter_dir / WEIGHTS, framework="pt") as file:
         shapes = MosModel.saved_shapes(file)
-    groups = Counter((path.rpartition(".")[2], widths) for path, widths in shapes.items())
-    return {config.fitted(n, *widths).rank(n) for (_, widths), n in groups.items()}
+    return {fitted.rank(len(paths)) for fitted, paths in grouped(config, shapes).values()}
 
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -7,7 +7,7 @@ its private ones in order. Row j of A is the concatenation of shards `index[j*l 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,20 @@ class GroupKey:
     @property
     def name(self) -> str:
         return f"{self.type}_{self.in_features}x{self.out_features}"
+
+
+def grouped(
+    config: MosConfig, shapes: Mapping[str, tuple[int, int]]
+) -> dict[GroupKey, tuple[MosConfig, list[str]]]:
+    """The groups that layers form: the config as a group can hold it, and the layers' paths.
+
+    Args:
+        shapes: path of a layer -> (in_features, out_features), blocks in their order.
+    """
+    groups: dict[GroupKey, list[str]] = {}
+    for path, widths in shapes.items():
+        groups.setdefault(GroupKey(path.rpartition(".")[2], *widths), []).append(path)
+    return {key: (config.fitted(len(paths), *key.features), paths) for key, paths in groups.items()}
 
 
 @dataclass
