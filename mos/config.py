@@ -386,12 +386,10 @@ def validate(cfg: DictConfig, kind: type[TrainConfig] = TrainConfig) -> TrainCon
 def typed(cfg: DictConfig, kind: type[C]) -> C:
     """What `validate` returns, of which keys of PEFT and transformers are not checked: at once."""
     values = resolved(cfg)
-    if (
-        isinstance(values.get("trainer"), dict)
-        and values["trainer"].get("num_train_epochs") is None
-    ):
+    trainer = values.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("num_train_epochs") is None:
         # A config without the key is the same run as before there was one.
-        values["trainer"].pop("num_train_epochs", None)
+        trainer.pop("num_train_epochs", None)
     config = check(values, kind)
     held_out = config.data.eval_size + config.data.test_size
     if config.data.max_rows and held_out >= config.data.max_rows:

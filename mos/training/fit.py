@@ -72,9 +72,6 @@ def record_bare(config: TrainConfig, run: Run) -> None:
     record(config, run, trainable=0, train=None)
 
 
-NAMES = ("target_modules", "exclude_modules")  # of an adapter config, kept as sets
-
-
 def fit(config: TrainConfig, run: Run) -> None:
     """Train the adapter that `config` describes, continuing from the newest whole checkpoint.
 
@@ -172,8 +169,8 @@ def save_adapter(trainer: CrashSafeTrainer, folder: Path) -> None:
             (new / CHAT_TEMPLATE_FILE).write_text(chat_template(tokenizer), "utf-8")
             if (config := new / "adapter_config.json").exists():
                 # PEFT keeps names in sets, whose order differs from process to process.
-                said = read_json(config)
-                said |= {k: sorted(said[k]) for k in NAMES if isinstance(said.get(k), list)}
+                said, of_names = read_json(config), ("target_modules", "exclude_modules")
+                said |= {k: sorted(said[k]) for k in of_names if isinstance(said.get(k), list)}
                 write_json(config, said)
             as_readable(new)
             if folder.exists():
