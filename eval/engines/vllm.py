@@ -320,6 +320,8 @@ def _environment(settings: EngineSettings) -> Iterator[None]:
     # FlashInfer would compile its sampler at the start, with a CUDA toolkit that many machines
     # lack; it is never taken for requests with seeds, as ours are.
     os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    # A fork cannot use CUDA once anybody has asked torch whether it is there.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ["VLLM_BATCH_INVARIANT"] = str(int(settings.batch_invariant))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.device == "cpu" else "1"
     try:

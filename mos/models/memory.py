@@ -366,6 +366,8 @@ def _enter(model: nn.Module, simulation: Simulation) -> None:
             module.forward = partial(_dropout, module.p)  # type: ignore[method-assign]
         elif isinstance(module, bnb.nn.Linear8bitLt):
             module.state.CB = module.weight
+            # On CUDA, products of 8 bits are no business of autocast and have their input's type.
+            module.forward = torch.autocast("cpu", enabled=False)(module.forward)  # type: ignore[method-assign]
         elif state := getattr(getattr(module, "weight", None), "quant_state", None):
             for level in (state, state.state2)[: 1 + state.nested]:
                 simulation.hold(level.absmax)

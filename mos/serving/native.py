@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
-from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
 from vllm.lora.utils import parse_fine_tuned_lora_name
 
 from mos.adapters.saved import PREFIX
 from mos.errors import UserError
-from mos.serving.adapter import Adapter, Reading, read_adapter
+from mos.serving.adapter import Adapter, read_adapter
 
 
 class NativeAdapter(LoRAModel):
@@ -36,45 +32,6 @@ class NativeAdapter(LoRAModel):
     def check_lora_name(self, lora_name: str) -> bool:
         return lora_name in self.layers
 
-    def activate(self, manager: Any, activate: Callable[[], bool]) -> bool:
-        """Let vLLM activate it, and put A and B into the slot where that is in this memory.
-
-        vLLM would clear the slot and copy the factors, which were made for it, into it.
-
-        Args:
-            activate: the manager's own way, for the modules that it sees.
-        """
-        modules = manager.modules
-        filled = {
-            name: module
-            for name, module in modules.items()
-            if name in self.layers
-            and self.adapter.plan.config.random_scaling is None
-            and isinstance(module, BaseLinearLayerWithLoRA)
-            and module.tp_size == 1
-            and module.lora_a_stacked[0].is_cpu
-        }
-        manager.modules = {name: m for name, m in modules.items() if name not in filled}
-        try:
-            activated = activate()
-        finally:
-            manager.modules = modules
-        slot = manager.lora_index_to_id.index(self.id)
-        pools = {
-            group: (_bits(self.adapter.pool_A[group]), _bits(self.adapter.pool_B[group]))
-            for group in self.adapter.pool_A
-        }
-        for name, module in filled.items():
-            for path, (A, B) in zip(self.layers[name], _slot(module, slot), strict=True):
-                rank = 0 if path is None else self.rank
-                if rank < len(A):
-                    A[rank:] = 0
-                    B[:, rank:] = 0
-                if path is not None:
-                    reading = self.adapter.plan.readings[path]
-                    _fill(*pools[reading.group], reading, A[:rank], B[:, :rank])
-        return activated
-
     def get_lora(self, module_name: str) -> LoRALayerWeights | None:
         paths = self.layers.get(module_name)
         if paths is None:
@@ -85,34 +42,6 @@ class NativeAdapter(LoRAModel):
             return LoRALayerWeights(module_name, self.rank, self.rank, As[0], Bs[0], scaling=1.0)
         ones: Any = [1] * len(paths)
         return PackedLoRALayerWeights(module_name, self.rank, ones, As, Bs, scaling=ones)
-
-
-def _fill(
-    pool_A: np.ndarray, pool_B: np.ndarray, reading: Reading, A: np.ndarray, B: np.ndarray
-) -> None:
-    """Put a layer's A (rank, in_features) and B (out_features, rank) where they are wanted."""
-    index_A, index_B = reading.index_A.numpy(), reading.index_B.numpy()
-    # "clip" looks for no error, and there is none; numpy transposes in half of torch's time
-    np.take(pool_A, index_A, axis=0, out=A.reshape(len(index_A), -1), mode="clip")
-    np.copyto(B, np.take(pool_B, index_B, axis=0, mode="clip").reshape(len(A), -1).T)
-
-
-# Of modules, by slot: A and B of each part.
-_SLOTS: WeakKeyDictionary[Any, dict[int, list[tuple[np.ndarray, np.ndarray]]]]
-_SLOTS = WeakKeyDictionary()
-
-
-def _slot(module: Any, slot: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    views = _SLOTS.setdefault(module, {})
-    if slot not in views:
-        parts = zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
-        views[slot] = [(_bits(A[slot, 0]), _bits(B[slot, 0])) for A, B in parts]
-    return views[slot]
-
-
-def _bits(tensor: torch.Tensor) -> np.ndarray:
-    """Of a tensor in this memory; numpy knows no bfloat16."""
-    return tensor.view(torch.int32 if tensor.itemsize == 4 else torch.int16).numpy()
 
 
 def load(worker: Any, folder: Path, method: str, lora_model_id: int) -> NativeAdapter:

@@ -42,7 +42,6 @@ def register() -> None:
         )
     parts = (
         (_load_adapters, "MoS adapters are not served"),
-        (_activate_adapters, "on a CPU, MoS adapters are activated more slowly"),
         (_mend_cpu_kernels, "on a CPU, do not ask for the base model and adapters at once"),
         (_explain_refusals, "what is wrong with a refused adapter is in the log alone"),
         (_find_by_name, "MOS_ADAPTERS has no effect"),
@@ -99,21 +98,6 @@ def _load_adapters() -> None:
         return load_adapter
 
     _replace(WorkerLoRAManager, "_load_adapter", "self lora_request", choosing)
-
-
-def _activate_adapters() -> None:
-    from vllm.lora.model_manager import LoRAModelManager
-
-    def filling(original: Any) -> Any:
-        def activate_adapter(self: Any, lora_id: int) -> bool:
-            adapter = self.get_adapter(lora_id)
-            if not hasattr(adapter, "activate") or lora_id in self._active_adapters:
-                return original(self, lora_id)
-            return adapter.activate(self, partial(original, self, lora_id))
-
-        return activate_adapter
-
-    _replace(LoRAModelManager, "activate_adapter", "self lora_id", filling)
 
 
 def _method(folder: Path) -> str | None:

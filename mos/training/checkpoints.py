@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import get_paged
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mos.console import say
 from mos.errors import UserError
 from mos.files import damage, discard
+from mos.models.memory import PAGED_FROM
 
 NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 
@@ -89,3 +91,20 @@ def check_same_state(saved: Mapping[str, Any], loaded: Mapping[str, Any], optim:
                 " this run cannot be continued exactly. Start it anew with overwrite=true, and use"
                 " trainer.optim=adamw_torch where runs get interrupted."
             )
+
+
+def page_state(optimizer: Any) -> None:
+    """Put loaded state where a paged optimizer of bitsandbytes puts what it makes itself.
+
+    It leaves it in the GPU's memory, where a run that fitted before it was stopped may not fit.
+    """
+    if not getattr(optimizer, "is_paged", False):
+        return
+    for parameter, state in optimizer.state.items():
+        if parameter.device.type == "cpu" or parameter.numel() < PAGED_FROM:
+            continue
+        for name in {"state1", "state2"} & state.keys():
+            loaded = state[name]
+            paged = get_paged(*loaded.shape, dtype=loaded.dtype, device=parameter.device)
+            state[name] = paged.copy_(loaded)
+            optimizer.page_mng.paged_tensors.append(paged)

@@ -43,7 +43,7 @@ from mos.data.dataset import TrainingData
 from mos.errors import UserError
 from mos.files import seal, write_atomically
 from mos.run import Run
-from mos.training.checkpoints import check_same_state, leaves, rotate
+from mos.training.checkpoints import check_same_state, leaves, page_state, rotate
 from mos.training.distributed import any_process, signals_taken
 from mos.training.heldout import HeldOut, example_scores
 
@@ -339,13 +339,14 @@ class CrashSafeTrainer(Trainer):
         if sharded.is_file():  # FSDP wrote it: states under the names of parameters
             set_optimizer_state_dict(self.model, self.optimizer.optimizer, read(sharded))
         else:
-            # transformers reads it onto the GPU under DDP. What was paged memory is not any more,
-            # but keeps its mark there, and bitsandbytes crashes on it.
+            # transformers reads it onto the GPU under DDP. What was paged memory keeps its mark
+            # there, and bitsandbytes crashes on it.
             state = read(whole)
             for _, value in leaves(state):
                 if isinstance(value, torch.Tensor):
                     vars(value).pop("is_paged", None)
             self.optimizer.load_state_dict(state)
+            page_state(getattr(self.optimizer, "optimizer", self.optimizer))
             check_same_state(read(whole), self.optimizer.state_dict(), self.args.optim)
         self.lr_scheduler.load_state_dict(read(Path(checkpoint) / SCHEDULER_NAME))
 

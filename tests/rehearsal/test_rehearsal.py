@@ -58,9 +58,6 @@ def test_an_evaluation_finds_the_card_empty(tmp_path):
 
 
 def test_vllm_answers_with_and_without_an_adapter(tmp_path):
-    trained = training(tmp_path, *TINY)
-    assert trained.code == 0, trained.output
-    (adapter,) = tmp_path.glob("**/adapter")
-    done = on_stub("-m", "tests.rehearsal.engine", str(adapter))
+    done = on_stub("-m", "tests.rehearsal.engine", str(tmp_path), REHEARSAL_READS="1")
     assert done.returncode == 0, done.stdout
     assert "answered without, with, without, with the adapter, and after reloading" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,37 +16,20 @@ from mos.plan import plan, plan_table, sweep_total
 from mos.preflight import check_card
 
 MOS, PAPER = "adapter=table2_mos_r32", "scale=paper"
-SMALLER = "model=llama3_2_3b"
-PEFT_3B = [
-    *("adapter=lora", "adapter.r=32", "adapter.target_modules=[q_proj,v_proj]", SMALLER),
-    *("trainer.optim=adamw_torch", "quantization=none", "data.max_seq_length=768"),
-    *("trainer.per_device_train_batch_size=4", "trainer.gradient_checkpointing=false"),
-]
+# Four steps on the stub of tests/rehearsal, whose allocator and sizes are real.
+REHEARSED = json.loads((Path(__file__).parents[1] / "rehearsal" / "expected.json").read_text())
 
 
 def config_of(*overrides: str):
     return validate(compose_config([*overrides]))
 
 
-# GiB of torch's tensors at the peak, and of the whole card, of four steps on the stub of
-# tests/rehearsal, whose allocator and sizes are real.
-@pytest.mark.parametrize(
-    ("overrides", "allocated", "needed"),
-    [
-        ([MOS], 11.66, 15.60),
-        (["adapter=table2_lora_r64"], 12.06, 17.34),
-        (["adapter=table2_mos_r8", "model=llama2_13b"], 17.66, 22.06),
-        ([MOS, "model=llama2_13b"], 17.91, 22.81),
-        ([MOS, SMALLER], 18.18, 22.90),
-        ([MOS, "trainer.gradient_checkpointing=false"], 82.14, 86.15),
-        ([MOS, "quantization=none"], 17.85, 20.30),
-        (PEFT_3B, 20.00, 21.64),
-    ],
-)
-def test_memory_is_what_a_rehearsal_took(overrides, allocated, needed):
-    found = estimate(config_of(PAPER, *overrides))
-    assert found.peak_memory_bytes / GIB == pytest.approx(allocated, rel=0.05)
-    assert found.card_memory_bytes / GIB == pytest.approx(needed, rel=0.10)
+@pytest.mark.parametrize("case", REHEARSED)
+def test_memory_is_what_a_rehearsal_took(case):
+    rehearsed = REHEARSED[case]
+    found = estimate(config_of(PAPER, *rehearsed["overrides"]))
+    assert found.peak_memory_bytes == pytest.approx(rehearsed["allocated"], rel=0.05)
+    assert found.card_memory_bytes == pytest.approx(rehearsed["needed"], rel=0.10)
 
 
 @pytest.mark.parametrize(

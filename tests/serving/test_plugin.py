@@ -26,9 +26,6 @@ def vllm(monkeypatch, caplog):
         def _load_adapter(self, lora_request):
             return "vLLM's"
 
-    class LoRAModelManager:
-        def activate_adapter(self, lora_id): ...
-
     class OpenAIServingModels:
         async def load_lora_adapter(self, request, base_model_name=None): ...
 
@@ -38,7 +35,6 @@ def vllm(monkeypatch, caplog):
         "vllm": {"__version__": "0.32.0"},
         "vllm.lora.utils": {"get_adapter_absolute_path": str},
         "vllm.lora.worker_manager": {"WorkerLoRAManager": WorkerLoRAManager},
-        "vllm.lora.model_manager": {"LoRAModelManager": LoRAModelManager},
         "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: True)},
         "vllm.lora.ops.torch_ops": {},
         "vllm.lora.ops.torch_ops.lora_ops": {},
@@ -71,9 +67,8 @@ def like(function):
 def replaced(vllm) -> list:
     manager, models = vllm.worker_manager.WorkerLoRAManager, vllm.serving.OpenAIServingModels
     kernels = [getattr(m, name) for m in (vllm.lora_ops, vllm.punica_cpu) for name in KERNELS]
-    activate = vllm.model_manager.LoRAModelManager.activate_adapter
     servers = [models.load_lora_adapter, models.resolve_lora]
-    return [manager._load_adapter, activate, *servers, *kernels]
+    return [manager._load_adapter, *servers, *kernels]
 
 
 def test_vllm_is_extended_once_however_often_it_asks(vllm, tmp_path, caplog):

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from mos.errors import UserError
 from mos.files import SEAL, SET_ASIDE, damage, seal
-from mos.training.checkpoints import check_same_state, leaves, newest_valid, rotate
+from mos.training.checkpoints import check_same_state, leaves, newest_valid, page_state, rotate
 from mos.training.trainer import CrashSafeTrainer, examples_seen
 
 
@@ -176,3 +176,21 @@ def test_a_state_that_was_paged_is_not_taken_for_paged_after_a_resume(tmp_path):
     assert len(states) == 2
     assert not any(getattr(state, "is_paged", False) for state in states)
     stepped(resumed)
+
+
+def test_loaded_state_of_a_paged_optimizer_is_paged_again(monkeypatch):
+    def get_paged(*shape, dtype, device):
+        buffer = torch.zeros(shape, dtype=dtype)
+        buffer.is_paged = True
+        return buffer
+
+    monkeypatch.setattr("mos.training.checkpoints.get_paged", get_paged)
+    large, small = (torch.nn.Parameter(torch.ones(n, n, device="meta")) for n in (400, 40))
+    state = {p: {"state1": torch.randn(p.shape), "absmax1": torch.ones(4)} for p in (large, small)}
+    loaded = {p: state[p]["state1"] for p in state}
+    page_mng = SimpleNamespace(paged_tensors=[])
+    page_state(SimpleNamespace(is_paged=True, page_mng=page_mng, state=state))
+    assert state[large]["state1"].is_paged
+    assert torch.equal(state[large]["state1"], loaded[large])
+    assert page_mng.paged_tensors == [state[large]["state1"]]
+    assert state[small]["state1"] is loaded[small]
