@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mos.adapters import attach  # noqa: E402
+from mos.adapters import attach
 
 WORDS = 4096  # 12 bits each
 PAGE = 64  # words
@@ -79,9 +79,9 @@ def words(tokenizer: Any) -> list[int]:
     for i in range(len(tokenizer)):
         text = tokenizer.decode([i])
         word = text[1:]
-        if text[:1] == " " and len(word) > 2 and word.isascii() and word.isalpha():
-            if word.islower() and tokenizer.encode(text, add_special_tokens=False) == [i]:
-                found.append(i)
+        small = text[:1] == " " and len(word) > 2 and word.isascii() and word.isalpha()
+        if small and word.islower() and tokenizer.encode(text, add_special_tokens=False) == [i]:
+            found.append(i)
         if len(found) == WORDS:
             return found
     raise SystemExit(f"the tokenizer has {len(found)} such words, {WORDS} are needed.")
@@ -113,7 +113,7 @@ def load_model(setting: Setting) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def cut(model: Any, blocks: int, ids: torch.Tensor) -> torch.Tensor:
-    """Leave the last blocks of the model; return what the others make of `ids` (rows, T, hidden)."""
+    """Leave the model its last blocks; return what the others make of `ids`, (rows, T, hidden)."""
     inner = model.model
     layers, norm = inner.layers, inner.norm
     depth = len(layers) - blocks
