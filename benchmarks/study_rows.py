@@ -6,27 +6,35 @@ defined and what it measures: docs/study.md.
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
 
-from mos.adapters import attach
+from mos.adapters import attach  # noqa: E402
 
 WORDS = 4096  # 12 bits each
 PAGE = 64  # words
+EPOCHS = 30
 WARMUP = 0.05  # share of the steps
 CLIP = 1.0
+VALIDATION, TEST = 128, 512  # examples of a corpus that are held out
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _MOS = {"method": "mos", "equivalent_rank": 2, "mos_alpha": 16, "mos_dropout": 0.0}
 _LORA = {"method": "lora", "lora_alpha": 16, "lora_dropout": 0.0}
 # All but LoRA r=16 have the parameters of LoRA r=2, or as near as their settings get.
@@ -56,6 +64,13 @@ ROWS: dict[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
+COLUMNS = (
+    "run", "row", "load", "rate", "seed", "epochs", "dtype", "parameters", "pages", "loss", "bits",
+    "validation", "seconds", "code",
+)  # fmt: skip
+Table = dict[str, Mapping[str, Any]]  # the lines of runs.csv by their run
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all rows of a comparison share.
@@ -71,6 +86,92 @@ class Setting:
     batch: int = 4  # pages a step at load 1; in proportion at others, so that steps are as many
     dtype: str = "bfloat16"
     device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as it is asked for. `load` is in bits a parameter of LoRA r=2, None on text."""
+
+    row: str
+    load: float | None
+    rate: float
+    seed: int
+    epochs: int = EPOCHS
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        where = "text" if self.load is None else f"load{self.load:g}"
+        name = f"{self.row}-{where}-rate{self.rate:g}-seed{self.seed}"
+        if self.load is not None and self.epochs != EPOCHS:
+            name += f"-epochs{self.epochs}"
+        return name if self.dtype == "bfloat16" else f"{name}-{self.dtype}"
+
+
+def read(out: Path) -> Table:
+    path = out / "runs.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {line["run"]: line for line in csv.DictReader(file)}
+
+
+def search(table: Table, first: Job) -> tuple[Job | None, list[Job]]:
+    """The best rate of a row, and the runs that are missing to know it: one of the two is empty.
+
+    `first`, its half and its double, and on by factors of two until the best is not the last on
+    either side. On text the best is by the validation examples.
+    """
+
+    def loss(job: Job) -> float:
+        line = table[job.name]
+        found = float(line["validation"] or line["loss"])
+        return math.inf if math.isnan(found) else found
+
+    rates = [first.rate, first.rate / 2, first.rate * 2]
+    while True:
+        tried = {rate: replace(first, rate=rate) for rate in rates}
+        if missing := [job for job in tried.values() if job.name not in table]:
+            return None, missing
+        best = min(tried.values(), key=loss)
+        if best.rate not in (min(rates), max(rates)):
+            return best, []
+        rates.append(best.rate / 2 if best.rate == min(rates) else best.rate * 2)
+
+
+def keep(out: Path, table: Table, job: Job, done: dict[str, Any], code: str) -> None:
+    """Add a finished run to the tables of a folder, and to `table`."""
+    losses = " ".join(f"{x:.4f}" for x in done.pop("losses"))
+    line = {**dict.fromkeys(COLUMNS, ""), **vars(job), **done, "run": job.name, "code": code}
+    line["load"] = "" if job.load is None else job.load
+    for key in ("loss", "bits", "validation", "seconds"):
+        if line[key] != "":
+            line[key] = f"{line[key]:.{0 if key == 'seconds' else 6}f}"
+    out.mkdir(parents=True, exist_ok=True)
+    append(out / "losses.csv", {"run": job.name, "losses": losses})
+    append(out / "runs.csv", line)
+    table[job.name] = line
+    print(f"{job.name}: {line['loss']} nats, {line['seconds']} s", flush=True)
+
+
+def revision() -> str:
+    """The commit of the code, or nothing where there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(line), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(line)
 
 
 def words(tokenizer: Any) -> list[int]:
@@ -140,11 +241,7 @@ def capacity(
     ids, answers = (t.to(setting.device) for t in pages(tokenizer, count, seed))
     head = model.lm_head.weight[words(tokenizer)].detach().T
     hidden = cut(model, setting.blocks, ids)
-    torch.manual_seed(seed)
-    options = {**ROWS[row], "target_modules": list(setting.modules)}
-    if options["method"] == "mos":
-        options["routing_seed"] = seed
-    model = attach(model, options)
+    model = attached(model, setting, row, seed)
     inner = model.get_base_model().model
     trained = [p for p in model.parameters() if p.requires_grad]
 
@@ -163,6 +260,71 @@ def capacity(
     }  # fmt: skip
 
 
+def text(
+    setting: Setting, row: str, encoded: Path, train: int, rate: float, seed: int, epochs: int
+) -> dict[str, Any]:
+    """Train a row on the examples of a corpus.
+
+    Args:
+        encoded: jsonl of `input_ids` and `labels`, -100 where nothing is trained (study.py writes
+            it). The first `VALIDATION` are for choosing rates, the next `TEST` for tables.
+        train: how many of the others are trained on.
+
+    Returns:
+        `loss`, nats a trained token of the test examples; `validation`, of the others held out;
+        `losses`, mean over the batches of each epoch; `parameters`, `seconds`.
+    """
+    started = time.monotonic()
+    with encoded.open() as file:
+        examples = [json.loads(line) for line in file]
+    held, kept = VALIDATION + TEST, examples[VALIDATION + TEST :][:train]
+    if len(kept) < train:
+        raise SystemExit(f"{encoded} has {len(examples)} examples, {held + train} are needed.")
+    model, _ = load_model(setting)
+    model = attached(model, setting, row, seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def losses_of(rows: list[Mapping[str, list[int]]]) -> torch.Tensor:
+        """Nats of all their trained tokens. Padding is on the right, so it needs no mask."""
+        padded = [
+            pad_sequence([torch.tensor(r[key]) for r in rows], True, filler).to(setting.device)
+            for key, filler in (("input_ids", 0), ("labels", -100))
+        ]
+        wanted = padded[1][:, 1:] != -100
+        state = model.get_base_model().model(padded[0], use_cache=False).last_hidden_state
+        logits = model.get_base_model().lm_head(state[:, :-1][wanted])
+        return cross_entropy(logits.float(), padded[1][:, 1:][wanted], reduction="none")
+
+    def loss_of(chosen: list[int]) -> torch.Tensor:
+        return losses_of([kept[i] for i in chosen]).mean()
+
+    losses = fit(setting, trained, loss_of, train, setting.batch, rate, seed, epochs)
+    measured = []
+    model.eval()
+    for rows in (examples[:VALIDATION], examples[VALIDATION:held]):
+        with torch.no_grad(), products(setting):
+            parts = [losses_of(rows[i : i + 8]) for i in range(0, len(rows), 8)]
+        measured.append(torch.cat(parts).mean().item())
+    return {
+        "loss": measured[1], "validation": measured[0], "losses": losses,
+        "parameters": sum(p.numel() for p in trained), "seconds": time.monotonic() - started,
+    }  # fmt: skip
+
+
+def attached(model: Any, setting: Setting, row: str, seed: int) -> Any:
+    """The model with the row's adapter. Initialisation and routing follow from the seed."""
+    torch.manual_seed(seed)
+    options = {**ROWS[row], "target_modules": list(setting.modules)}
+    if options["method"] == "mos":
+        options["routing_seed"] = seed
+    return attach(model, options)
+
+
+def products(setting: Setting) -> torch.autocast:
+    """Matrix products in the setting's dtype."""
+    return torch.autocast(setting.device, torch.bfloat16, enabled=setting.dtype == "bfloat16")
+
+
 def fit(
     setting: Setting, trained: list[Any], loss_of: Any, count: int, batch: int, rate: float,
     seed: int, epochs: int,
@@ -178,9 +340,7 @@ def fit(
     for epoch in range(epochs):
         total = 0.0
         for chosen in batches(count, batch, seed, epoch):
-            with torch.autocast(
-                setting.device, torch.bfloat16, enabled=setting.dtype == "bfloat16"
-            ):
+            with products(setting):
                 loss = loss_of(chosen)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, CLIP)
