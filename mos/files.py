@@ -159,16 +159,18 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         MissingFileError: no config, no weights, or not all of their files.
-        UserError: an index that is damaged.
+        UserError: an index that is damaged, or weights of which engines take different ones.
     """
     if not (folder / "config.json").is_file():
         raise MissingFileError(
             f"model.path={folder} is not a model: no config.json there. Expected a folder as"
             " transformers saves it, a hub id, or model=smollm2_135m|tiny_random."
         )
+    indexed: set[str] = set()
     for index in sorted(folder.glob("*.index.json")):
         try:
             shards = sorted(set(read_json(index)["weight_map"].values()))
+            indexed.update(shards)
             absent = [shard for shard in shards if not (folder / shard).is_file()]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is not an index of weight files: {error!r}.") from error
@@ -179,6 +181,14 @@ def weight_files(folder: Path) -> list[Path]:
             )
     found = (file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
     files = sorted(file for file in found if file.is_file())
+    # transformers takes model.safetensors where it is, vLLM what an index names, or all there are.
+    names = {file.name for file in files if file.suffix == ".safetensors"}
+    others = (indexed & names or names) - {"model.safetensors"}
+    if "model.safetensors" in names and others:
+        raise UserError(
+            f"model.path={folder} holds two sets of weights, model.safetensors and"
+            f" {', '.join(sorted(others)[:3])}, of which engines take either: move one away."
+        )
     if not files:
         raise MissingFileError(
             f"model.path={folder} has a config.json but no weights (*.safetensors): was the copy"

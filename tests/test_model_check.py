@@ -41,6 +41,14 @@ def split(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
+def two_sets(folder: Path) -> None:
+    """transformers takes the one file, vLLM the shard of the index."""
+    tensors = {name: tensor + 1 for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / "model-1.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def other_code(folder: Path) -> None:
     edit_config(folder, model_type="theirs", auto_map={"AutoConfig": "theirs.Config"})
     (folder / "theirs.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Config: pass\n")
@@ -114,6 +122,15 @@ FAULTS = {
     "quantised already": (already_quantised, r"quantised already \(bitsandbytes, 4 bits\)"),
     "code of its own": (other_code, "code of others is never run"),
     "code in its weights": (pickled_code, "cannot be loaded"),
+    "two sets of weights": (two_sets, r"two sets of weights, model.safetensors and model-1\.saf"),
+    "other weights beside": (
+        lambda f: shutil.copy(f / WEIGHTS, f / "consolidated.safetensors"),
+        r"two sets of weights, model.safetensors and consolidated\.safetensors",
+    ),
+    "somebody's adapter": (
+        lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
+        r"holds an adapter beside the model",
+    ),
 }
 
 
@@ -127,6 +144,12 @@ def test_what_is_not_a_whole_model_is_refused(folder, fault):
 
 
 def test_whole_models_pass(folder):
+    two_sets(folder)
+    (folder / WEIGHTS).rename(folder / "consolidated.safetensors")  # as Mistral publishes them
+    assert check_model_folder(folder) == folder
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-1.safetensors").unlink()
+    (folder / "consolidated.safetensors").rename(folder / WEIGHTS)
     assert check_model_folder(folder) == folder
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()

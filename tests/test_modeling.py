@@ -8,11 +8,14 @@ import shutil
 import bitsandbytes
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from eval.engines import products_in
+from mos import MosConfig
 from mos.config import compose_config, validate
 from mos.errors import UserError
+from mos.export import merge
 from mos.models import loading, sources
 from mos.models.loading import (
     dequantize_weight,
@@ -22,6 +25,7 @@ from mos.models.loading import (
     with_adapter,
 )
 from mos.models.sources import resolve_model
+from tests.adapters.tiny import adapted
 
 NF4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 
@@ -86,6 +90,42 @@ def test_norms_say_the_type_of_the_sums_between_the_blocks(norms, tiny_model_dir
     in_bfloat16 = products_in("bfloat16", "cpu") == norms == "bfloat16"
     assert sums == [torch.bfloat16 if in_bfloat16 else torch.float32]
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+@pytest.fixture
+def gpt2_dir(tiny_model_dir, tmp_path):
+    """Of a family of Conv1D layers, with a generation config that cannot be saved."""
+    config = GPT2Config(
+        vocab_size=260, n_embd=64, n_layer=2, n_head=2, n_positions=128, initializer_range=0.1,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path / "gpt2"
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
+    load_tokenizer(tiny_model_dir).save_pretrained(folder)
+    settings = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [2, 35]}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_conv1d_and_odd_generation_configs_survive_the_copies_of_a_base(gpt2_dir, tmp_path):
+    ids = torch.arange(3, 23)[None]
+    live = load_base(gpt2_dir, NF4)
+    live.save_pretrained(tmp_path / "checkpoint")
+    copy = dequantized_base(gpt2_dir, NF4, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(gpt2_dir, dtype=torch.float32)
+    assert plain.generation_config.eos_token_id == [2, 35]
+    expected, found, far = (m(input_ids=ids).logits.float() for m in (live, plain, original))
+    assert (found - expected).norm() < 0.3 * (far - expected).norm()
+    adapter = adapted(MosConfig(r=4, equivalent_rank=2, shards_per_vector=2), original)
+    adapter.save_pretrained(tmp_path / "adapter")
+    merged = merge(copy, tmp_path / "adapter", tmp_path / "merged", torch.float32)
+    trained = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(merged)(input_ids=ids).logits,
+        trained(input_ids=ids).logits,
+    )
 
 
 EVERYWHERE = {"type": "Replace", "pattern": {"String": ""}, "content": "a"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sysconfig
@@ -20,6 +19,7 @@ from eval.engines.base import (
     NotFiniteError,
     Prompt,
     PromptTooLongError,
+    model_config,
     vllm_package,
 )
 from mos.console import say
@@ -36,7 +36,6 @@ __all__ = [
     "start",
 ]
 
-ENGINES = ("auto", "vllm", "transformers")
 _say_once = cache(say)
 
 
@@ -70,11 +69,9 @@ def engine_settings(
         options: the other fields of `EngineSettings`.
 
     Raises:
-        UserError: an unknown engine, vLLM asked for where it is not installed, or a model or engine
-            that cannot be spread over `tensor_parallel` GPUs.
+        UserError: vLLM asked for where it is not installed, or a model or engine that cannot be
+            spread over `tensor_parallel` GPUs.
     """
-    if name not in ENGINES:
-        raise UserError(f"eval.engine={name}: expected one of {', '.join(ENGINES)}.")
     cuda = torch.cuda.is_available() and device != "cpu"
     missing = _why_no_vllm(cuda)
     if name == "vllm" and missing:
@@ -88,16 +85,16 @@ def engine_settings(
     # On an A100 (8.0) vLLM has products of its own too, but not for a float32 head on bfloat16
     # (aten::mm.dtype), which stays with cuBLASLt, whose order of sums depends on the batch there.
     wanted = on_gpu and os.environ.get("VLLM_BATCH_INVARIANT") != "0"
-    config = json.loads((Path(model_dir) / "config.json").read_text("utf-8"))
+    config = model_config(model_dir)
     if dtype == "auto":
-        stored = stored or config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        stored = stored or str(config.dtype or "bfloat16").removeprefix("torch.")
         dtype = products_in(stored, device)
-    longest = config.get("max_position_embeddings", 4096)
+    longest = getattr(config, "max_position_embeddings", 4096)
     if tensor_parallel > 1:
         asked = f"eval.tensor_parallel={tensor_parallel}"
         if not on_gpu:
             raise UserError(f"{asked}: only vLLM on GPUs spreads models, not {name} on {device}.")
-        if (heads := config["num_attention_heads"]) % tensor_parallel:
+        if (heads := config.num_attention_heads) % tensor_parallel:
             raise UserError(f"{asked}: the {heads} attention heads of {model_dir} do not divide.")
     return EngineSettings(
         engine=name,
@@ -175,8 +172,6 @@ def products_in(dtype: str, device: str) -> str:
         dtype: "bfloat16", "float16" or "float32".
         device: "cuda" or "cpu".
     """
-    import torch
-
     if device != "cpu" or dtype != "bfloat16":
         return dtype
     return dtype if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from eval.benchmark import Completion, Request
 from mos.errors import UserError
@@ -228,6 +228,11 @@ def choose(choices: Sequence[str], logprobs: list[float], prompt_tokens: int) ->
         logprobs=tuple(logprobs),
         tied=logprobs.count(best) > 1,
     )
+
+
+def model_config(folder: str | Path) -> Any:
+    """The config of the text model in a folder, under the names that all families share."""
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
 
 
 def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:

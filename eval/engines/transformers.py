@@ -186,14 +186,13 @@ class TransformersEngine(Engine):
 class Float32Head(torch.nn.Module):
     """An output head in float32: in bfloat16 the likeliest tokens often tie."""
 
-    weight: torch.Tensor
-
-    def __init__(self, head: torch.nn.Linear) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__()
-        self.register_buffer("weight", head.weight.detach().float(), persistent=False)
+        self.weight = head.weight.detach().float()
+        self.bias = None if head.bias is None else head.bias.detach().float()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return linear(hidden.float(), self.weight)
+        return linear(hidden.float(), self.weight, self.bias)
 
 
 class _Output:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from eval.benchmark import Completion, Decoding
 from eval.engines.base import (
@@ -25,6 +24,7 @@ from eval.engines.base import (
     check_lora_fits,
     choose,
     is_out_of_memory,
+    model_config,
     request_seed,
     tensor_shapes,
 )
@@ -127,10 +127,12 @@ class VllmEngine(Engine):
         """Room for eight of the longest requests, at least 1 GiB and at most 4, unless set."""
         if self.settings.kv_cache_gib is not None:
             return self.settings.kv_cache_gib << 30
-        config = AutoConfig.from_pretrained(self.model_dir, trust_remote_code=False)
+        config = model_config(self.model_dir)
         head_dim = getattr(config, "head_dim", None)
         head_dim = head_dim or config.hidden_size // config.num_attention_heads
-        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+        # Families of before grouped queries have no key for it.
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        per_token = 2 * config.num_hidden_layers * heads * head_dim
         size = per_token * (4 if self.settings.dtype == "float32" else 2) * self.settings.window
         return max(size + (64 << 20), min(max(8 * size, 1 << 30), 4 << 30))
 

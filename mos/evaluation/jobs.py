@@ -20,7 +20,7 @@ from eval.cache import DiskError
 from eval.engines import EngineError, EngineSettings, NotFiniteError, engine_settings
 from eval.results import Metrics
 from eval.runner import Weights, run_benchmark
-from mos.config import Evaluation
+from mos.config import Evaluation, Quantization
 from mos.console import logged_to, say
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
@@ -104,6 +104,22 @@ def build_options(evaluation: Evaluation, name: str) -> dict[str, Any]:
     if BENCHMARKS[name].runs_code:  # how, is not for a benchmark's own settings to say
         options |= {key: getattr(evaluation, key) for key in CONSENT}
     return options
+
+
+def settings_for(
+    evaluation: Evaluation, quantization: Quantization, device: str, base_dir: Path
+) -> EngineSettings:
+    """The engine's settings for a base model; raises as `engine_settings`."""
+    # Dequantised bases are kept in bfloat16, whatever the original is in.
+    dequantised = quantization.bits is not None and evaluation.weights != "original"
+    shared = ("dtype", "max_model_len", "gpu_memory_utilization", "tensor_parallel", "batch_size")
+    return engine_settings(
+        evaluation.engine,
+        base_dir,
+        device=device,
+        stored="bfloat16" if dequantised else None,
+        **evaluation.model_dump(include=set(shared)),
+    )
 
 
 def recorded_options(evaluation: Evaluation, name: str, cache_dir: str | Path) -> dict[str, Any]:
@@ -238,19 +254,7 @@ def _prepare(
     tokenizer, benchmarks = built[key]
     for benchmark in benchmarks.values():
         benchmark.check_ready()
-    # Dequantised bases are kept in bfloat16, whatever the original is in.
-    dequantised = subject.quantization.bits is not None and evaluation.weights != "original"
-    settings = engine_settings(
-        evaluation.engine,
-        folder,
-        device=subject.device,
-        dtype=evaluation.dtype,
-        stored="bfloat16" if dequantised else None,
-        max_model_len=evaluation.max_model_len,
-        gpu_memory_utilization=evaluation.gpu_memory_utilization,
-        tensor_parallel=evaluation.tensor_parallel,
-        batch_size=evaluation.batch_size,
-    )
+    settings = settings_for(evaluation, subject.quantization, subject.device, folder)
     weights = weights_of(subject, folder, settings, cache_dir)
     _check_adapter_is_its_own(subject, weights)
     return Job(subject, folder, tokenizer, benchmarks, settings, weights)

@@ -19,14 +19,20 @@ def check_model_folder(folder: Path) -> Path:
     """Return `folder` if a model of plain weights can be loaded from it, every tensor its own.
 
     transformers starts with random weights where a file lacks a tensor, and leaves out tensors that
-    it does not know; here both are errors. Only headers of the weight files are read.
+    it does not know, or puts an adapter on that lies there; here all are errors. Only headers of
+    the weight files are read.
 
     Raises:
         MissingFileError: no config, no weights, or not all of their files.
-        UserError: a model that needs code of its own, weights that are quantised, damaged, or not
-            those of the config; the tensors are named.
+        UserError: a model that needs code of its own, an adapter among its files, weights that are
+            quantised, damaged, two sets, or not those of the config; the tensors are named.
     """
     files = weight_files(folder)
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"model.path={folder} holds an adapter beside the model (adapter_config.json), which"
+            " transformers would put on it: move the adapter's files to a folder of their own."
+        )
     config = load_config(folder)
     if getattr(config, "quantization_config", None) is not None:
         method = _quantization_method(config)

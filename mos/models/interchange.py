@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from eval.engines.vllm import LORA_RANKS
 from mos.adapters import WEIGHTS
@@ -24,7 +24,7 @@ from mos.errors import UserError
 from mos.files import check_output, output
 from mos.models.card import carry_card
 from mos.models.checks import check_model_folder
-from mos.models.loading import copy_tokenizer
+from mos.models.loading import copy_tokenizer, from_folder
 
 # What an adapter may hold besides its factors, and the value that says that it does not.
 MORE_THAN_FACTORS = (
@@ -148,10 +148,7 @@ def merge(
     _check_target(out_dir, adapter_dir)
     base_dir = check_model_folder(Path(base_dir))
     config = adapter_config(Path(adapter_dir))
-    base = AutoModelForCausalLM.from_pretrained(
-        base_dir, dtype=dtype or "auto", trust_remote_code=False
-    )
-    model: Any = load(base, Path(adapter_dir), config)
+    model: Any = load(from_folder(base_dir, dtype), Path(adapter_dir), config)
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:

@@ -24,11 +24,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from eval.engines import products_in
 from mos.adapters import attach
@@ -157,6 +159,25 @@ def quantization_config(
     )
 
 
+def from_folder(path: str | Path, dtype: torch.dtype | None, **options: Any) -> PreTrainedModel:
+    """The model in a folder, in such a way that it can be saved.
+
+    Args:
+        dtype: of the weights; None for that of the files.
+        options: of transformers' `from_pretrained`.
+    """
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype or "auto", trust_remote_code=False, **options
+    )
+    settings = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:  # as of a temperature without sampling, which transformers loads
+        tokens = {key: v for key, v in settings.to_dict().items() if key.endswith("_token_id")}
+        model.generation_config = GenerationConfig(**tokens)
+    return model
+
+
 def load_base(
     path: str | Path, quantization: Mapping[str, Any], device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
@@ -173,12 +194,11 @@ def load_base(
     from mos.adapters.linear import keep_4bit_weights_unpacked
 
     products = products_in(quantization["compute_dtype"], torch.device(device).type)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = from_folder(
         path,
+        getattr(torch, quantization["compute_dtype"]),
         quantization_config=quantization_config(quantization, products),
-        dtype=getattr(torch, quantization["compute_dtype"]),
         device_map={"": torch.device(device)},
-        trust_remote_code=False,
     )
     model.config.use_cache = False
     keep_4bit_weights_unpacked(model)
@@ -237,13 +257,12 @@ def _dequantize(
     path: str | Path, quantization: Mapping[str, Any], device: str, folder: Path
 ) -> None:
     quantized = load_base(path, quantization, device)
-    plain = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.bfloat16, trust_remote_code=False
-    )
+    plain = from_folder(path, torch.bfloat16)
     with torch.no_grad():
         for name, module in quantized.named_modules():
             if (weight := dequantize_weight(module)) is not None:
-                plain.get_parameter(f"{name}.weight").copy_(weight)
+                layer: Any = plain.get_submodule(name)
+                layer.weight.copy_(weight.T if isinstance(layer, Conv1D) else weight)
     plain.save_pretrained(folder)
     copy_tokenizer(Path(path), folder)
 

@@ -19,7 +19,7 @@ from mos.config import TrainConfig
 from mos.console import is_main_process, say, working
 from mos.data.chat import CHAT_TEMPLATE_FILE, chat_template
 from mos.data.dataset import load_training_data
-from mos.evaluation.jobs import build_benchmarks
+from mos.evaluation.jobs import build_benchmarks, settings_for
 from mos.evaluation.subjects import adapter_hash, write_origin
 from mos.files import (
     as_readable,
@@ -50,6 +50,8 @@ def describe(config: TrainConfig, run: Run) -> tuple[Path, PreTrainedTokenizerBa
     """Note in the manifest what a run is made with; returns the model's folder and tokenizer."""
     model_dir = resolve_model(config.model.path, config.paths.cache_dir, config.model.revision)
     tokenizer = load_tokenizer(model_dir, config.model.pad_token)
+    if config.eval.benchmarks and not config.eval.defer:
+        settings_for(config.eval, config.quantization, config.device, model_dir)
     prompts = {
         name: benchmark.prompts_sha256()
         for name, benchmark in build_benchmarks(config.eval, tokenizer).items()
