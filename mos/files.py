@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from itertools import chain, count
@@ -77,6 +77,9 @@ SEAL = ".seal"  # without .json, so that it is not taken for a part of a model
 MANIFEST = ".written-by-mos.json"  # command -> file -> sha256 of each content that it may have
 SET_ASIDE = re.compile(r"\.old-\d{8}-\d{6}(-\d+)?$")
 
+# What editors, file systems and people leave beside data.
+NO_DATA = re.compile(r"\..*|.*~|#.*#|__macosx|readme(\..*)?|(thumbs|desktop)\.\w+", re.IGNORECASE)
+
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -87,23 +90,31 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def hash_files(files: Iterable[str | Path], cache_dir: str | Path) -> str:
+def hash_files(files: Sequence[str | Path], cache_dir: str | Path) -> str:
     """sha256 over the names and contents of files, in order.
 
-    Hashing gigabytes takes seconds, so a result is remembered in `cache_dir` under the files'
-    paths, sizes and modification times.
+    Hashing gigabytes takes seconds, so a result is remembered in `cache_dir` under what the file
+    system says of the files. The time of a change, unlike that of a modification, cannot be set.
     """
-    paths = [Path(file) for file in files]
-    seen = hash_json([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths])
-    memo = Path(cache_dir) / "fingerprints" / seen
+    paths = [Path(file).resolve() for file in files]
+    about = [path.stat() for path in paths]
+    names = [Path(file).name for file in files]
+    seen = [
+        (name, str(path), each.st_ino, each.st_size, each.st_ctime_ns)
+        for name, path, each in zip(names, paths, about, strict=True)
+    ]
+    memo = Path(cache_dir) / "fingerprints" / hash_json(seen)
     if memo.is_file() and re.fullmatch(r"[0-9a-f]{64}", known := memo.read_text("latin-1")):
         return known
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
+    for name, path in zip(names, paths, strict=True):
+        digest.update(f"{name}\0{hash_file(path)}\n".encode())
+    # A second change within a tick of a coarse clock would have the same time.
+    settled = all(time.time() - each.st_ctime > 2 for each in about)
     with suppress(OSError):  # a cache that cannot be written can still be read
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memo, digest.hexdigest())
+        if settled:
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(memo, digest.hexdigest())
     return digest.hexdigest()
 
 
@@ -134,9 +145,10 @@ def hash_file(path: Path) -> str:
 
 
 def source_hash(source: str | Path, cache_dir: str | Path) -> str | None:
-    """sha256 of a file, or of all files below a folder; None if there are none."""
+    """sha256 of a file, or of all below a folder but `NO_DATA`; None if there are none."""
     path = Path(source)
-    files = [path] if path.is_file() else files_below(path)
+    found = [path] if path.is_file() else files_below(path)
+    files = [f for f in found if not any(map(NO_DATA.fullmatch, f.relative_to(path).parts))]
     return hash_files(files, cache_dir) if files else None
 
 
@@ -330,6 +342,8 @@ def as_readable(folder: Path) -> None:
 def seal(folder: Path) -> None:
     """Flush every file below `folder` to disk; then list size, time and sha256 of each in `.seal`.
 
+    The time is that of the last change of the file, of its name or its mode: see `hash_files`.
+
     Whenever a process is killed, a folder with a seal is whole.
     """
     files = {}
@@ -339,7 +353,7 @@ def seal(folder: Path) -> None:
             os.fsync(handle.fileno())
         about = path.stat()
         name = str(path.relative_to(folder))
-        files[name] = [about.st_size, about.st_mtime_ns, hash_file(path)]
+        files[name] = [about.st_size, about.st_ctime_ns, hash_file(path)]
     write_json(folder / SEAL, files)
 
 
@@ -347,7 +361,7 @@ def damage(folder: Path, trust_times: bool = True) -> str:
     """Why a folder is not as it was sealed, or "" if it is. More files in it do not count.
 
     Args:
-        trust_times: read only files whose modification time has changed; False: all.
+        trust_times: read only files whose time is another; False: all.
     """
     try:
         files = read_json(folder / SEAL)
@@ -367,7 +381,7 @@ def damage(folder: Path, trust_times: bool = True) -> str:
 def _as_sealed(file: Path, entry: list[Any], trust_times: bool = True) -> bool:
     about = file.stat()
     size, changed, sha256 = entry
-    if trust_times and (about.st_size, about.st_mtime_ns) == (size, changed):
+    if trust_times and (about.st_size, about.st_ctime_ns) == (size, changed):
         return True
     return about.st_size == size and hash_file(file) == sha256
 

@@ -117,6 +117,8 @@ class Manifest(Saved):
     """`manifest.json`: what a run was made with, as far as it has come.
 
     Attributes:
+        run: its `Run.id`; another one's in a folder that was copied or renamed.
+        code: `mos.run.code_identity`.
         logs: files that the output of its processes went to.
         git: the commit of mos, if it ran from a checkout.
         model: `path` and `identity` of the base.
@@ -129,6 +131,8 @@ class Manifest(Saved):
 
     FILE = "manifest.json"
 
+    run: str | None = None
+    code: str | None = None
     logs: list[str] = []
     versions: dict[str, str] = {}
     git: str | None = None

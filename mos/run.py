@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from filelock import BaseFileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from mos.adapters import rank, row_label
+from mos.adapters import METHODS, rank, row_label
 from mos.config import TrainConfig, load_config
 from mos.console import is_main_process, say
 from mos.data.corpora import listed
@@ -42,6 +43,7 @@ from mos.files import (
     NO_FLOCK,
     PACKAGE,
     fingerprint,
+    hash_file,
     hash_json,
     lock_at,
     name_aside,
@@ -195,6 +197,30 @@ class Run:
             return load_config(self.path / "config.yaml")
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run: it has no config.yaml.") from None
+
+    def check_own(self) -> None:
+        """Check that the folder is what its name says.
+
+        Raises:
+            UserError: it is a copy of another run, or was renamed.
+        """
+        made = self.manifest.run
+        if made is None and self.results:
+            made = self.results.run_id
+        if made not in (None, self.id):
+            raise UserError(
+                f"{self.path} holds the run {made}, copied or renamed: move it away, or give it its"
+                " name back; overwrite=true keeps it aside and starts anew."
+            )
+
+    @property
+    def made_by(self) -> str:
+        """The version of mos that made the run, if its code was not today's; else ""."""
+        manifest = self.manifest
+        if manifest.code in (None, code_identity(self.config.adapter.method)):
+            return ""
+        version = manifest.versions.get("mos-tuning", "of unknown version")
+        return f"mos {version}" + (f" at {manifest.git[:12]}" if manifest.git else "")
 
     @property
     def manifest(self) -> Manifest:
@@ -405,6 +431,16 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def code_identity(method: str) -> str:
+    """sha256 over the code of mos and eval, and of the package that a method comes from."""
+    folders = [PACKAGE, PACKAGE.parent / "eval"]
+    package = (METHODS[method].config or "mos").partition(":")[0].partition(".")[0]
+    if package not in ("mos", "peft") and (spec := find_spec(package)):
+        folders += map(Path, spec.submodule_search_locations or [str(spec.origin)])
+    files = [f for folder in folders for f in (sorted(folder.rglob("*.py")) or [folder])]
+    return hash_json([hash_file(file) for file in files])
 
 
 def log_files() -> list[str]:

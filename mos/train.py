@@ -35,7 +35,7 @@ from mos.errors import UserError, check, write_fault
 from mos.evaluation.subjects import CALLERS
 from mos.files import CONFIG_DIR, hash_json
 from mos.preflight import check_card, check_shapes, choose_device, missing
-from mos.run import Run, command_of_job, finished_run, log_files, open_run
+from mos.run import Run, code_identity, command_of_job, finished_run, log_files, open_run
 from mos.runs import results_table
 from mos.training.sweep import as_member, in_sweep, in_turn, note_member, sweep_dir
 
@@ -70,6 +70,7 @@ def run_job(cfg: DictConfig) -> Run | None:
         say(f"scale={config.scale.name}: {config.scale.note}")
     if not (config.overwrite or config.dry_run) and (run := finished_run(config)):
         note_member(runs=[str(run.path)])
+        run.check_own()
         return report(run)
     with nullcontext() if "torch" in sys.modules else working("importing torch and PEFT"):
         config = validate(cfg)
@@ -79,6 +80,8 @@ def run_job(cfg: DictConfig) -> Run | None:
 
     run = open_run(config)
     note_member(runs=[str(run.path)])
+    if not config.overwrite:
+        run.check_own()
     if config.dry_run and not in_sweep():
         print_plan(config, run)
         return None
@@ -114,7 +117,8 @@ def report(run: Run) -> Run:
     if (results := run.results) and not in_sweep():
         console.print(results_table(results))
     if run.complete:
-        say(f"complete: {run.path / 'results.json'} (overwrite=true starts anew)")
+        by = f"made by {made_by}, another code; " if (made_by := run.made_by) else ""
+        say(f"complete: {run.path / 'results.json'} ({by}overwrite=true starts anew)")
     else:
         reason = f" ({state.reason})" if state.reason and not in_sweep() else ""
         say(f"{state.status}: {run.path}{reason}")
@@ -139,7 +143,8 @@ def train_adapter(config: TrainConfig, run: Run, wanted: bool) -> None:
         run.set_status("running")
         run.write_config(config)
         logs = dict.fromkeys([*run.manifest.logs, *log_files()])
-        run.update_manifest(command=command_of_job(), logs=[*logs])
+        code = code_identity(config.adapter.method)
+        run.update_manifest(run=run.id, code=code, command=command_of_job(), logs=[*logs])
         say(f"run: {run.path} (its whole config is in config.yaml)")
     sweep = sweep_dir()
     group = sweep.name if sweep else None

@@ -17,12 +17,14 @@ from mos.files import (
     SET_ASIDE,
     beside,
     build_once,
+    damage,
     discard,
     hash_files,
     output,
     read_json,
     seal,
     set_aside,
+    source_hash,
     write_json,
 )
 
@@ -140,14 +142,45 @@ def test_a_copied_and_read_only_folder_is_used(built, tmp_path):
         tmp_path.chmod(0o755)
 
 
-def test_an_emptied_memo_is_not_a_hash(tmp_path):
+def test_an_emptied_memo_is_not_a_hash(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("content")
+    monkeypatch.setattr("time.time", lambda: file.stat().st_ctime + 3)
     first = hash_files([file], tmp_path)
     (memo,) = (tmp_path / "fingerprints").iterdir()
     for damaged in (b"", b"\xff\xfe", b"0" * 63):
         memo.write_bytes(damaged)
         assert hash_files([file], tmp_path) == first
+
+
+def test_a_change_that_keeps_size_and_time_is_another_content(tmp_path, monkeypatch):
+    sealed = tmp_path / "sealed"
+    sealed.mkdir()
+    file = sealed / "weights"
+    file.write_text("1.0")
+    seal(sealed)
+    os.utime(file, (1, 1))
+    monkeypatch.setattr("time.time", lambda: file.stat().st_ctime + 3)
+    before = source_hash(sealed, tmp_path)
+    assert damage(sealed) == ""
+    file.write_text("2.0")
+    os.utime(file, (1, 1))
+    assert source_hash(sealed, tmp_path) != before
+    assert "weights has changed" in damage(sealed)
+
+
+def test_files_that_are_no_data_change_no_content(tmp_path):
+    data = tmp_path / "data"
+    (data / "test").mkdir(parents=True)
+    (data / "test" / "rows.csv").write_text("1")
+    before = source_hash(data, tmp_path)
+    for name in (".DS_Store", "test/.rows.csv.swp", "README.md", "test/rows.csv~", ".git/HEAD"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).write_text("2")
+    assert source_hash(data, tmp_path) == before
+    assert source_hash(data / "README.md", tmp_path)  # who names it, means it
+    (data / "test" / "more.csv").write_text("2")
+    assert source_hash(data, tmp_path) != before
 
 
 def written(out, command="export", names=("*",), **files):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,24 @@ def test_a_run_ends_in_results_of_schema_1(results, paths):
 def run(results, paths) -> Run:
     (run,) = find_runs(paths[0].partition("=")[2])
     return run
+
+
+def test_a_copied_run_is_refused_and_one_of_other_code_is_named(run, paths, capsys, monkeypatch):
+    job = [*TINY, *paths]
+    copy = run.path.with_name("seed7")
+    shutil.copytree(run.path, copy)
+    try:
+        for status in ("evaluated", "interrupted"):
+            Run(copy).set_status(status)
+            with pytest.raises(UserError, match=f"seed7 holds the run {run.id}, copied"):
+                train(compose_config([*job, "seed=7"]))
+    finally:
+        shutil.rmtree(copy)
+    train(compose_config(job))
+    assert "made by" not in capsys.readouterr().out
+    monkeypatch.setattr("mos.run.code_identity", lambda method: "changed")
+    train(compose_config(job))
+    assert "(made by mos 0." in capsys.readouterr().out
 
 
 def command(module, monkeypatch, *arguments) -> None:
