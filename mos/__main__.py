@@ -155,7 +155,10 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
 
     given, flags = get_args_parser().parse_known_args(arguments)
     for at, word in enumerate(arguments):
-        if word not in (*given.overrides, *flags) or re.match(r"~|[^-=][^=]*=", word):
+        if word not in (*given.overrides, *flags):
+            continue
+        if re.match(r"~|[^-=][^=]*=", word):
+            check_choice(word)
             continue
         around = [*arguments[at - 1 : at], *arguments[at + 1 : at + 2]]
         options = [*CONFIG_DIR.glob(f"*/{glob.escape(word)}.yaml")]
@@ -172,6 +175,27 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
         raise UserError(
             f"'{word}': expected key=value ({meant}?). mos {name} --help lists the keys."
         )
+
+
+def check_choice(word: str) -> None:
+    """Raises a UserError for several options of a group, of which Hydra would keep the last."""
+    group, _, value = word.lstrip("+").partition("=")
+    names = value.strip("[]").split(",")
+    if group == "eval" and "base" not in names and "own" not in names:
+        raise UserError(f"{word}: benchmarks stand beside base: eval=[base,{','.join(names)}].")
+    if group == "eval" or not value.startswith("[") or not (CONFIG_DIR / group).is_dir():
+        return
+    if len(names) > 1:
+        raise UserError(f"{word}: {_one_of(group, names)}")
+
+
+def _one_of(group: str, names: Sequence[str]) -> str:
+    more = {
+        "logging": f"Several trackers: logging={names[0]} logging.report_to=[{','.join(names)}].",
+        "data": "A mixture: data=messages data.source=[FILE,FILE].",
+    }
+    several = f"one {group} a run, or a sweep: -m {group}={','.join(names)}."
+    return f"{several} {more.get(group, '')}".rstrip()
 
 
 @contextmanager
@@ -198,6 +222,9 @@ def hydra_errors_explained() -> Iterator[None]:
             raise unknown("key", cause.full_key, known) from None
         if several := re.match("Ambiguous value for argument '(.*)'", str(error)):
             key, _, value = several[1].partition("=")
+            if (CONFIG_DIR / key.lstrip("+")).is_dir():
+                names = value.split(",")
+                raise UserError(f"{several[1]}: {_one_of(key.lstrip('+'), names)}") from None
             raise UserError(
                 f"{several[1]}: commas stand between the values of a list, {key}=[{value}], or of"
                 " a sweep (add -m). A comma that belongs to a text is quoted:"

@@ -65,6 +65,9 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
         LeftOutError: of several models some were left out, and the others evaluated.
     """
     values = resolved(cfg)
+    for key in ("runs", "adapters", "benchmarks"):
+        if values[key] in ("", []):
+            raise UserError(f"{key}={values[key]} selects nothing: name some, or leave {key}= out.")
     given = {key: value for key, value in values["eval"].items() if value != OWN}
     names = as_list(values["benchmarks"])
     chosen = names or list(given["benchmarks"])

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from mos.__main__ import command
 from mos.config import resolved
 from mos.console import say
+from mos.errors import UserError
 from mos.files import check_output
 from mos.runs import find_runs, show_table
 
@@ -40,6 +41,8 @@ def summarize(cfg: DictConfig) -> Report:
     sources = _names(config.pop("runs"))
     always = ("table?.*", "sweep.*", "*s.csv", "claims.md", "report.html")
     check_output(out, "summarize", always)
+    if not sources:
+        raise UserError("runs= selects nothing: name a folder of runs, a glob or a list.")
     say(f"run folders found: {len(find_runs(sources))}")
 
     # pandas takes a second to import.
