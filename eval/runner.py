@@ -32,8 +32,6 @@ class Weights:
         adapter: how it is applied, "lora", "merged" or "full" (all weights were trained); None
             without one.
         adapter_sha256: content of the adapter.
-        trained_on_sha256: content of the base model that the adapter was trained on, where that is
-            another and the caller allowed it.
     """
 
     model: str
@@ -41,12 +39,11 @@ class Weights:
     quantization: Mapping[str, Any] | None = None
     adapter: str | None = None
     adapter_sha256: str | None = None
-    trained_on_sha256: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """What the answers depend on."""
         own = asdict(self)
-        del own["model"], own["trained_on_sha256"]
+        del own["model"]
         return own
 
 

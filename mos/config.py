@@ -161,7 +161,6 @@ class Evaluation(Section):
     gpu_memory_utilization: Annotated[Number, Field(gt=0, le=1)]
     tensor_parallel: PositiveInt = 1
     batch_size: PositiveInt
-    base_mismatch: Literal["refuse", "allow"]
     benchmarks: Annotated[dict[str, SerializeAsAny[Benchmark]], BeforeValidator(_benchmarks)]
 
 

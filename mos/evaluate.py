@@ -28,7 +28,7 @@ from mos.console import (
     say,
 )
 from mos.errors import LeftOutError, UserError, unknown
-from mos.evaluation.subjects import Subject, adapter_subject, bare_subject, run_subject
+from mos.evaluation.subjects import Subject, adapter_subject, bare_subject, left_out, run_subject
 from mos.preflight import (
     check_benchmark_data,
     check_consent,
@@ -125,7 +125,7 @@ def _usable(
     subjects: list[Subject] = []
     failures: dict[str, str] = {}
     for name, make in makers.items():
-        try:
+        with left_out(name, failures, len(makers) == 1):
             if (subject := make()) is None:
                 continue
             if not subject.evaluation.benchmarks:
@@ -134,10 +134,6 @@ def _usable(
             check_benchmark_data(subject.evaluation)
             check_model_files(subject.model)
             subjects.append(subject)
-        except UserError as error:
-            if len(makers) == 1:
-                raise
-            failures[name] = str(error)
     return subjects, failures
 
 

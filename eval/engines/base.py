@@ -35,7 +35,6 @@ class EngineSettings:
         enforce_eager: vLLM: no graph capture, which starts faster.
         gpu_memory_utilization: vLLM on GPU: share of the free memory that it takes.
         tensor_parallel: vLLM on GPU: how many of them share the model.
-        kv_cache_gib: vLLM on CPU: memory for keys and values; None is enough for a small batch.
         batch_size: transformers: sequences in a batch.
         max_lora_rank: vLLM: room for adapters up to this rank; 0 loads no adapter kernels.
     """
@@ -50,7 +49,6 @@ class EngineSettings:
     enforce_eager: bool = True
     gpu_memory_utilization: float = 0.9
     tensor_parallel: int = 1
-    kv_cache_gib: int | None = None
     batch_size: int = 8
     max_lora_rank: int = 0
 

@@ -84,8 +84,8 @@ class VllmEngine(Engine):
             options["gpu_memory_utilization"] = self._share_of_memory()
             options["tensor_parallel_size"] = settings.tensor_parallel
         if settings.max_lora_rank:
-            slot = _lora_slot(settings.max_lora_rank)
-            options |= {"enable_lora": True, "max_lora_rank": slot, "max_loras": 1}
+            rank = lora_slot(settings.max_lora_rank)
+            options |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
         with self._quiet(), _environment(settings):
             try:
                 from vllm import LLM
@@ -124,9 +124,7 @@ class VllmEngine(Engine):
         return taken / whole
 
     def _kv_cache_bytes(self) -> int:
-        """Room for eight of the longest requests, at least 1 GiB and at most 4, unless set."""
-        if self.settings.kv_cache_gib is not None:
-            return self.settings.kv_cache_gib << 30
+        """Room for eight of the longest requests, at least 1 GiB and at most 4."""
         config = model_config(self.model_dir)
         head_dim = getattr(config, "head_dim", None)
         head_dim = head_dim or config.hidden_size // config.num_attention_heads
@@ -299,14 +297,19 @@ def free_memory(gpus: int) -> tuple[int, int]:
     return free, whole
 
 
-def _lora_slot(rank: int) -> int:
-    """The smallest of vLLM's ranks that has room for an adapter's."""
-    if rank > LORA_RANKS[-1]:
-        raise UserError(
-            f"An adapter of rank {rank} is above the {LORA_RANKS[-1]} that vLLM serves: evaluate"
-            " it with eval.weights=merged."
-        )
-    return next(slot for slot in LORA_RANKS if slot >= rank)
+def lora_slot(rank: int) -> int:
+    """The smallest of vLLM's ranks that has room for an adapter's.
+
+    Raises:
+        UserError: there is none.
+    """
+    for slot in LORA_RANKS:
+        if slot >= rank:
+            return slot
+    raise UserError(
+        f"The adapter has rank {rank}, and vLLM takes at most {LORA_RANKS[-1]}: merge it into the"
+        " base (eval.weights=merged, or mos export as=merged), or export for PEFT with pad=false."
+    )
 
 
 @contextmanager

@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from eval import BENCHMARKS, Benchmark, build_benchmark
@@ -25,7 +22,7 @@ from mos.console import logged_to, say
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
 from mos.evaluation.serving import FULL, LORA, MERGED, Server
-from mos.evaluation.subjects import CONSENT, Subject, adapter_hash, read_origin
+from mos.evaluation.subjects import CONSENT, ORIGIN, Subject, adapter_hash, left_out, read_origin
 from mos.files import fingerprint, hash_json, lock_at, source_hash
 from mos.models.card import write_card
 from mos.models.loading import load_tokenizer
@@ -57,7 +54,12 @@ def evaluate_subjects(
         UserError: a single subject cannot be evaluated; the disk is full; an engine that died.
     """
     failures: dict[str, str] = {}
-    jobs = _prepare_all(subjects, Path(cache_dir), failures)
+    alone = len(subjects) == 1
+    built: dict[str, tuple[PreTrainedTokenizerBase, dict[str, Benchmark]]] = {}
+    jobs = []
+    for subject in subjects:
+        with left_out(subject.name, failures, alone):
+            jobs.append(_prepare(subject, Path(cache_dir), built))
     started = 0
     for group in _by_engine(jobs):
         riding = [job.subject.adapter_dir for job in group if job.weights.adapter == LORA]
@@ -66,19 +68,12 @@ def evaluate_subjects(
             for job in group:
                 started += 1
                 run = job.subject.run
-                try:
-                    with logged_to(run.path / "train.log") if run else nullcontext():
-                        said = f"{started} of {len(jobs)}, " if len(jobs) > 1 else ""
-                        say(f"{said}{job.subject.name}: {_described(job)}")
-                        _evaluate(job, server, cache_dir, overwrite)
-                except (EngineError, DiskError):
-                    raise
-                except UserError as error:
-                    if len(subjects) == 1:
-                        raise
-                    if isinstance(error, NotFiniteError):
-                        server.stop()
-                    failures[job.subject.name] = str(error)
+                log = logged_to(run.path / "train.log") if run else nullcontext()
+                fatal = EngineError, DiskError
+                with left_out(job.subject.name, failures, alone, fatal), log:
+                    said = f"{started} of {len(jobs)}, " if len(jobs) > 1 else ""
+                    say(f"{said}{job.subject.name}: {_described(job)}")
+                    _evaluate(job, server, cache_dir, overwrite)
     return failures
 
 
@@ -156,8 +151,8 @@ def weights_of(
         cache_dir: remembers hashes.
 
     Raises:
-        UserError: an adapter that is not there, has numbers that are not finite, is not LoRA's
-            shape where "adapter" asks for it, or was trained on another base.
+        UserError: an adapter that is not there, is not LoRA's shape where "adapter" asks for it, or
+            was trained on another base.
     """
     choice, adapter_dir = subject.evaluation.weights, subject.adapter_dir
     quantized = subject.quantization.bits is not None and choice != "original"
@@ -182,60 +177,16 @@ def weights_of(
             f"eval.weights=adapter: {adapter_dir} is a {config['peft_type']} adapter or trains"
             " whole rows or modules, which is not of LoRA's shape; use eval.weights=merged."
         )
-    check_finite(adapter_dir)
     as_lora = choice == "adapter" or (choice != "merged" and on_gpu and low_rank)
-    weights = replace(weights, adapter=LORA if as_lora else MERGED, adapter_sha256=sha256)
-    return _of_known_base(subject, base_dir, weights)
-
-
-def check_finite(adapter_dir: Path) -> None:
-    """Raise a `UserError` that names the tensors of an adapter that hold NaN or infinity."""
-    for file in sorted(adapter_dir.glob("adapter_model*.safetensors")):
-        try:
-            tensors = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged or cut ({error}).") from error
-        broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-        if broken:
-            raise UserError(
-                f"{file}: {len(broken)} of {len(tensors)} tensors hold numbers that are not finite"
-                f" ({', '.join(broken[:3])}): its training diverged, and it is not evaluated."
-            )
-
-
-def _of_known_base(subject: Subject, base_dir: Path, weights: Weights) -> Weights:
-    """Refuse an adapter on another base than it was trained on, where that is known.
-
-    `eval.base_mismatch=allow` records the base of the training in the weights instead.
-    """
-    assert subject.adapter_dir is not None
-    origin = read_origin(subject.adapter_dir)
-    if origin is None or origin["model_sha256"] == weights.model_sha256:
-        return weights
-    trained_on = origin["model_sha256"]
-    if subject.evaluation.base_mismatch != "allow":
+    origin = read_origin(adapter_dir)
+    if origin is not None and origin["model_sha256"] != weights.model_sha256:
         raise UserError(
-            f"{subject.adapter_dir} was trained on another base model ({origin['model']}, content"
-            f" {trained_on[:8]}) than {base_dir} ({weights.model}, {weights.model_sha256[:8]}):"
-            " choose it with model=, or insist with eval.base_mismatch=allow."
+            f"{adapter_dir} was trained on another base model ({origin['model']}, content"
+            f" {origin['model_sha256'][:8]}) than {base_dir} ({weights.model},"
+            f" {weights.model_sha256[:8]}): choose it with model=, or insist by moving {ORIGIN} out"
+            " of the adapter's folder."
         )
-    return replace(weights, trained_on_sha256=trained_on)
-
-
-def _prepare_all(
-    subjects: Sequence[Subject], cache_dir: Path, failures: dict[str, str]
-) -> list[Job]:
-    """The jobs of the subjects that can be evaluated; of several, the others go to `failures`."""
-    built: dict[str, tuple[PreTrainedTokenizerBase, dict[str, Benchmark]]] = {}
-    jobs = []
-    for subject in subjects:
-        try:
-            jobs.append(_prepare(subject, cache_dir, built))
-        except UserError as error:
-            if len(subjects) == 1:
-                raise
-            failures[subject.name] = str(error)
-    return jobs
+    return replace(weights, adapter=LORA if as_lora else MERGED, adapter_sha256=sha256)
 
 
 def _prepare(
@@ -295,16 +246,20 @@ def _by_engine(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 def _evaluate(job: Job, server: Server, cache_dir: str | Path, overwrite: bool) -> None:
     subject = job.subject
     for name, benchmark in job.benchmarks.items():
-        result = run_benchmark(
-            benchmark,
-            _result_dir(subject, benchmark),
-            weights=job.weights,
-            numerics=job.settings.numerics(),
-            engine=lambda: server.serve(job.base_dir, subject.adapter_dir, job.weights),
-            cache_dir=cache_dir,
-            options=recorded_options(subject.evaluation, name, cache_dir),
-            overwrite=overwrite,
-        )
+        try:
+            result = run_benchmark(
+                benchmark,
+                _result_dir(subject, benchmark),
+                weights=job.weights,
+                numerics=job.settings.numerics(),
+                engine=lambda: server.serve(job.base_dir, subject.adapter_dir, job.weights),
+                cache_dir=cache_dir,
+                options=recorded_options(subject.evaluation, name, cache_dir),
+                overwrite=overwrite,
+            )
+        except NotFiniteError:
+            server.stop()
+            raise
         _record(job, name, result, cache_dir)
 
 

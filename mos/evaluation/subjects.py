@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,25 @@ ORIGIN = "trained_on.json"  # beside an adapter's files: the base that it was tr
 # What may harm the caller's machine, or is a matter of it, comes from the caller alone.
 CONSENT = ("allow_code_execution", "sandbox")
 CALLERS = (*CONSENT, "tensor_parallel")
+
+
+@contextmanager
+def left_out(
+    name: str, failures: dict[str, str], alone: bool, fatal: tuple[type[UserError], ...] = ()
+) -> Iterator[None]:
+    """Of several, note why one cannot be evaluated, and go on.
+
+    Args:
+        failures: takes the reason under the name.
+        alone: there is but one, so that its error is raised.
+        fatal: errors that are raised in any case.
+    """
+    try:
+        yield
+    except UserError as error:
+        if alone or isinstance(error, fatal):
+            raise
+        failures[name] = str(error)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from eval.engines.vllm import LORA_RANKS
+from eval.engines.vllm import lora_slot
 from mos.adapters import WEIGHTS
 from mos.adapters.config import FactoredConfig
 from mos.adapters.linear import lora_factors
@@ -82,7 +82,7 @@ def to_lora(
             raise UserError(f"The adapter has numbers that are not finite, in {path}.")
     r = max(A.shape[0] for A, _, _ in factors.values())
     if pad_to_vllm_rank:
-        r = _vllm_rank(r)
+        r = lora_slot(r)
     scalings = {scaling for _, _, scaling in factors.values()}
     # one scaling for all layers is kept as alpha / r; else it goes into B
     common = scalings.pop() if len(scalings) == 1 else 1.0
@@ -203,16 +203,6 @@ def _check_embeddings(model: PeftModel, config: PeftConfig) -> None:
             f"The model's embeddings were resized from {before} to {vocabulary} tokens, which a "
             "plain LoRA adapter cannot hold: merge it into the base instead (as=merged)."
         )
-
-
-def _vllm_rank(r: int) -> int:
-    for rank in LORA_RANKS:
-        if rank >= r:
-            return rank
-    raise UserError(
-        f"The adapter has rank {r}, and vLLM takes at most {LORA_RANKS[-1]}: merge it into the "
-        "base (as=merged), or export for PEFT alone with pad=false."
-    )
 
 
 def _check_target(out_dir: str | Path, source: PeftModel | str | Path) -> None:

@@ -149,8 +149,6 @@ def quantization_config(
         return None
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
-    if bits != 4:
-        raise UserError(f"quantization.bits={bits}: expected 4, 8 or null.")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization["quant_type"],

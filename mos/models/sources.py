@@ -67,18 +67,16 @@ def build_random(folder: Path, path: str = TINY) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _byte_level_tokenizer()
     architecture = random_architecture(path)
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(RANDOM_SEED)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            **architecture,
-            initializer_range=0.8 / architecture["hidden_size"] ** 0.5,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = LlamaConfig(
+        **architecture,
+        initializer_range=0.8 / architecture["hidden_size"] ** 0.5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    torch.set_rng_state(generator_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        model = LlamaForCausalLM(config)
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -132,40 +130,30 @@ def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     by_hand = "or give a local folder: model.path=/path/to/model"
+    # The more special kinds first.
+    said: dict[type[Exception], str] = {
+        GatedRepoError: f"is gated: accept its licence at https://huggingface.co/{hub_id}, then run"
+        f" `hf auth login`; {by_hand}.",
+        RevisionNotFoundError: f"has no revision {revision} on the hub: set model.revision= to one"
+        " of its own, or to null.",
+        HFValidationError: f"is neither a folder nor a hub id (owner/name); {by_hand}.",
+        RepositoryNotFoundError: "is not on the hub, or is private: check the name, or run"
+        f" `hf auth login`; {by_hand}.",
+        OSError: "is not in the local cache and the hub cannot be reached: connect once to download"
+        f" it, {by_hand}, or run model=smollm2_135m.",
+    }
     try:
         folder = snapshot_download(
             hub_id,
             revision=revision,
             allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.model"],
         )
-    except GatedRepoError as error:
-        raise UserError(
-            f"model.path={hub_id} is gated: accept its licence at https://huggingface.co/{hub_id},"
-            f" then run `hf auth login`; {by_hand}."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"model.path={hub_id} has no revision {revision} on the hub: set model.revision= to one"
-            " of its own, or to null."
-        ) from error
-    except HFValidationError as error:
-        raise UserError(
-            f"model.path={hub_id} is neither a folder nor a hub id (owner/name); {by_hand}."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"model.path={hub_id} is not on the hub, or is private: check the name, or run"
-            f" `hf auth login`; {by_hand}."
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"model.path={hub_id} is not in the local cache and the hub cannot be reached:"
-            f" connect once to download it, {by_hand}, or run model=smollm2_135m."
-        ) from error
+    except tuple(said) as error:
+        reason = next(text for kind, text in said.items() if isinstance(error, kind))
+        raise UserError(f"model.path={hub_id} {reason}") from error
     return check_model_folder(Path(folder))

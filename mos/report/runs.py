@@ -28,7 +28,11 @@ REFUSED, LEFT_OUT, NOTED = "refused", "left out", "noted"
 # Seeds differ between the runs of one setup; results.json has them.
 _SEED_LINES = re.compile(r"(?m)^(seed|  routing_seed): .*$")
 _SEEDS = {"seed", "adapter.routing_seed", "trainer.seed", "trainer.data_seed"}
-_FORMER = {"data.chat_tokens", "options.chat_tokens", "options.shard"}  # of earlier versions
+# Of earlier versions.
+_FORMER = {
+    "data.chat_tokens", "options.chat_tokens", "options.shard", "eval.base_mismatch",
+    "weights.trained_on_sha256",
+}  # fmt: skip
 # Places, logging and speed shape no result. (Data at another place have another run id.)
 _NEUTRAL = {"paths", "logging", "hydra", "overwrite", "dry_run", "device"}
 _NEUTRAL_EVAL = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -267,15 +266,15 @@ def test_broken_members_are_named_and_left_out(make_run, evaluate, tmp_path):
     with pytest.raises(LeftOutError, match="4 of 5 were left out") as left_out:
         evaluate(f"runs={tmp_path}/outputs/**")
     failures = left_out.value.failures
-    assert list(failures) == [str(runs[n].path) for n in ("cut", "diverged", "swapped", "misfit")]
-    reasons = (
-        "config.yaml is damaged",
-        name,
-        "not the adapter that this run trained",
-        "not part of this adapter",
-    )
-    for reason, said in zip(reasons, failures.values(), strict=True):
-        assert reason in said
+    reasons = {
+        "cut": "config.yaml is damaged",
+        "diverged": f"not finite: {name}",
+        "swapped": "not the adapter that this run trained",
+        "misfit": "not part of this adapter",
+    }
+    assert failures.keys() == {str(runs[name].path) for name in reasons}
+    for name, reason in reasons.items():
+        assert reason in failures[str(runs[name].path)]
     assert left_out.value.exit_status == 1
     assert runs["good"].status == "evaluated"
     assert runs["misfit"].status == "trained"
@@ -302,16 +301,13 @@ def test_damaged_results_are_named_and_made_again_from_the_evaluation(
     assert run.results == right
 
 
-def test_an_adapter_of_another_base_is_refused_unless_allowed(make_run, evaluate, tiny_model_dir):
+def test_an_adapter_of_another_base_is_refused(make_run, evaluate, tiny_model_dir):
     run = make_run("lora", LORA)
     write_origin(run.adapter_dir, run.config, fingerprint(tiny_model_dir, run.path / "cache"))
     evaluate(f"runs={run.path}")
     write_origin(run.adapter_dir, run.config, "c0ffee")
     with pytest.raises(UserError, match=r"trained on another base model \(tiny, content c0ffee\)"):
         evaluate(f"runs={run.path}")
-    evaluate(f"runs={run.path}", "eval.base_mismatch=allow", "eval.limit=3")
-    weights = run.manifest.evaluation["mmlu"].weights
-    assert weights["trained_on_sha256"] == "c0ffee"
 
 
 def test_a_part_does_not_take_the_place_of_the_whole(make_run, evaluate):
@@ -323,20 +319,6 @@ def test_a_part_does_not_take_the_place_of_the_whole(make_run, evaluate):
     assert part.results["mmlu"].partial == "limit=2"
     assert (run.path / "eval" / "mmlu.partial" / "metrics.json").is_file()
     assert run.results.metrics["mmlu"] == whole
-
-
-def whole_and_copy(run: Run, evaluate) -> tuple[dict, bytes, Run]:
-    """Results of one process, and the run as it was before, with nothing in the cache."""
-    copy = Run(run.path.parents[1] / "copy" / run.path.name)
-    shutil.copytree(run.path, copy.path)
-    evaluate(f"runs={run.path}", "eval.batch_size=1", f"paths.cache_dir={run.path}/cache")
-    records = (run.path / "eval" / "mmlu" / "records.jsonl").read_bytes()
-    return without_times(run), records, copy
-
-
-def without_times(run: Run) -> dict:
-    metrics = json.loads((run.path / "eval" / "mmlu" / "metrics.json").read_text())
-    return {key: value for key, value in metrics.items() if key not in ("timing", "sha256")}
 
 
 @pytest.mark.parametrize(

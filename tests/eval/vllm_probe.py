@@ -26,7 +26,7 @@ def main(log: str, rank: str, model: str, *steps: str) -> None:
     if steps == ("gpu",):
         print(json.dumps(of_gpu_build(model)))
         return
-    options = {"dtype": "float32", "max_model_len": 512, "kv_cache_gib": 1}
+    options = {"dtype": "float32", "max_model_len": 512}
     settings = engine_settings("vllm", model, max_lora_rank=int(rank), **options)
     with start(settings, model, log=log) as engine:
         found = [take(step.partition("="), engine) for step in steps]
