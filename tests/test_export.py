@@ -16,13 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mos import MosConfig, ProloraConfig, TiedLoraConfig
 from mos.config import compose_config, validate
-from mos.errors import MissingFileError, UserError
+from mos.errors import UserError
 from mos.evaluation.subjects import write_origin
 from mos.export import export, main, merge, to_lora
-from mos.files import MANIFEST, fingerprint
-from mos.summarize import summarize
+from mos.files import fingerprint
 from tests.adapters.tiny import CASES, adapted, logits, randomise, tiny_llama
-from tests.report.synthetic import write_run
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj"]
 PEFTS_OWN = {
@@ -58,27 +56,22 @@ def stock(path, dtype=torch.float32):
     return loaded
 
 
-def test_lora_of_a_model_has_its_logits(model, tmp_path):
-    path = to_lora(model, tmp_path / "lora")
-    torch.testing.assert_close(logits(stock(path)), logits(model), atol=1e-5, rtol=1e-5)
-    merged = stock(path).merge_and_unload()
-    torch.testing.assert_close(logits(merged), logits(model), atol=1e-5, rtol=1e-5)
-
-
-def test_lora_of_a_directory_is_the_same_file(model, tmp_path):
-    model.save_pretrained(tmp_path / "adapter")
-    from_model = to_lora(model, tmp_path / "a")
-    from_directory = to_lora(tmp_path / "adapter", tmp_path / "b")
-    first, second = (
-        load_file(p / "adapter_model.safetensors") for p in (from_model, from_directory)
-    )
+def test_exports_have_the_logits_of_the_adapter(model, base_dir, tmp_path):
+    folder = tmp_path / "adapter"
+    model.save_pretrained(folder)
+    paths = to_lora(model, tmp_path / "a"), to_lora(folder, tmp_path / "b")
+    first, second = (load_file(path / "adapter_model.safetensors") for path in paths)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
-    first, second = (
-        json.loads((p / "adapter_config.json").read_text()) for p in (from_model, from_directory)
-    )
+    first, second = (json.loads((path / "adapter_config.json").read_text()) for path in paths)
     assert set(first.pop("target_modules")) == set(second.pop("target_modules"))
     assert first == second
+    merged = merge(base_dir, folder, tmp_path / "merged")
+    assert not list(merged.glob("adapter*"))
+    plain = AutoModelForCausalLM.from_pretrained(merged)
+    assert type(plain) is type(tiny_llama())
+    for exported in (stock(paths[0]), stock(paths[0]).merge_and_unload(), plain):
+        torch.testing.assert_close(logits(exported), logits(model), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("mos")])
@@ -115,74 +108,23 @@ def test_rank_beyond_vllms_is_refused(tmp_path):
 def test_what_others_wrote_is_never_replaced(tmp_path):
     model = adapted(CASES["prolora"]())
     model.save_pretrained(tmp_path / "adapter")
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="did not write"):
-        to_lora(model, tmp_path / "notes")
     with pytest.raises(UserError, match="did not write"):
         to_lora(tmp_path / "adapter", tmp_path / "adapter")
     lora = to_lora(model, tmp_path / "lora")
     with pytest.raises(UserError, match="is the adapter itself"):
         to_lora(lora, lora)
-    (lora / "notes").mkdir()
-    (lora / "notes" / "mine.txt").write_text("mine")
-    (lora / "README.md").unlink(missing_ok=True)
     assert to_lora(model, lora) == lora
-    for notes in (tmp_path / "notes", lora / "notes"):
-        assert (notes / "mine.txt").read_text() == "mine"
     (lora / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"adapter_config\.json, which was edited"):
         to_lora(model, lora)
     assert (lora / "adapter_config.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("beside", ["notes", "runs", "an export"])
-def test_a_report_and_an_export_in_one_folder_leave_each_others_files(beside, base_dir, tmp_path):
-    """`mos summarize` used to leave a mark by which `mos export` took the folder for its own."""
-    out = tmp_path / "out"
-    runs = out if beside == "runs" else tmp_path / "runs"
-    write_run(runs)
-    adapted(CASES["mos"](), base(base_dir)).save_pretrained(tmp_path / "adapter")
-    if beside == "an export":
-        to_lora(tmp_path / "adapter", out)
-    else:
-        (out / "below").mkdir(parents=True, exist_ok=True)
-        (out / "mine.txt").write_text("mine")
-        (out / "below" / "mine.txt").write_text("mine")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    given = [f"runs={runs}", f"out={out}", "plots=false"]
-    summarize(compose_config(given, "summarize"))
-    assert (out / "report.html").is_file()
-    with pytest.raises(UserError, match=r"holds .*, which mos did not write there"):
-        merge(base_dir, tmp_path / "adapter", out)
-    summarize(compose_config(given, "summarize"))
-    before.pop(out / MANIFEST, None)
-    assert {path: path.read_bytes() for path in before} == before
-
-
-def test_tied_lora_becomes_separate_factors(tmp_path):
-    tensors = load_file(
-        to_lora(adapted(TiedLoraConfig(r=8)), tmp_path / "lora") / "adapter_model.safetensors"
-    )
-    attention = "base_model.model.model.layers.1.self_attn"
-    shapes = {
-        key.removeprefix(f"{attention}."): tuple(t.shape)
-        for key, t in tensors.items()
-        if attention in key
-    }
-    assert shapes == {
-        "q_proj.lora_A.weight": (8, 64),
-        "q_proj.lora_B.weight": (64, 8),
-        "k_proj.lora_A.weight": (8, 64),
-        "k_proj.lora_B.weight": (32, 8),
-        "v_proj.lora_A.weight": (8, 64),
-        "v_proj.lora_B.weight": (32, 8),
-    }
-
-
-def test_dtype_of_an_export(tmp_path):
+def test_dtype_and_rank_of_an_export_are_said_in_its_config(tmp_path):
     model = adapted(CASES["mos"](), tiny_llama(torch.bfloat16))
-    path = to_lora(model, tmp_path / "lora", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "adapter")
+    given = [f"adapter={tmp_path}/adapter", f"out={tmp_path}/lora", "pad=false", "dtype=bfloat16"]
+    path = export(compose_config(given, "export"))
     tensors = load_file(path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     difference = (logits(stock(path, torch.bfloat16)) - logits(model)).float()
@@ -223,20 +165,6 @@ def test_what_plain_lora_cannot_hold_is_refused(config, named, tmp_path):
     with pytest.raises(UserError, match=named):
         to_lora(model, tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
-
-
-def test_missing_adapter_is_named(tmp_path):
-    with pytest.raises(MissingFileError, match=r"adapter_config\.json"):
-        to_lora(tmp_path, tmp_path / "lora")
-
-
-def test_merged_model_reloads_with_plain_transformers(model, base_dir, tmp_path):
-    model.save_pretrained(tmp_path / "adapter")
-    path = merge(base_dir, tmp_path / "adapter", tmp_path / "merged")
-    loaded = AutoModelForCausalLM.from_pretrained(path)
-    assert type(loaded) is type(tiny_llama())
-    assert not list(path.glob("adapter*"))
-    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
 
 
 def test_merged_model_keeps_dtype_tokenizer_and_saved_modules(tiny_model_dir, tmp_path):
@@ -342,16 +270,6 @@ def test_command_line_names_mistakes(arguments, message, monkeypatch, capsys):
         main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_composed_config_is_exported(tmp_path, base_dir):
-    model = adapted(CASES["mos"](), base(base_dir))
-    model.save_pretrained(tmp_path / "adapter")
-    given = [f"adapter={tmp_path}/adapter", f"out={tmp_path}/lora", "pad=false"]
-    assert export(compose_config(given, "export")) == tmp_path / "lora"
-    torch.testing.assert_close(
-        logits(stock(tmp_path / "lora")), logits(model), atol=1e-5, rtol=1e-5
-    )
 
 
 @pytest.mark.slow

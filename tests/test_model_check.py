@@ -119,7 +119,7 @@ FAULTS = {
         "not an index of weight files",
     ),
     "a config that is none": (lambda f: (f / "config.json").write_text("[]"), "cannot be used"),
-    "quantised already": (already_quantised, r"quantised already \(bitsandbytes, 4 bits\)"),
+    "quantised already": (already_quantised, r"quantised already \(bitsandbytes\)"),
     "code of its own": (other_code, "code of others is never run"),
     "code in its weights": (pickled_code, "cannot be loaded"),
     "two sets of weights": (two_sets, r"two sets of weights, model.safetensors and model-1\.saf"),

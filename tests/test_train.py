@@ -264,6 +264,15 @@ def test_a_broken_line_of_data_is_named(tmp_path, paths):
     assert not run.results
 
 
+def test_an_engine_that_cannot_be_had_is_named_before_the_training(tmp_path, paths, monkeypatch):
+    monkeypatch.setattr("eval.engines.vllm_package", lambda: None)
+    output = tmp_path / "outputs"
+    job = [*TINY, paths[1], f"paths.output_dir={output}", "eval.engine=vllm"]
+    with pytest.raises(UserError, match=r"eval\.engine=vllm: vLLM is not installed"):
+        train(compose_config(job))
+    assert not [*output.rglob("loss.jsonl"), *output.rglob("adapter")]
+
+
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, paths):
     output = tmp_path / "outputs"
     job = [*TINY, paths[1], f"paths.output_dir={output}", "trainer.max_steps=100000"]

@@ -9,8 +9,6 @@ from typing import Literal
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from mos.console import say
 from mos.errors import UserError
@@ -82,8 +80,9 @@ def _card(run: Run) -> ModelCard:
     if method is None:
         raise UserError(f"{run.path} is not trained yet.")
     scores = results.rows() if results else []
+    on_hub = ":" not in base and not Path(base).expanduser().exists()
     data = ModelCardData(
-        base_model=base if is_hub_id(base) and not Path(base).exists() else None,
+        base_model=base if on_hub else None,
         library_name="transformers" if method.name == "full" else "peft",
         pipeline_tag="text-generation",
         tags=["mos-tuning", method.name],
@@ -102,15 +101,6 @@ def _card(run: Run) -> ModelCard:
         command=shlex.join(command) if command[:2] == ["mos", "train"] else None,
         scores=scores,
     )
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a repository of the hub can have this name."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _eval_result(score: ScoreRow) -> EvalResult:

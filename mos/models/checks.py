@@ -34,12 +34,12 @@ def check_model_folder(folder: Path) -> Path:
             " transformers would put on it: move the adapter's files to a folder of their own."
         )
     config = load_config(folder)
-    if getattr(config, "quantization_config", None) is not None:
-        method = _quantization_method(config)
+    if settings := getattr(config, "quantization_config", None):
         raise UserError(
-            f"model.path={folder} holds weights that are quantised already ({method}). Give the"
-            " folder of the original weights: quantization=nf4 or int8 quantises them here, and"
-            " what is recorded and evaluated is then what was trained on."
+            f"model.path={folder} holds weights that are quantised already"
+            f" ({settings.get('quant_method')}). Give the folder of the original weights:"
+            " quantization=nf4 or int8 quantises them here, and what is recorded and evaluated is"
+            " then what was trained on."
         )
     tensors = 0
     for file in files:
@@ -130,11 +130,3 @@ def _check_loads(folder: Path) -> None:
             f"The weights in {folder} are not those of its config.json: {'; '.join(problems)}."
             " Training would start from random weights; give the folder of the whole base model."
         )
-
-
-def _quantization_method(config: PreTrainedConfig) -> str:
-    settings: Any = config.quantization_config
-    settings = settings if isinstance(settings, dict) else settings.to_dict()
-    bits = {"load_in_4bit": "4 bits", "load_in_8bit": "8 bits"}
-    found = [text for key, text in bits.items() if settings.get(key)]
-    return ", ".join([str(settings.get("quant_method", "unknown method")), *found])
