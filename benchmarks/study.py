@@ -6,7 +6,7 @@
 
 A run is one line of runs.csv, its losses epoch by epoch one of losses.csv. Both are written as soon
 as it ends: the same command goes on where it was stopped, and loses the run it was at. What is
-worth most comes first: four rows at load 1, at 0.25, at 2, and then the others at load 1.
+worth most comes first: three rows at load 1, at 0.25, at 2, then Pure Sharing, then the others.
 """
 
 from __future__ import annotations
@@ -68,16 +68,20 @@ LABELS = {
 
 def plan(table: Table) -> Iterator[Job]:
     """All runs on random words, in their order. `table` grows meanwhile: rates follow from it."""
-    for rows, loads in ((MAIN, (1.0, 0.25, 2.0)), (REST, (1.0,))):
-        best = {}
-        for row in rows:
-            best[row] = yield from searched(table, Job(row, 1.0, RATE, SEEDS[0]))
-        for load in loads:
-            for seed in SEEDS:
-                yield from (replace(best[row], load=load, seed=seed) for row in rows)
-        if rows is MAIN:
-            yield from (replace(best[row], epochs=LONG) for row in MAIN[:3])
-            yield from (replace(best[row], dtype="float32") for row in MAIN[:2])
+    best = {}
+    for row in MAIN[:3]:
+        best[row] = yield from searched(table, Job(row, 1.0, RATE, SEEDS[0]))
+    for load, seeds in ((1.0, SEEDS), (0.25, SEEDS), (2.0, SEEDS[:1])):
+        for seed in seeds:
+            yield from (replace(best[row], load=load, seed=seed) for row in best)
+    for row in (*MAIN, *REST):
+        best[row] = yield from searched(table, Job(row, 1.0, RATE, SEEDS[0]))
+        yield from (replace(best[row], seed=seed) for seed in SEEDS)
+        if row == MAIN[-1]:
+            for load in (2.0, 0.25):
+                yield from (replace(best[r], load=load, seed=s) for s in SEEDS for r in MAIN)
+            yield from (replace(best[r], epochs=LONG) for r in MAIN[:3])
+            yield from (replace(best[r], dtype="float32") for r in MAIN[:2])
 
 
 def text_plan(table: Table) -> Iterator[Job]:
@@ -99,7 +103,7 @@ def encode(source: str, model: str, out: Path) -> Path:
     """A corpus of chain-of-thought answers as ids and labels, shuffled; written once."""
     if not out.exists():
         from mos.data import convert
-        from mos.data.chat import encode_messages
+        from mos.data.chat import encode_by_prefixes, eos_of, render_training
         from mos.models.loading import load_tokenizer
 
         converted = out.with_suffix(".messages.jsonl")
@@ -107,8 +111,12 @@ def encode(source: str, model: str, out: Path) -> Path:
         rows = [json.loads(line) for line in converted.read_text("utf-8").splitlines()]
         random.Random(0).shuffle(rows)
         tokenizer = load_tokenizer(model)
-        encoded = (encode_messages(row["messages"], tokenizer, 128) for row in rows)
-        out.write_text("".join(json.dumps(e) + "\n" for e in encoded if max(e["labels"]) >= 0))
+        rendered = [render_training(row["messages"], eos_of(tokenizer)) for row in rows]
+        with out.open("w") as file:
+            for e in encode_by_prefixes(rendered, tokenizer, 128):
+                if e.labels.max() >= 0:
+                    example = {"input_ids": e.input_ids.tolist(), "labels": e.labels.tolist()}
+                    file.write(json.dumps(example) + "\n")
     return out
 
 

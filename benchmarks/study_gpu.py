@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder of the base model")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--text", type=Path, help="examples, encoded; default: random words")
-    parser.add_argument("--examples", type=int, default=40_000)
+    parser.add_argument("--examples", type=int, default=32_000)
     parser.add_argument("--blocks", type=int, default=30, help="of the model, all adapted")
     parser.add_argument("--unit", type=int, default=610_560, help="parameters of LoRA r=2")
     parser.add_argument("--epochs", type=int, help="default: 100, of text 1")
