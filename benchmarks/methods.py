@@ -212,7 +212,7 @@ def sizes(model: torch.nn.Module, adapter: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(f"{scratch}/adapter", save_embedding_layers=False)
         try:
-            lora = to_lora(model, f"{scratch}/lora", torch.bfloat16, pad_to_vllm_rank=False)
+            lora = to_lora(model, f"{scratch}/lora", torch.bfloat16)
         except UserError:
             slot = None
         else:

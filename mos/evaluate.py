@@ -29,6 +29,7 @@ from mos.console import (
 )
 from mos.errors import LeftOutError, UserError, unknown
 from mos.evaluation.subjects import Subject, adapter_subject, bare_subject, left_out, run_subject
+from mos.files import check_writable
 from mos.preflight import (
     check_benchmark_data,
     check_consent,
@@ -85,6 +86,7 @@ def evaluate(cfg: DictConfig) -> list[Subject]:
     check_consent(config.eval)
     if not config.dry_run:
         check_engine(config)
+        check_writable(config.paths.cache_dir, "paths.cache_dir")
 
     makers: dict[str, Callable[[], Subject | None]] = {}
     if config.runs:

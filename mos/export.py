@@ -13,7 +13,7 @@ from mos.adapters import check_adapter_folder
 from mos.config import Quantization, compose_config, resolved
 from mos.console import say
 from mos.errors import Strict, UserError, check
-from mos.files import check_output, fingerprint
+from mos.files import check_output, check_writable, fingerprint
 
 if TYPE_CHECKING:
     from mos.models.interchange import merge, to_lora
@@ -35,7 +35,6 @@ class ExportConfig(Strict):
     adapter: str
     out: str
     form: Literal["lora", "merged"] = Field(alias="as")
-    pad: bool
     base: str | None
     quantization: str | None
     dtype: Literal["float32", "bfloat16", "float16", None]
@@ -62,6 +61,7 @@ def export(cfg: DictConfig) -> Path:
             raise UserError(f"{key}= is for as=merged: a LoRA holds nothing of its base.")
     check_adapter_folder(Path(config.adapter))
     check_output(config.out, "export")
+    check_writable(config.cache_dir, "cache_dir")
     import torch  # now that it is known to be needed
 
     from mos.models.interchange import merge, to_lora
@@ -69,7 +69,7 @@ def export(cfg: DictConfig) -> Path:
     dtype = config.dtype and getattr(torch, config.dtype)
     if config.form == "lora":
         say(f"exporting {config.adapter}")
-        out = to_lora(config.adapter, config.out, dtype, config.pad)
+        out = to_lora(config.adapter, config.out, dtype)
     else:
         folder, as_trained = _base(config, chosen)
         out = merge(folder, config.adapter, config.out, dtype, as_trained)

@@ -307,8 +307,8 @@ def lora_slot(rank: int) -> int:
         if slot >= rank:
             return slot
     raise UserError(
-        f"The adapter has rank {rank}, and vLLM takes at most {LORA_RANKS[-1]}: merge it into the"
-        " base (eval.weights=merged, or mos export as=merged), or export for PEFT with pad=false."
+        f"The adapter has rank {rank}, and vLLM takes at most {LORA_RANKS[-1]}: evaluate it with"
+        " eval.weights=merged."
     )
 
 

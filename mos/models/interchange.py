@@ -14,7 +14,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from eval.engines.vllm import lora_slot
 from mos.adapters import WEIGHTS
 from mos.adapters.config import FactoredConfig
 from mos.adapters.linear import lora_factors
@@ -39,20 +38,18 @@ def to_lora(
     source: PeftModel | str | Path,
     out_dir: str | Path,
     dtype: torch.dtype | None = None,
-    pad_to_vllm_rank: bool = True,
 ) -> Path:
     """Write an adapter as a LoRA adapter that stock PEFT and stock vLLM load.
 
-    The update is the same, not an approximation: the factors are the method's own, and ranks added
-    by padding are zero. Needs no weights of the base model. A tokenizer, a chat template and a
-    model card in the adapter's directory come along.
+    The update is the same, not an approximation: the factors are the method's own; a layer of less
+    rank than others gets zeros. Needs no weights of the base model. A tokenizer, a chat template
+    and a model card in the adapter's directory come along.
 
     Args:
         source: a PEFT model, whose active adapter is taken, or an adapter directory.
         out_dir: directory to write: a new or empty one, or that of an earlier export, whose files
             are replaced.
         dtype: of the factors; default as the adapter has them.
-        pad_to_vllm_rank: raise the rank to the next one that vLLM reserves room for.
 
     Returns:
         `out_dir`.
@@ -60,7 +57,7 @@ def to_lora(
     Raises:
         MissingFileError: no adapter in the directory.
         UserError: `out_dir` holds other files or is the source; the adapter has no exact LoRA form:
-            it trains whole modules or biases, is not linear, or has a rank beyond vLLM's 512.
+            it trains whole modules or biases, or is not linear.
     """
     _check_target(out_dir, source)
     model = source if isinstance(source, PeftModel) else _load_without_base(Path(source))
@@ -81,8 +78,6 @@ def to_lora(
         if not (all_finite(A) and all_finite(B)):
             raise UserError(f"The adapter has numbers that are not finite, in {path}.")
     r = max(A.shape[0] for A, _, _ in factors.values())
-    if pad_to_vllm_rank:
-        r = lora_slot(r)
     scalings = {scaling for _, _, scaling in factors.values()}
     # one scaling for all layers is kept as alpha / r; else it goes into B
     common = scalings.pop() if len(scalings) == 1 else 1.0

@@ -363,6 +363,7 @@ def test_untrained_runs_are_passed_over(make_run, evaluate, capsys):
         (["adapter=mos"], "nothing trained to evaluate"),
         (["benchmarks=[mmlu]", "eval.engine=onnx"], "expected 'auto', 'vllm' or 'transformers'"),
         (["benchmarks=[mmlu]", "paths.data_dir=/nowhere"], "/nowhere/mmlu"),
+        (["paths.cache_dir=/proc/cache"], "paths.cache_dir=/proc/cache cannot be written"),
         (["benchmarks=[humaneval]"], "allow_code_execution=true"),
         (["benchmarks=[mmlu]", "eval.max_model_len=64"], "longer than the 63 tokens"),
     ],

@@ -23,7 +23,7 @@ def save(folder, case="mos", seed=0, **options):
 
 @pytest.mark.parametrize("case", ["mos", "mos-sp", "mos-random-scaling"])
 def test_factors_are_those_of_the_export(case, tmp_path):
-    to_lora(save(tmp_path / "mos", case), tmp_path / "lora", pad_to_vllm_rank=False)
+    to_lora(save(tmp_path / "mos", case), tmp_path / "lora")
     exported = load_file(tmp_path / "lora/adapter_model.safetensors")
     config = json.loads((tmp_path / "lora/adapter_config.json").read_text())
     served = read_adapter(tmp_path / "mos", torch.float32)
