@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -256,40 +255,6 @@ def test_command_line_names_mistakes(arguments, message, monkeypatch, capsys):
         main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.parametrize("name", list(CASES))
-def test_vllm_serves_the_exported_adapter(name, repo_dir, tmp_path):
-    """In a process of its own, as an engine does not give its memory back."""
-    script = repo_dir / "tests" / "adapters" / "vllm_logprobs.py"
-    model = adapted(CASES[name](), tiny_llama_for_vllm())
-    model.save_pretrained(tmp_path / "adapter")
-    tiny_llama_for_vllm().save_pretrained(tmp_path / "base")
-    to_lora(tmp_path / "adapter", tmp_path / "lora")
-    ids = list(range(1, 40, 3))
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "base", tmp_path / "lora", json.dumps(ids)],
-        capture_output=True, text=True, check=False, cwd=repo_dir,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    served = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
-    expected = logits(model, torch.tensor([ids]))[0, -1].log_softmax(-1)
-    torch.testing.assert_close(served, expected, atol=1e-4, rtol=1e-4)
-
-
-def tiny_llama_for_vllm():
-    """Heads of width 32, the smallest that vLLM's CPU kernels take."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        initializer_range=0.1,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def test_a_base_that_needs_code_of_others_is_refused(tmp_path):

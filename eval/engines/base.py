@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from eval.benchmark import Completion, Request
@@ -234,12 +234,21 @@ def model_config(folder: str | Path) -> Any:
 
 
 def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a folder's safetensors files."""
+    """Names and shapes of the tensors in a folder's safetensors files.
+
+    Raises:
+        UserError: one is damaged.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            names = tensors.keys()
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+        try:
+            with safe_open(file, "pt") as tensors:
+                names = tensors.keys()
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{file} is damaged or cut ({error}): copy or download it again."
+            ) from error
     return shapes
 
 

@@ -27,13 +27,8 @@ CALLERS = (*CONSENT, "tensor_parallel")
 def left_out(
     name: str, failures: dict[str, str], alone: bool, fatal: tuple[type[UserError], ...] = ()
 ) -> Iterator[None]:
-    """Of several, note why one cannot be evaluated, and go on.
-
-    Args:
-        failures: takes the reason under the name.
-        alone: there is but one, so that its error is raised.
-        fatal: errors that are raised in any case.
-    """
+    """Note in `failures` why one of several cannot be evaluated; an error of the only one, or one
+    that is `fatal`, is raised."""
     try:
         yield
     except UserError as error:

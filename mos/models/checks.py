@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from eval.engines.base import tensor_shapes
 from mos.console import quiet_transformers
 from mos.errors import UserError
 from mos.files import weight_files
@@ -41,14 +41,13 @@ def check_model_folder(folder: Path) -> Path:
             " quantization=nf4 or int8 quantises them here, and what is recorded and evaluated is"
             " then what was trained on."
         )
-    tensors = 0
     for file in files:
         with file.open("rb") as handle:
             if handle.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(
                     f"{file} is a Git LFS pointer, not weights: run `git lfs pull` in {folder}."
                 )
-        tensors += _count_tensors(file)
+    tensors = len(tensor_shapes(folder))
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if tensors and layers > tensors:
         raise UserError(
@@ -84,18 +83,6 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
             " (vocab_size): correct config.json."
         )
     return config
-
-
-def _count_tensors(file: Path) -> int:
-    if file.suffix != ".safetensors":
-        return 0
-    try:
-        with safe_open(file, "pt") as tensors:
-            return len(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} is damaged or cut ({error}): copy or download it again."
-        ) from error
 
 
 def _check_loads(folder: Path) -> None:

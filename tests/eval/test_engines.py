@@ -38,10 +38,9 @@ from eval.engines import (
 from eval.engines.base import tensor_shapes
 from eval.engines.transformers import TransformersEngine
 from eval.engines.vllm import VllmEngine
-from mos import MosConfig
 from mos.errors import UserError
 from mos.export import to_lora
-from tests.adapters.tiny import adapted
+from tests.adapters.tiny import CASES, adapted
 
 CHOICES = (" A", " B", " C", " D")
 PROBE = Path(__file__).with_name("vllm_probe.py")
@@ -460,10 +459,12 @@ def test_vllm_for_gpus_takes_what_is_asked_of_it(tiny_model_dir, tmp_path):
 @pytest.mark.timeout(600)
 def test_vllm_serves_adapters_and_survives_broken_ones(tiny_model_dir, tmp_path):
     good = random_lora(tiny_model_dir, tmp_path / "good", ["q_proj", "down_proj"], seed=0)
-    mos, exported = tmp_path / "mos", tmp_path / "exported"
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    adapted(MosConfig(r=4, equivalent_rank=2, shards_per_vector=2), base).save_pretrained(mos)
-    to_lora(mos, exported)
+    exports = []
+    for name, make in CASES.items():
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+        adapted(make(), base).save_pretrained(tmp_path / name)
+        exports.append(to_lora(tmp_path / name, tmp_path / f"{name}-as-lora"))
+    mos, exported = tmp_path / "mos", exports[0]
     broken = shutil.copytree(good, tmp_path / "broken")
     factors = load_file(broken / "adapter_model.safetensors")
     cut = {name: f[:, :5].contiguous() if "_A" in name else f for name, f in factors.items()}
@@ -472,7 +473,8 @@ def test_vllm_serves_adapters_and_survives_broken_ones(tiny_model_dir, tmp_path)
     steps = ["none", f"adapter={good}", f"adapter={mos}", f"broken={broken}", "none"]
     steps += [f"stopped={good}", f"adapter={good}", f"weights={weights}", f"adapter={good}"]
     steps += [f"weights={tiny_model_dir}", f"adapter={exported}"]
-    found = probe(tmp_path, 8, tiny_model_dir, *steps)
+    steps += [f"adapter={folder}" for folder in exports[1:]]
+    found = probe(tmp_path, 16, tiny_model_dir, *steps)
     assert_agree(found[0], tiny_model_dir)
     assert_agree(found[1], tiny_model_dir, good)
     assert_agree(found[2], tiny_model_dir, mos)
@@ -482,3 +484,5 @@ def test_vllm_serves_adapters_and_survives_broken_ones(tiny_model_dir, tmp_path)
     assert found[6] == found[1]
     assert_agree(found[7], weights)
     assert_agree(found[8], weights, good)
+    for folder, completions in zip(exports, found[10:], strict=True):
+        assert_agree(completions, tiny_model_dir, folder)
