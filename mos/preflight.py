@@ -195,8 +195,8 @@ def _check_model(config: TrainConfig) -> None:
     path = config.model.path
     if not _is_folder(path) or not (Path(path).expanduser() / "config.json").is_file():
         return
-    from mos.models.checks import check_model_folder
     from mos.models.loading import load_tokenizer
+    from mos.models.sources import check_model_folder
 
     folder = check_model_folder(Path(path).expanduser())
     load_tokenizer(folder, config.model.pad_token)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mos.errors import UserError
-from mos.models.checks import check_model_folder
 from mos.models.loading import load_base, load_tokenizer
+from mos.models.sources import check_model_folder
 
 NF4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 WEIGHTS = "model.safetensors"

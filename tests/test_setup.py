@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from eval.engines.base import vllm_package
+from eval.engines import vllm_package
 
 REPO = Path(__file__).resolve().parent.parent
 LOCKS = sorted((REPO / "requirements").glob("*.lock"))

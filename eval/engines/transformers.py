@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from eval.benchmark import Completion, Decoding
-from eval.engines.base import (
+from eval.engines import (
     Engine,
     EngineError,
     EngineSettings,

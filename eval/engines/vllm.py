@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from eval.benchmark import Completion, Decoding
-from eval.engines.base import (
+from eval.engines import (
     Engine,
     EngineError,
     EngineSettings,

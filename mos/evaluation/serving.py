@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from eval.engines import Engine, EngineError, EngineSettings, start
-from eval.engines.base import tensor_shapes
+from eval.engines import Engine, EngineError, EngineSettings, start, tensor_shapes
 from eval.runner import Weights
 from mos.console import say
 from mos.evaluation.subjects import adapter_hash, read_adapter_config

@@ -22,8 +22,8 @@ from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
 from mos.files import check_output, output
 from mos.models.card import carry_card
-from mos.models.checks import check_model_folder
 from mos.models.loading import copy_tokenizer, from_folder
+from mos.models.sources import check_model_folder
 
 # What an adapter may hold besides its factors, and the value that says that it does not.
 MORE_THAN_FACTORS = (

