@@ -46,7 +46,7 @@ class BBH(Benchmark):
 
     def __post_init__(self) -> None:
         questions = read_questions(self.data_dir)
-        self.examples, self.partial = self.selection.apply(questions, lambda q: q.task)
+        self.examples, self.partial = self.selection.apply(questions, lambda q: q.task, self.name)
         demonstrations = {}
         for task in dict.fromkeys(q.task for q in self.examples):
             text = read_demonstrations(self.data_dir, task)

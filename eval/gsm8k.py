@@ -59,7 +59,7 @@ class GSM8K(Benchmark):
         if self.selection.tasks is not None:
             raise UserError("gsm8k has no tasks to choose from: leave tasks out.")
         problems = read_problems(require(self.data_dir / "test.jsonl", "the problems of GSM8K"))
-        self.examples, self.partial = self.selection.apply(problems, lambda _: "")
+        self.examples, self.partial = self.selection.apply(problems, lambda _: "", self.name)
         exemplars = read_exemplars(self.data_dir) if self.shots else []
         intro = prompt_intro(exemplars, self.shots, self.cot)
         # In chat mode EOS is the only stop.

@@ -56,7 +56,7 @@ class HumanEval(Benchmark):
 
     def __post_init__(self) -> None:
         problems = read_problems(self.data_dir)
-        self.examples, self.partial = self.selection.apply(problems, lambda p: p.task_id)
+        self.examples, self.partial = self.selection.apply(problems, lambda p: p.task_id, self.name)
         decoding = Decoding(512, self.temperature, top_p=0.95, stop=STOP, n=self.samples)
         self.requests = []
         for problem in self.examples:

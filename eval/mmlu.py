@@ -95,7 +95,9 @@ class MMLU(Benchmark):
             )
         )
         questions = read_test(self.data_dir)
-        self.examples, self.partial = self.selection.apply(questions, lambda q: q.subject)
+        self.examples, self.partial = self.selection.apply(
+            questions, lambda q: q.subject, self.name
+        )
         subjects = dict.fromkeys(q.subject for q in self.examples)
         shots = {subject: read_shots(self.data_dir, subject, self.shots) for subject in subjects}
         decoding = Decoding(max_tokens=1, choices=tuple(f" {letter}" for letter in LETTERS))

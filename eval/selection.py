@@ -1,15 +1,21 @@
-"""Evaluating less than a whole benchmark: some tasks, a limit."""
+"""Evaluating less than a whole benchmark: files that lack some of it, some tasks, a limit."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from mos.errors import UserError, unknown
 
 T = TypeVar("T")
+
+# Benchmark -> examples by group, as published and in data/samples; "" where there are no groups.
+SIZES: dict[str, list[dict[str, int]]]
+SIZES = json.loads(Path(__file__).with_name("sizes.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,21 @@ class Selection:
                 f"limit={self.limit!r}: expected a whole number from 1 on, or null for all."
             )
 
-    def apply(self, examples: Sequence[T], group: Callable[[T], str]) -> tuple[list[T], str]:
+    def apply(
+        self, examples: Sequence[T], group: Callable[[T], str], benchmark: str = ""
+    ) -> tuple[list[T], str]:
         """Return the selected examples in their order, and why they are partial ("" if whole).
+
+        Args:
+            examples: all that the benchmark's files hold.
+            benchmark: its name, where `SIZES` knows how many they should be.
 
         Raises:
             UserError: an unknown task, or no task at all.
         """
         kept, reasons = list(examples), []
+        if difference := _difference(benchmark, Counter(map(group, examples))):
+            reasons.append(difference)
         if self.tasks is not None:
             known = dict.fromkeys(group(example) for example in kept)
             for task in self.tasks:
@@ -56,6 +70,27 @@ class Selection:
 
 
 ALL = Selection()
+
+
+def _difference(benchmark: str, counts: Counter[str]) -> str:
+    """How examples differ from the nearest known set, by name; "" if they are one, or none is."""
+    known = SIZES.get(benchmark, [])
+    if known and "" in known[0]:
+        counts = Counter({"": counts.total()})
+    if not known or counts in known:
+        return ""
+
+    def distance(sizes: Mapping[str, int]) -> tuple[int, int]:
+        apart = [abs(sizes.get(name, 0) - counts[name]) for name in {*sizes, *counts}]
+        return -apart.count(0), sum(apart)
+
+    whole = min(known, key=distance)
+    wrong = [
+        f"{counts[name]} of {whole.get(name, 0)} {name}".rstrip()
+        for name in sorted({*whole, *counts})
+        if counts[name] != whole.get(name, 0)
+    ]
+    return f"files hold {', '.join(wrong[:5])}" + (", ..." if len(wrong) > 5 else "")
 
 
 def _spread(examples: Sequence[T], group: Callable[[T], str], limit: int) -> list[T]:

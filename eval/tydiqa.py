@@ -118,7 +118,7 @@ class TyDiQA(Benchmark):
     def __post_init__(self) -> None:
         dev = read_questions(require(self.data_dir / DEV, "the questions of TyDiQA"))
         demonstrations, lacking = draw_shots(self.data_dir, {q.language for q in dev}, self.shots)
-        questions, self.partial = self.selection.apply(dev, lambda q: q.language)
+        questions, self.partial = self.selection.apply(dev, lambda q: q.language, self.name)
         languages = {q.language for q in questions}
         if without := sorted(languages & lacking):
             reason = f"no shots for {', '.join(without)}: the train file lacks them"

@@ -32,7 +32,8 @@ def make_group(memory_bytes: int) -> Path | None:
 
 def _parents() -> list[tuple[Path, str]]:
     """Groups that ours might be made in, and the name of the setting there."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    own_groups = Path("/proc/self/cgroup")
+    for line in own_groups.read_text().splitlines() if own_groups.is_file() else ():
         _, controllers, path = line.split(":", 2)
         own = path.strip("/")
         if "memory" in controllers.split(","):

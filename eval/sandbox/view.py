@@ -104,9 +104,9 @@ def bubblewrap(program: str, shown: View, code: str, limits: Limits, become: boo
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--perms", "1777", "--size", str(limits.folder_mb << 20), "--tmpfs", FOLDER]
     # Named semaphores lie in /dev/shm.
-    command += ["--symlink", f"{FOLDER}/work", "/dev/shm"]
+    command += ["--symlink", FOLDER, "/dev/shm"]
     if not any(path.startswith("/tmp/") for path in [PYTHON, code, *shown.libraries]):
-        command += ["--symlink", f"{FOLDER}/work", "/tmp"]
+        command += ["--symlink", FOLDER, "/tmp"]
     return [*command, "--remount-ro", "/"]
 
 

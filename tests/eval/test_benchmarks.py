@@ -1,12 +1,13 @@
 """What holds for every benchmark: names, options, selecting less than all, outputs."""
 
 import json
+import shutil
 
 import pytest
 
 from eval import BENCHMARKS, build_benchmark, options_model
 from eval.prompts import may_exceed
-from eval.selection import Selection
+from eval.selection import SIZES, Selection
 from mos.errors import UserError
 
 TASKS = [f"{task}{i}" for task, n in (("a", 5), ("b", 1), ("c", 3)) for i in range(n)]
@@ -126,3 +127,35 @@ class ByteTokenizer:
 
     def decode(self, ids):
         return bytes(ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "partial"),
+    [
+        ("mmlu", "test/anatomy_test.csv", None, "files hold 0 of 7 anatomy"),
+        ("bbh", "bbh/navigate.json", None, "files hold 0 of 10 navigate"),
+        ("gsm8k", "test.jsonl", lambda lines: lines[3:], "files hold 47 of 50"),
+        ("gsm8k", "test.jsonl", lambda lines: lines * 2, "files hold 100 of 50"),
+    ],
+)
+def test_a_copy_that_is_not_whole_is_partial_by_name(
+    name, file, change, partial, samples_dir, tmp_path
+):
+    shutil.copytree(samples_dir / name, tmp_path / name)
+    file = tmp_path / name / file
+    if change is None:
+        file.unlink()
+    else:
+        file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
+    benchmark = build_benchmark(name, tmp_path / name, ByteTokenizer())
+    assert benchmark.partial == partial
+    limited = build_benchmark(name, tmp_path / name, ByteTokenizer(), limit=2)
+    assert limited.partial == f"{partial}; limit=2"
+
+
+def test_sizes_are_those_that_were_published():
+    published = {name: sum(sets[0].values()) for name, sets in SIZES.items()}
+    assert published == {
+        "mmlu": 14_042, "bbh": 6_511, "gsm8k": 1_319, "tydiqa": 5_077, "humaneval": 164
+    }  # fmt: skip
+    assert [len(SIZES[name][0]) for name in ("mmlu", "bbh", "tydiqa")] == [57, 27, 9]

@@ -424,6 +424,13 @@ def test_a_machine_without_any_walls_is_told_so(monkeypatch):
         Sandbox(1)
 
 
+def test_without_control_groups_there_is_no_bound_on_all_memory(monkeypatch):
+    monkeypatch.setattr("eval.sandbox.group.Path", lambda path: Path(f"/nowhere{path}"))
+    with Sandbox(1, isolation="restricted") as sandbox:
+        assert "memory control group" not in sandbox.isolation
+        assert sandbox.check(program(RIGHT)).passed
+
+
 def test_other_systems_are_refused(monkeypatch):
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     with pytest.raises(UserError, match="on Linux only"):

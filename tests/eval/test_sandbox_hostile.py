@@ -12,11 +12,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from eval.sandbox import Isolation, Limits, Program, Sandbox, Verdict
+from eval.sandbox import Limits, Program, Sandbox, Verdict
 from mos.errors import UserError
 from tests.eval.hostile_programs import ASSAULTS, ESCAPES, FORGERIES
 
@@ -37,7 +36,10 @@ def program(completion: str) -> Program:
     return Program(PROMPT, completion, TEST, "f")
 
 
-@pytest.fixture(scope="module", params=get_args(Isolation))
+WEAKER = pytest.param("restricted", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["namespaces", WEAKER])
 def isolation(request) -> str:
     return request.param
 
@@ -166,6 +168,47 @@ def test_assault_is_contained(sandbox, isolation, name):
 def test_a_program_finds_nothing_of_the_one_before(sandbox):
     completion = ESCAPES["finds what the program before it left"]
     assert not any(sandbox.check(program(completion)).passed for _ in range(3))
+
+
+OUT_OF_REACH = """
+    import ctypes, os, posix
+    here = os.environ["HOME"]
+    def unshared():
+        if ctypes.CDLL(None, use_errno=True).syscall(436, 50, 60, 2):
+            raise OSError
+    for attempt in (
+        lambda: open(f"{here}/../more", "w"),
+        lambda: posix.mkdir(f"{here}/../more"),
+        lambda: posix.rename(here, f"{here}-moved"),
+        lambda: posix.rmdir(here),
+        unshared,
+    ):
+        try:
+            attempt()
+        except OSError:
+            continue
+        return 0
+    return x + 1
+"""
+
+
+def test_what_is_above_the_folder_and_descriptors_of_its_own_are_out_of_reach(sandbox):
+    assert sandbox.check(program(OUT_OF_REACH)).passed
+    assert sandbox.check(program("    return x + 1")).passed
+
+
+STORMS = {
+    "side by side": "    import posix\n    while True:\n        posix.mkdir(str(x)); x += 1\n",
+    "nested": "    import posix\n    while True:\n        posix.mkdir('d'); posix.chdir('d')\n",
+}
+
+
+@pytest.mark.parametrize("name", STORMS)
+def test_a_storm_of_folders_ends_at_the_time_limit(sandbox, name):
+    before = time.monotonic()
+    assert sandbox.check(program(STORMS[name])).result == "timed out"
+    assert sandbox.check(program("    return x + 1")).passed
+    assert time.monotonic() - before < 20
 
 
 # Tests come from a file that may be anyone's; each of these would fail if it got out.

@@ -133,8 +133,8 @@ def test_subset_of_train_is_whole_for_its_languages_only(golden_dir, smollm2_tok
     benchmark = build_benchmark("tydiqa", tmp_path, smollm2_tokenizer, limit=9)
     assert [question.language for question in benchmark.examples] == sorted(TEMPLATES)
     assert benchmark.partial == (
-        "limit=9; no shots for arabic, bengali, finnish, indonesian, russian, telugu:"
-        " the train file lacks them"
+        "files hold 5 of 8 english; limit=9; no shots for arabic, bengali, finnish, indonesian,"
+        " russian, telugu: the train file lacks them"
     )
     passages = [
         request.prompt.count(f"\n{TEMPLATES[question.language].passage}")
@@ -220,19 +220,21 @@ def test_average_weighs_languages_alike(folder):
 
 def test_train_file(folder):
     whole = build_benchmark("tydiqa", folder, limit=2)
-    assert whole.partial == "limit=2"
+    assert whole.partial.endswith("; limit=2")
     (folder / TRAIN).write_text(goldp(("english-0", "C", "Q?", ["A"])))
     with pytest.raises(DataError, match=r"0 finnish rows for tydiqa\.shots=1"):
         build_benchmark("tydiqa", folder)
     (folder / TRAIN).rename(folder / "tydiqa-goldp-v1.1-train.en.json")
-    assert build_benchmark("tydiqa", folder).partial.startswith("no shots for finnish")
-    assert build_benchmark("tydiqa", folder, tasks=["english"]).partial == "tasks=english"
+    assert build_benchmark("tydiqa", folder).partial.endswith(
+        "; no shots for finnish: the train file lacks them"
+    )
+    assert build_benchmark("tydiqa", folder, tasks=["english"]).partial.endswith("; tasks=english")
     with pytest.raises(DataError, match=r"1 english rows for tydiqa\.shots=2"):
         build_benchmark("tydiqa", folder, shots=2)
     (folder / "tydiqa-goldp-v1.1-train.en.json").unlink()
     with pytest.raises(MissingFileError, match=r"train\.json does not exist"):
         build_benchmark("tydiqa", folder)
-    assert build_benchmark("tydiqa", folder, shots=0).partial == ""
+    assert "no shots" not in build_benchmark("tydiqa", folder, shots=0).partial
 
 
 @pytest.mark.parametrize(

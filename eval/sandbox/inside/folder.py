@@ -1,45 +1,46 @@
-"""A program's working folder."""
+"""A program's working folder; os is several times as fast as pathlib where there are very many."""
+
+# ruff: noqa: PTH101, PTH104, PTH106, PTH108
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
-from pathlib import Path
 
 
 @contextmanager
-def fresh(path: str) -> Iterator[str]:
-    """A new folder; deleted in the end, whatever is in it."""
-    folder = Path(path)
-    folder.mkdir(mode=0o700)
+def emptied(folder: str) -> Iterator[str]:
+    """A folder of which nothing is left in the end, whatever was put there.
+
+    It stays: what is above it is not writable for programs, who can neither fill nor rename that.
+    """
     try:
-        yield path
+        yield folder
     finally:
-        _remove(folder)
+        _empty(folder)
 
 
-def _remove(folder: Path) -> None:
-    """Delete a folder, of any depth: shutil.rmtree's recursion ends before a program's nesting."""
+def _empty(folder: str) -> None:
+    """For any depth: shutil.rmtree's recursion ends before a program's nesting."""
     numbers = count()
-    folder.chmod(0o700)
-    while entries := list(folder.iterdir()):
+    with suppress(PermissionError):  # not ours, and nobody can have changed it
+        os.chmod(folder, 0o700)
+    while entries := list(os.scandir(folder)):
         for entry in entries:
-            if not _is_folder(entry):
-                entry.unlink()
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                continue
+            with suppress(OSError):  # most are empty where there are very many
+                os.rmdir(entry.path)
                 continue
             # Its content moves up, so that no path ever gets long.
-            entry.chmod(0o700)
-            for child in entry.iterdir():
-                if _is_folder(child):
-                    child.chmod(0o700)
-                while os.path.lexists(target := folder / str(next(numbers))):
+            os.chmod(entry.path, 0o700)
+            for child in list(os.scandir(entry.path)):
+                if child.is_dir(follow_symlinks=False):
+                    os.chmod(child.path, 0o700)
+                while os.path.lexists(target := f"{folder}/{next(numbers)}"):
                     pass
-                child.rename(target)
-            entry.rmdir()
-    folder.rmdir()
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+                os.rename(child.path, target)
+            os.rmdir(entry.path)

@@ -81,6 +81,8 @@ def _conditions() -> dict[str, list[tuple[int, int, tuple[int, ...]]]]:
     """By call: 32-bit words of its arguments (2 * index, + 1 for the high half), what is masked
     from them, and the values that are then allowed."""
     return {
+        # With descriptors of its own, each thread could hold as many as the limit says.
+        "close_range": [(4, _ANY, (0, 4))],
         "clone": [(0, _ANY ^ _CLONE_DETACHED, (_THREAD,))],
         "fcntl": [(2, _ANY, _FCNTL)],
         "ioctl": [(2, _ANY, _IOCTL)],

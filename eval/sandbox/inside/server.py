@@ -77,7 +77,7 @@ def main() -> None:
     wire.send(verdicts, {"ready": True})
     gc.freeze()
     while True:
-        with folder.fresh(f"{config['folder']}/work") as work:
+        with folder.emptied(config["folder"]) as work:
             verdict = _Match(walls, work, programs).verdict()
         if verdict is None:
             return
