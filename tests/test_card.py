@@ -74,11 +74,7 @@ def test_the_hub_reads_scores_and_people_the_rest(run):
     ):
         assert text in card.text
     assert adapter_hash(run.adapter_dir, run.path / "cache") == before
-
-
-def test_a_base_on_the_hub_is_named_in_the_metadata(run):
-    config = run.config
-    path = "meta-llama/Llama-2-7b-hf"
+    config, path = run.config, "meta-llama/Llama-2-7b-hf"
     run.write_config(config.but(model=config.model.but(path=path)))
     write_card(run)
     assert ModelCard.load(run.adapter_dir / "README.md").data.base_model == path

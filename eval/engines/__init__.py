@@ -80,10 +80,6 @@ class EngineSettings:
             "torch": version("torch"),
         }
 
-    def describe(self) -> dict[str, Any]:
-        """All settings with versions, for the manifest."""
-        return {**asdict(self), **self.numerics(), "window": self.window}
-
 
 @cache
 def vllm_package() -> str | None:
@@ -103,10 +99,6 @@ class Prompt:
 
     request: Request
     ids: list[int]
-
-
-class PromptTooLongError(UserError):
-    """Prompts that leave no room for an output."""
 
 
 class EngineError(UserError):
@@ -151,29 +143,25 @@ class Engine(AbstractContextManager, ABC):
         )
         self._choice_ids: dict[tuple[str, ...], list[int]] = {}
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        """Longest prompt that leaves room for one token of output."""
-        return self.settings.window - 1
-
     def encode(self, requests: Sequence[Request]) -> list[Prompt]:
         """Encode prompts, with BOS where the tokenizer adds one (protocol section 0).
 
         Raises:
-            PromptTooLongError: naming the ids of prompts above `max_prompt_tokens`.
+            UserError: naming the ids of prompts that leave no room for an output.
         """
         if not requests:
             return []
         encoded = self.tokenizer([request.prompt for request in requests], verbose=False)
         prompts = [Prompt(r, list(i)) for r, i in zip(requests, encoded["input_ids"], strict=True)]
-        long = [prompt for prompt in prompts if len(prompt.ids) > self.max_prompt_tokens]
+        most = self.settings.window - 1
+        long = [prompt for prompt in prompts if len(prompt.ids) > most]
         if long:
             shown = ", ".join(f"{p.request.id} ({len(p.ids)} tokens)" for p in long[:5])
-            raise PromptTooLongError(
-                f"{len(long)} of {len(prompts)} prompts are longer than the"
-                f" {self.max_prompt_tokens} tokens that there is room for:"
-                f" {shown}{', ...' if len(long) > 5 else ''}. Raise eval.max_model_len (now"
-                f" {self.settings.window}) if the model has positions for more, or use fewer shots."
+            raise UserError(
+                f"{len(long)} of {len(prompts)} prompts are longer than the {most} tokens that"
+                f" there is room for: {shown}{', ...' if len(long) > 5 else ''}. Raise"
+                f" eval.max_model_len (now {self.settings.window}) if the model has positions for"
+                " more, or use fewer shots."
             )
         return prompts
 

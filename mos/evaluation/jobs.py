@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +285,12 @@ def _record(job: Job, name: str, result: Metrics, cache_dir: str | Path) -> None
     locks = Path(cache_dir) / "locks"
     with lock_at(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
         kept = {"prompts_sha256", "options", "weights", "engine", "scoring", "timing"}
-        how = {**result.model_dump(include=kept), "settings": job.settings.describe()}
+        settings = {
+            **asdict(job.settings),
+            **job.settings.numerics(),
+            "window": job.settings.window,
+        }
+        how = {**result.model_dump(include=kept), "settings": settings}
         evaluation = {**run.manifest.content().get("evaluation", {}), name: how}
         run.update_manifest(evaluation=evaluation)
         run.write_results()

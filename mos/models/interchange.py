@@ -171,19 +171,23 @@ def has_lora_form(adapter_config: Mapping[str, Any]) -> bool:
     """Whether an adapter, by its adapter_config.json, is low-rank factors and nothing else."""
     config_cls = PEFT_TYPE_TO_CONFIG_MAPPING.get(adapter_config["peft_type"])
     is_low_rank = config_cls is not None and issubclass(config_cls, LoraConfig | FactoredConfig)
-    return is_low_rank and all(
-        adapter_config.get(name, plain) in (plain, []) for name, plain in MORE_THAN_FACTORS
-    )
+    return is_low_rank and not _beside_factors(adapter_config)
 
 
 def check_only_factors(config: PeftConfig) -> None:
     """Raise UserError if an adapter holds more than low-rank factors."""
-    for name, plain in MORE_THAN_FACTORS:
-        if (value := getattr(config, name, plain)) not in (plain, []):
-            raise UserError(
-                f"The adapter has {name}={value!r}, which a plain LoRA adapter cannot hold: merge "
-                "it into the base instead (as=merged)."
-            )
+    if more := _beside_factors(vars(config)):
+        raise UserError(
+            f"The adapter has {more}, which a plain LoRA adapter cannot hold: merge it into the base"
+            " instead (as=merged)."
+        )
+
+
+def _beside_factors(config: Mapping[str, Any]) -> str:
+    found = ((name, config.get(name, plain), plain) for name, plain in MORE_THAN_FACTORS)
+    return ", ".join(
+        f"{name}={value!r}" for name, value, plain in found if value not in (plain, [])
+    )
 
 
 def _check_embeddings(model: PeftModel, config: PeftConfig) -> None:

@@ -166,6 +166,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
             hub_id,
             revision=revision,
             allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.model"],
+            ignore_patterns=["*consolidated*", "adapter_*"],  # of which engines take either
         )
     except tuple(said) as error:
         reason = next(text for kind, text in said.items() if isinstance(error, kind))

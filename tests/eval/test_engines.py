@@ -30,7 +30,6 @@ from eval.engines import (
     EngineError,
     EngineSettings,
     NotFiniteError,
-    PromptTooLongError,
     engine_settings,
     products_in,
     start,
@@ -215,7 +214,7 @@ def test_sampling_depends_on_nothing_but_request_and_seed(engine):
 
 def test_a_prompt_that_is_too_long_is_named_before_anything_is_computed(engine):
     asked = [*requests(Decoding()), Request("the-long-one", "x" * 600, Decoding())]
-    with pytest.raises(PromptTooLongError, match=r"the-long-one \(601 tokens\).*max_model_len"):
+    with pytest.raises(UserError, match=r"the-long-one \(601 tokens\).*max_model_len"):
         engine.encode(asked)
     (filled,) = answer(engine, [Request("full", "x" * 505, Decoding())])
     assert filled.output_tokens == (512 - 506,)
