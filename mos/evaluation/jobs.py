@@ -285,11 +285,7 @@ def _record(job: Job, name: str, result: Metrics, cache_dir: str | Path) -> None
     locks = Path(cache_dir) / "locks"
     with lock_at(locks / f"{hash_json(str(run.path.resolve()))[:16]}.run.lock"):
         kept = {"prompts_sha256", "options", "weights", "engine", "scoring", "timing"}
-        settings = {
-            **asdict(job.settings),
-            **job.settings.numerics(),
-            "window": job.settings.window,
-        }
+        settings = asdict(job.settings) | job.settings.numerics() | {"window": job.settings.window}
         how = {**result.model_dump(include=kept), "settings": settings}
         evaluation = {**run.manifest.content().get("evaluation", {}), name: how}
         run.update_manifest(evaluation=evaluation)

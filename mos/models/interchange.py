@@ -26,12 +26,12 @@ from mos.models.loading import copy_tokenizer, from_folder
 from mos.models.sources import check_model_folder
 
 # What an adapter may hold besides its factors, and the value that says that it does not.
-MORE_THAN_FACTORS = (
-    ("modules_to_save", None),
-    ("trainable_token_indices", None),
-    ("bias", "none"),
-    ("use_dora", False),
-)
+MORE_THAN_FACTORS = {
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+    "bias": "none",
+    "use_dora": False,
+}
 
 
 def to_lora(
@@ -178,16 +178,15 @@ def check_only_factors(config: PeftConfig) -> None:
     """Raise UserError if an adapter holds more than low-rank factors."""
     if more := _beside_factors(vars(config)):
         raise UserError(
-            f"The adapter has {more}, which a plain LoRA adapter cannot hold: merge it into the base"
-            " instead (as=merged)."
+            f"The adapter has {more}, which a plain LoRA adapter cannot hold: merge it into the"
+            " base instead (as=merged)."
         )
 
 
 def _beside_factors(config: Mapping[str, Any]) -> str:
-    found = ((name, config.get(name, plain), plain) for name, plain in MORE_THAN_FACTORS)
-    return ", ".join(
-        f"{name}={value!r}" for name, value, plain in found if value not in (plain, [])
-    )
+    found = {name: config[name] for name in MORE_THAN_FACTORS if name in config}
+    more = {name: v for name, v in found.items() if v not in (MORE_THAN_FACTORS[name], [])}
+    return ", ".join(f"{name}={value!r}" for name, value in more.items())
 
 
 def _check_embeddings(model: PeftModel, config: PeftConfig) -> None:
