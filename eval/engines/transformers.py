@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
-from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from eval.benchmark import Completion, Decoding
@@ -50,7 +50,11 @@ class TransformersEngine(Engine):
             model.to(self.settings.device).eval()
         except (RuntimeError, MemoryError) as error:
             raise self._died(error) from error
-        model.set_output_embeddings(Float32Head(model.get_output_embeddings()))
+        # In bfloat16 the likeliest tokens often tie. A copy: embeddings may be tied to the head.
+        # Frozen, as PEFT leaves it: torch orders its sums by whether there is a gradient.
+        head = deepcopy(model.get_output_embeddings()).float().requires_grad_(False)
+        head.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+        model.set_output_embeddings(head)
         return model
 
     def load_weights(self, model_dir: str | Path) -> None:
@@ -79,10 +83,8 @@ class TransformersEngine(Engine):
         def decoding(position: int) -> Decoding:
             return prompts[position].request.decoding
 
-        longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
-        for settings, group in groupby(
-            sorted(longest_first, key=lambda i: repr(decoding(i))), decoding
-        ):
+        alike = sorted(range(len(prompts)), key=lambda i: (repr(decoding(i)), -len(prompts[i].ids)))
+        for settings, group in groupby(alike, decoding):
             positions = list(group)
             size = max(1, self.settings.batch_size // settings.n)
             for start in range(0, len(positions), size):
@@ -120,9 +122,7 @@ class TransformersEngine(Engine):
     @torch.inference_mode()
     def _outputs(self, batch: list[Prompt]) -> list[Completion]:
         n = batch[0].request.decoding.n
-        outputs = [
-            _Output(prompt, self, index, self.settings) for prompt in batch for index in range(n)
-        ]
+        outputs = [_Output(prompt, self, index) for prompt in batch for index in range(n)]
         ids, mask = self._pad([output.prompt.ids for output in outputs])
         cache = DynamicCache()
         live = outputs
@@ -183,25 +183,11 @@ class TransformersEngine(Engine):
         )
 
 
-class Float32Head(torch.nn.Module):
-    """An output head in float32: in bfloat16 the likeliest tokens often tie."""
-
-    def __init__(self, head: Any) -> None:
-        super().__init__()
-        self.weight = head.weight.detach().float()
-        self.bias = None if head.bias is None else head.bias.detach().float()
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return linear(hidden.float(), self.weight, self.bias)
-
-
 class _Output:
     """One output as it grows, cut as vLLM cuts it."""
 
-    def __init__(
-        self, prompt: Prompt, engine: Engine, index: int, settings: EngineSettings
-    ) -> None:
-        self.prompt = prompt
+    def __init__(self, prompt: Prompt, engine: Engine, index: int) -> None:
+        self.prompt, settings = prompt, engine.settings
         self.decoding = prompt.request.decoding
         self.text, self.tokens, self.finish_reason = "", 0, ""
         self._limit = min(self.decoding.max_tokens, settings.window - len(prompt.ids))
