@@ -13,7 +13,7 @@ from mos.adapters import check_adapter_folder
 from mos.config import Quantization, compose_config, resolved
 from mos.console import say
 from mos.errors import Strict, UserError, check
-from mos.files import check_output, check_writable, fingerprint
+from mos.files import check_output, check_writable
 
 if TYPE_CHECKING:
     from mos.models.interchange import merge, to_lora
@@ -89,13 +89,8 @@ def _base(config: ExportConfig, chosen: Quantization | None) -> tuple[Path, bool
         raise UserError("The adapter does not name its base model: give base=...")
     trained = None
     folder = resolve_model(base, config.cache_dir)
-    if origin := read_origin(Path(config.adapter)):
+    if origin := read_origin(Path(config.adapter), folder, config.cache_dir):
         trained = check(origin.get("quantization", {}), Quantization, f"{ORIGIN}: quantization.")
-        if fingerprint(folder, config.cache_dir) != origin["model_sha256"]:
-            raise UserError(
-                f"{base} is not the model that the adapter was trained on ({origin.get('model')}),"
-                " by the content of its files. Give that one with base=..."
-            )
     chosen = chosen or trained
     as_trained = False
     if chosen is not None:

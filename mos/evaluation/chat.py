@@ -29,9 +29,10 @@ def converse(folder: Path, max_tokens: int = 512) -> None:
         config = adapter_config(folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         as_saved = {"bits": None, "compute_dtype": "bfloat16"}
-        quantization = (read_origin(folder) or {}).get("quantization", as_saved)
         cache_dir = compose_config([], "evaluate").paths.cache_dir
-        model = load_base(resolve_model(base, cache_dir, config.revision), quantization, device)
+        base_dir = resolve_model(base, cache_dir, config.revision)
+        origin = read_origin(folder, base_dir, cache_dir) or {}
+        model = load_base(base_dir, origin.get("quantization", as_saved), device)
         adapted: Any = load(model, folder, config).eval()
     # `generate` takes what it is not told, such as penalties, from the model's own settings.
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

@@ -22,7 +22,7 @@ from mos.console import logged_to, say
 from mos.data.tokenizer import check_tokenizer
 from mos.errors import UserError
 from mos.evaluation.serving import FULL, LORA, MERGED, Server
-from mos.evaluation.subjects import CONSENT, ORIGIN, Subject, adapter_hash, left_out, read_origin
+from mos.evaluation.subjects import CONSENT, Subject, adapter_hash, left_out, read_origin
 from mos.files import fingerprint, hash_json, lock_at, source_hash
 from mos.models.card import write_card
 from mos.models.loading import load_tokenizer
@@ -178,14 +178,7 @@ def weights_of(
             " whole rows or modules, which is not of LoRA's shape; use eval.weights=merged."
         )
     as_lora = choice == "adapter" or (choice != "merged" and on_gpu and low_rank)
-    origin = read_origin(adapter_dir)
-    if origin is not None and origin["model_sha256"] != weights.model_sha256:
-        raise UserError(
-            f"{adapter_dir} was trained on another base model ({origin['model']}, content"
-            f" {origin['model_sha256'][:8]}) than {base_dir} ({weights.model},"
-            f" {weights.model_sha256[:8]}): choose it with model=, or insist by moving {ORIGIN} out"
-            " of the adapter's folder."
-        )
+    read_origin(adapter_dir, base_dir, cache_dir)
     return replace(weights, adapter=LORA if as_lora else MERGED, adapter_sha256=sha256)
 
 

@@ -199,12 +199,23 @@ def write_origin(adapter_dir: Path, config: TrainConfig, base_sha256: str) -> No
     write_json(adapter_dir / ORIGIN, {**origin, "quantization": config.quantization.dump()})
 
 
-def read_origin(adapter_dir: Path) -> dict[str, Any] | None:
-    """What `write_origin` noted; None where nothing is known."""
+def read_origin(adapter_dir: Path, base_dir: Path, cache_dir: str | Path) -> dict[str, Any] | None:
+    """What `write_origin` noted of an adapter, for a base to put it on; None if nothing is known.
+
+    Raises:
+        UserError: the adapter was trained on another base, by content.
+    """
     file = adapter_dir / ORIGIN
     if not file.is_file():
         return None
     origin = read_json(file)
     if not isinstance(origin, dict) or not isinstance(origin.get("model_sha256"), str):
         raise UserError(f"{file} does not say what the adapter was trained on: was it edited?")
+    trained_on, found = origin["model_sha256"], fingerprint(base_dir, cache_dir)
+    if trained_on != found:
+        raise UserError(
+            f"{adapter_dir} was trained on another base model ({origin.get('model')}, content"
+            f" {trained_on[:8]}) than {base_dir} ({found[:8]}): give that one with model= (mos"
+            f" export: base=), or insist by moving {ORIGIN} out of the adapter's folder."
+        )
     return origin
