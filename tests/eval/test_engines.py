@@ -331,19 +331,6 @@ def test_free_memory_is_asked_in_another_process(monkeypatch, tmp_path):
         vllm_engine.free_memory(1)
 
 
-def test_auto_falls_back_in_one_line(tiny_model_dir, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "vllm_package", lambda: None)
-    engines._say_once.cache_clear()
-    for _ in range(2):
-        settings = engine_settings("auto", tiny_model_dir)
-    assert settings.engine == "transformers"
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert "vLLM is not installed" in said
-    with pytest.raises(UserError, match=r"use eval\.engine=transformers"):
-        engine_settings("vllm", tiny_model_dir)
-
-
 def test_numerics_hold_what_changes_outputs_and_nothing_else(tiny_model_dir):
     settings = engine_settings("transformers", tiny_model_dir)
     assert settings.dtype == products_in("bfloat16", settings.device)
@@ -366,14 +353,22 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr(engines, "_is_cpu_build", lambda: False)
 
 
-def test_without_a_compiler_vllm_does_not_run_on_a_gpu(on_gpu, tiny_model_dir, monkeypatch, capsys):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="needs a C compiler"):
-        engine_settings("vllm", tiny_model_dir)
+@pytest.mark.parametrize("lacks", ["vLLM is not installed", "vLLM on a GPU needs a C compiler"])
+def test_auto_falls_back_in_one_line(lacks, tiny_model_dir, monkeypatch, capsys, request):
+    if "compiler" in lacks:
+        request.getfixturevalue("on_gpu")
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.setattr(engines, "vllm_package", lambda: None)
     engines._say_once.cache_clear()
-    assert engine_settings("auto", tiny_model_dir).engine == "transformers"
-    assert "needs a C compiler (install gcc, or name one in CC)" in capsys.readouterr().out
+    for _ in range(2):
+        assert engine_settings("auto", tiny_model_dir).engine == "transformers"
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert lacks in said
+    with pytest.raises(UserError, match=rf"{lacks}.*use eval\.engine=transformers"):
+        engine_settings("vllm", tiny_model_dir)
 
 
 def test_a_model_that_cannot_be_spread_is_refused(tiny_model_dir, request):

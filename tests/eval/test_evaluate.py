@@ -168,12 +168,8 @@ def test_adapters_as_lora_answer_like_merged_ones(make_run, evaluate, starts):
     assert run.manifest.evaluation["mmlu"].weights["adapter"] == "lora"
     assert close(letters(run), merged)
     assert len(starts) == 2
-
-
-def test_an_adapter_without_lora_shape_must_be_merged(make_run, evaluate):
-    run = make_run("vera", VERA)
     with pytest.raises(UserError, match=r"VERA adapter.*eval\.weights=merged"):
-        evaluate(f"runs={run.path}", "eval.weights=adapter")
+        evaluate(f"runs={make_run('vera', VERA).path}", "eval.weights=adapter")
 
 
 def test_full_fine_tuning_is_its_own_weights(make_run, evaluate, tiny_model_dir, samples_dir):
