@@ -13,7 +13,7 @@ setup:  ## .venv with pinned packages (CPU or CUDA, by what the machine has)
 	@$(PYTHON) scripts/setup.py
 
 demo: setup  ## train MoS on SmolLM2, evaluate it and the bare model, to a results table
-	@$(BIN)/python -m mos.train -m +experiment=superni_mmlu adapter=mos,none
+	@$(BIN)/python -m mos.train -m +experiment=superni_mmlu adapter=mos,none trainer.max_steps=8
 	@$(BIN)/python -m mos.summarize runs=outputs/superni_mmlu out=outputs/demo 'rows=[method.label]'
 
 test: setup  ## the default tests: offline, CPU
