@@ -446,6 +446,10 @@ def test_vllm_for_gpus_takes_what_is_asked_of_it(tiny_model_dir, tmp_path):
     assert found["options"]["gpu_memory_utilization"] == pytest.approx(0.9 * 36 / 40)
     assert found["options"]["tensor_parallel_size"] == 2
     assert found["options"]["max_lora_rank"] == 8
+    # A fork cannot use CUDA, and FlashInfer would want a compiler.
+    environment = found["environment"]
+    assert environment["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
 
 
 @pytest.mark.slow

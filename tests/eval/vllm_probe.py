@@ -8,6 +8,7 @@ its output is JSON: what each step gave. With the one step `gpu`, no engine star
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 from inspect import signature
@@ -65,7 +66,8 @@ def of_gpu_build(model: str) -> dict:
                 lacking.append(f"{runner.__module__}.{name}, of the two runners' common class")
         if "weights_path" not in signature(runner.reload_weights).parameters:
             lacking.append(f"{runner.__module__}.reload_weights, from a path")
-    return {"options": options, "lacking": lacking}
+    environment = {name: os.environ[name] for name in os.environ if name.startswith("VLLM_")}
+    return {"options": options, "lacking": lacking, "environment": environment}
 
 
 def take(step: tuple[str, str, str], engine) -> list[dict] | str:
