@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, overload
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, overload
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
@@ -325,7 +325,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         UserError: a value that is still to be given (`???`), or refers to a key that is not there.
     """
     try:
-        return _at_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        values = _at_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        return cast("dict[str, Any]", values)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} has no value: give one, {error.full_key}=...") from None
     except OmegaConfBaseException as error:

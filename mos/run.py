@@ -216,11 +216,10 @@ class Run:
     @property
     def made_by(self) -> str:
         """The version of mos that made the run, if its code was not today's; else ""."""
-        manifest = self.manifest
-        if manifest.code in (None, code_identity(self.config.adapter.method)):
+        if (manifest := self.manifest).code in (None, code_identity(self.config.adapter.method)):
             return ""
-        version = manifest.versions.get("mos-tuning", "of unknown version")
-        return f"mos {version}" + (f" at {manifest.git[:12]}" if manifest.git else "")
+        at = f" at {manifest.git[:12]}" if manifest.git else ""
+        return f"mos {manifest.versions.get('mos-tuning', 'of unknown version')}{at}"
 
     @property
     def manifest(self) -> Manifest:
