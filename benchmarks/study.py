@@ -231,7 +231,7 @@ def curve(table: Table) -> Any:
         right.axhline(level, color="#6b7785", linestyle=":")
     right.set(
         ylim=(-0.6, 1.2), xlim=(0, 2.1), xlabel="given, bits for each of 33,792 parameters",
-        ylabel="f, share of the gap from LoRA r=2 to r=16",
+        ylabel="f, share of the gap r=2 to r=16",
     )  # fmt: skip
     right.legend()
     return figure
