@@ -50,9 +50,8 @@ class Selection:
         Raises:
             UserError: an unknown task, or no task at all.
         """
-        kept, reasons = list(examples), []
-        if difference := _difference(benchmark, Counter(map(group, examples))):
-            reasons.append(difference)
+        kept, difference = list(examples), _difference(benchmark, Counter(map(group, examples)))
+        reasons = [difference] if difference else []
         if self.tasks is not None:
             known = dict.fromkeys(group(example) for example in kept)
             for task in self.tasks:

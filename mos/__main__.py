@@ -161,7 +161,7 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
             check_choice(word)
             continue
         around = [*arguments[at - 1 : at], *arguments[at + 1 : at + 2]]
-        options = [*CONFIG_DIR.glob(f"*/{glob.escape(word)}.yaml")]
+        options = [*CONFIG_DIR.rglob(f"{glob.escape(word)}.yaml")]
         if word.startswith("-"):
             key, _, value = word.lstrip("-").partition("=")
             meant = f"{key.replace('-', '_')}={value or ''.join(around[-1:])}, without dashes"
@@ -264,8 +264,8 @@ def help_text(_root_: Any) -> str:
     choices = _root_.hydra.runtime.choices
     for group in (k for k in _root_ if k != "hydra" and (config_dir / k).is_dir()):
         options = sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
-        options.sort(key=lambda option: option.startswith("table"))  # the tables' rows come last
-        lines.append(f"{group}: {', '.join(options)}")
+        rows = ", table1_*, table2_* (configs/paper)" if group == "adapter" else ""
+        lines.append(f"{group}: {', '.join(options)}{rows}")
         for option in [choices[group]] if group in choices else options:
             comments |= _comments(config_dir, f"{group}/{option}")
     lines += ["", *_documented(_root_, comments)]
@@ -293,9 +293,12 @@ def _documented(
 
 def _comments(config_dir: Path, name: str) -> dict[str, str]:
     """Dotted key -> the comment above it, in a config file and those of its folder it extends."""
-    file = config_dir / f"{name}.yaml"
-    text = file.read_text("utf-8")
     comments: dict[str, str] = {}
+    places = (folder / f"{name}.yaml" for folder in (config_dir, config_dir / "paper"))
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:  # of another package
+        return comments
+    text = file.read_text("utf-8")
     content: Any = OmegaConf.load(file)
     for base in content.get("defaults", []):
         if isinstance(base, str) and base != "_self_":

@@ -290,16 +290,20 @@ class TrainConfig(Section):
     paths: Paths
 
 
-class MethodFiles(SearchPathPlugin):
-    """Has `adapter=` find the files of methods that other packages bring."""
+class AdapterFiles(SearchPathPlugin):
+    """Has `adapter=` find the rows of the paper's tables, and methods that other packages bring."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        main = next(e.path for e in search_path.get_path() if e.provider == "main")
+        if Path(main.removeprefix("file://")) != CONFIG_DIR:
+            return  # of a command whose `adapter` is a folder
+        search_path.append("paper", f"{main}/paper")
         for method in entry_points(group="mos.methods"):
             package = method.module.partition(".")[0]
             search_path.append("mos.methods", f"pkg://{package}.configs")
 
 
-Plugins.instance().register(MethodFiles)
+Plugins.instance().register(AdapterFiles)
 
 
 def compose_config(overrides: Iterable[str] = (), name: str = "train") -> DictConfig:

@@ -96,18 +96,14 @@ def hash_files(files: Sequence[str | Path], cache_dir: str | Path) -> str:
     Hashing gigabytes takes seconds, so a result is remembered in `cache_dir` under what the file
     system says of the files. The time of a change, unlike that of a modification, cannot be set.
     """
-    paths = [Path(file).resolve() for file in files]
-    about = [path.stat() for path in paths]
-    names = [Path(file).name for file in files]
-    seen = [
-        (name, str(path), each.st_ino, each.st_size, each.st_ctime_ns)
-        for name, path, each in zip(names, paths, about, strict=True)
-    ]
-    memo = Path(cache_dir) / "fingerprints" / hash_json(seen)
+    named = [(Path(file).name, Path(file).resolve()) for file in files]
+    about = [path.stat() for _, path in named]
+    seen = [(each.st_ino, each.st_size, each.st_ctime_ns) for each in about]
+    memo = Path(cache_dir) / "fingerprints" / hash_json([[*map(str, named)], seen])
     if memo.is_file() and re.fullmatch(r"[0-9a-f]{64}", known := memo.read_text("latin-1")):
         return known
     digest = hashlib.sha256()
-    for name, path in zip(names, paths, strict=True):
+    for name, path in named:
         digest.update(f"{name}\0{hash_file(path)}\n".encode())
     # A second change within a tick of a coarse clock would have the same time.
     settled = all(time.time() - each.st_ctime > 2 for each in about)

@@ -204,10 +204,8 @@ class Run:
         Raises:
             UserError: it is a copy of another run, or was renamed.
         """
-        made = self.manifest.run
-        if made is None and self.results:
-            made = self.results.run_id
-        if made not in (None, self.id):
+        made = self.manifest.run or (self.results and self.results.run_id) or self.id
+        if made != self.id:
             raise UserError(
                 f"{self.path} holds the run {made}, copied or renamed: move it away, or give it its"
                 " name back; overwrite=true keeps it aside and starts anew."

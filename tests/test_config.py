@@ -17,7 +17,8 @@ from mos.preflight import check_consent, check_shapes
 
 
 def options(group: str) -> list[str]:
-    return sorted(p.stem for p in (CONFIG_DIR / group).glob("*.yaml"))
+    places = CONFIG_DIR, CONFIG_DIR / "paper"
+    return sorted(p.stem for place in places for p in (place / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize(("experiment", "scale"), product(options("experiment"), options("scale")))

@@ -45,8 +45,8 @@ def first_of_each(arguments: list[str]) -> list[str]:
     for override in OverridesParser.create().parse_overrides(arguments):
         key, value = override.get_key_element(), override.value()
         if isinstance(value, Glob):
-            group = CONFIG_DIR / key.removeprefix("+")
-            chosen.append(f"{key}={value.filter(sorted(f.stem for f in group.glob('*.yaml')))[0]}")
+            files = CONFIG_DIR.rglob(f"{key.removeprefix('+')}/*.yaml")
+            chosen.append(f"{key}={value.filter(sorted(file.stem for file in files))[0]}")
         elif override.is_sweep_override():
             chosen.append(f"{key}={next(iter(override.sweep_string_iterator()))}")
         else:

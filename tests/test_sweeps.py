@@ -183,7 +183,7 @@ def test_optuna_searches_for_the_lowest_held_out_loss(tmp_path, paths):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_preset_of_table_2_trains_and_fills_its_row(tmp_path, paths):
-    presets = sorted(file.stem for file in (CONFIG_DIR / "adapter").glob("table2_*.yaml"))
+    presets = sorted(file.stem for file in (CONFIG_DIR / "paper" / "adapter").glob("table2_*.yaml"))
     done = run_cli("-m", "+experiment=superni_mmlu", "adapter=glob(table2_*)", *TINY, *paths)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("engine: starting") == 1

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mos.adapters import METHODS, attach, peft_config, rank, row_label
+from mos.config import compose_config
 
-ADAPTERS = Path(__file__).resolve().parents[2] / "configs" / "adapter"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LLAMA2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
 LLAMA2_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
 
@@ -56,8 +56,7 @@ PLAIN = {*METHODS, "rslora", "dora"}
 
 
 def composed(config: str, *overrides: str):
-    with initialize_config_dir(str(ADAPTERS.parent), version_base=None):
-        return compose(config, overrides=list(overrides))
+    return compose_config(overrides, config)
 
 
 def meta_llama(shape: dict) -> LlamaForCausalLM:
@@ -68,7 +67,7 @@ def meta_llama(shape: dict) -> LlamaForCausalLM:
 
 
 def test_every_file_is_tested():
-    assert {path.stem for path in ADAPTERS.glob("*.yaml")} == PLAIN | set(PRESETS)
+    assert {path.stem for path in CONFIGS.rglob("adapter/*.yaml")} == PLAIN | set(PRESETS)
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN))
