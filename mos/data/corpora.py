@@ -61,11 +61,6 @@ def source_files(corpus: str, source: str | Path) -> list[Path]:
     return _converted_files(corpus, source) or corpus_of(corpus).files(source)
 
 
-def validation_files(corpus: str, source: str | Path) -> list[Path]:
-    """Files beside those for training whose rows are held out."""
-    return messages.validation_files(Path(source)) if corpus == "messages" else []
-
-
 def corpus_rows(corpus: str, source: str | Path, seed: int, report: Report) -> Iterator[Example]:
     """Stream a corpus as conversations, with the draws of a `random.Random(seed)` of its own.
 

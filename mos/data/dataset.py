@@ -27,14 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from mos.data import chat, messages, rows, super_ni
 from mos.data import tokenizer as tokenizers
 from mos.data.chat import IGNORE_INDEX, LabelMask, encode_by_prefixes, eos_of, render_training
-from mos.data.corpora import (
-    corpus_of,
-    corpus_rows,
-    listed,
-    no_rows,
-    source_files,
-    validation_files,
-)
+from mos.data.corpora import corpus_of, corpus_rows, listed, no_rows, source_files
 from mos.data.fetch import from_hub, is_on_hub
 from mos.data.rows import Example, OnBadRow, Report
 from mos.errors import DataError, UserError
@@ -195,7 +188,9 @@ def load_training_data(
     parts = [encoded(each, max_rows) for each in sources]
     rows = _mixed([part.rows for part in parts], weights, seed)
     held_out = rows
-    given = [path for each in sources for path in validation_files(corpus, each)]
+    given = []
+    if corpus == "messages":
+        given = [path for each in sources for path in messages.validation_files(Path(each))]
     if given and eval_size + test_size:
         validation = [encoded(path, None) for path in given]
         held_out = concatenate_datasets([part.rows for part in validation])
