@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
 from eval.files import read_jsonl, require
 from eval.prompts import chat_prompt
-from eval.sandbox import Isolation, Limits, Program, Sandbox, Verdict, check_isolation
+from eval.sandbox import Isolation, Program, Sandbox, Verdict, check_isolation
 from eval.scoring import check_outputs, micro, record
 from mos.errors import DataError, UserError
 
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 PASS_AT = (1, 5, 10)
-TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def judge(
         for problem, samples in zip(problems, completions, strict=True)
         for text in samples
     ]
-    with Sandbox(limits=Limits.for_timeout(TIMEOUT_S), isolation=isolation) as sandbox:
+    with Sandbox(isolation=isolation) as sandbox:
         verdicts = sandbox.check_many([program for _, program in programs])
         for i, (task_id, program) in enumerate(programs):
             if verdicts[i].infrastructure_error:

@@ -13,17 +13,17 @@ HumanEval's tests see no difference: the canonical solutions and the reference's
 agree.
 
 Walls around both processes, in either isolation: a list of the system calls that they may make
-(neither processes nor sockets), resource limits, no capability, an empty environment, a private
-folder, and a control group's bound on all memory where we may make a group.
+(neither processes nor sockets), resource limits, no capability, an empty environment, and a
+private folder, of which a look every few milliseconds bounds the size.
 
 `namespaces` (the default) is bubblewrap: a file system of libraries only, no network, no other
 process in sight, for root another user. `restricted` is for machines that forbid it and is used
-only if asked for: Landlock limits which files can be opened. Then the size of the folder has no
-bound, threads have none but the memory, named semaphores (`multiprocessing.Lock`, `ThreadPool`)
-are refused, and a program can find out which paths exist.
+only if asked for: Landlock limits which files can be opened. Then threads have no bound but the
+memory, named semaphores (`multiprocessing.Lock`, `ThreadPool`) are refused, and a program can find
+out which paths exist.
 """
 
-from .inside.limits import Limits
+from .inside.confine import Limits
 from .launch import Isolation, Program, Sandbox, Verdict, check_isolation
 
 __all__ = ["Isolation", "Limits", "Program", "Sandbox", "Verdict", "check_isolation"]

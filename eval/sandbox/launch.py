@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from mos.errors import UserError
 
-from .group import joining, make_group, remove_group
+from .inside import folder as work
 from .inside import wire
-from .inside.limits import Limits
+from .inside.confine import Limits
 from .view import FOLDER, PYTHON, bubblewrap, executables, view
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,6 @@ _START_S, _GRACE_S, _CLOSE_S = 60.0, 90.0, 30.0
 # Users that no one else has: the range systemd keeps for dynamic users.
 _FIRST_UID, _UIDS = 61184, 4336
 _SERVERS = count(os.getpid())
-# A server's own memory, in MiB, beside its program's.
-_SERVER_MB = 128
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Sandbox(AbstractContextManager):
         """What is in force, in words, for the record."""
         level = logging.WARNING if isolation == "restricted" else logging.INFO
         log.log(level, "untrusted programs run in: %s", self.isolation)
-        more = (_Server(limits, first.wrapper, first.identity) for _ in range(self.workers - 1))
+        more = (_Server(limits, first.wrapper, first.become) for _ in range(self.workers - 1))
         self._servers = [first, *more]
         self._idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
         for server in self._servers:
@@ -155,22 +153,14 @@ def check_isolation(isolation: Isolation) -> None:
         pass
 
 
-# Who the server is. As root it becomes a user of its own in bubblewrap's file system or, where
-# root may not make namespaces, is that user from the start.
-_Identity = Literal["caller", "inside", "outside"]
-
-
 def _first_server(limits: Limits, isolation: Isolation) -> _Server:
-    attempts: list[tuple[str, _Identity]] = [("", "caller")]
-    reasons = []
+    attempts, reasons = [("", False)], []
     if isolation == "namespaces":
-        ours: tuple[_Identity, ...] = ("inside", "outside") if os.geteuid() == 0 else ("caller",)
-        try:
-            attempts = list(product(executables(), ours))
-        except FileNotFoundError as error:
-            attempts, reasons = [], [str(error)]
-    for wrapper, identity in attempts:
-        server = _Server(limits, wrapper, identity)
+        # Root's server becomes another user, unless even root may make namespaces only as users do.
+        attempts = list(product(executables(), (True, False) if os.geteuid() == 0 else (False,)))
+        reasons = [] if attempts else ["bubblewrap is not installed: apt-get install bubblewrap"]
+    for wrapper, become in attempts:
+        server = _Server(limits, wrapper, become)
         try:
             server.start()
             return server
@@ -184,7 +174,7 @@ def _first_server(limits: Limits, isolation: Isolation) -> _Server:
         advice = (
             "containers and clusters often forbid the namespaces of bubblewrap; use"
             " eval.sandbox=restricted, which works here and keeps programs from files, processes"
-            " and the network, but not from all of the machine's memory and disk"
+            " and the network"
         )
     raise UserError(
         f"this machine cannot isolate untrusted programs ({'; '.join(reasons)}): {advice}"
@@ -197,13 +187,19 @@ class _Server:
     Args:
         limits: of each program.
         wrapper: the `bwrap` to run it in, or "" for the restricted isolation.
-        identity: who it is.
+        become: it is root's, and becomes another user.
     """
 
-    def __init__(self, limits: Limits, wrapper: str, identity: _Identity):
+    def __init__(self, limits: Limits, wrapper: str, become: bool):
         self.wrapper = wrapper
-        self.identity = identity
-        self.description = ""
+        self.become = become
+        walls = {
+            "bubblewrap namespaces, own root": wrapper,
+            "no namespaces; Landlock file access list": not wrapper,
+            "user of its own": become,
+            "list of allowed system calls (no processes, no sockets); resource limits": True,
+        }
+        self.description = "; ".join(wall for wall, holds in walls.items() if holds)
         self._limits = limits
         self._programs = -1
         self._process: subprocess.Popen[bytes] | None = None
@@ -212,27 +208,20 @@ class _Server:
     def start(self) -> None:
         """Start the process; OSError where the system forbids what was asked for."""
         shown, code, folder = view(), str(Path(__file__).parent), FOLDER
-        uid = _FIRST_UID + next(_SERVERS) % _UIDS
-        inside, outside = self.identity == "inside", self.identity == "outside"
         start: list[str] = []
         if self.wrapper:
-            start = bubblewrap(self.wrapper, shown, code, self._limits, become=inside)
+            start = bubblewrap(self.wrapper, shown, code, self._limits, self.become)
         else:
-            folder = self._held.enter_context(tempfile.TemporaryDirectory(prefix="mos-sandbox-"))
+            folder = tempfile.mkdtemp(prefix="mos-sandbox-")
+            self._held.callback(work.remove, folder)  # its server does, unless it was killed
         config = {
             "restricted": not self.wrapper,
-            "uid": uid if inside else None,
+            "uid": _FIRST_UID + next(_SERVERS) % _UIDS if self.become else None,
             "folder": folder,
             "limits": asdict(self._limits),
             **asdict(shown),
         }
         command = [*start, PYTHON, "-s", "-S", "-P", "-c", _BOOT, code, json.dumps(config)]
-        megabytes = self._limits.memory_mb + self._limits.folder_mb + _SERVER_MB
-        group = None if outside else make_group(megabytes << 20)
-        if group is not None:
-            self._held.callback(remove_group, group)
-            command = joining(group, command)
-        self.description = self._describe(group is not None)
         # Some installations find the interpreter's own library by it.
         linker = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
         programs, self._programs = os.pipe()
@@ -248,9 +237,6 @@ class _Server:
                 stderr=self._errors,
                 env=_ENVIRONMENT | {"TMPDIR": folder} | linker,
                 start_new_session=True,
-                user=uid if outside else None,
-                group=uid if outside else None,
-                extra_groups=[] if outside else None,
             )
         finally:
             os.close(programs)
@@ -295,13 +281,3 @@ class _Server:
                 self._process.wait()
             self._process = None
         self._held.close()
-
-    def _describe(self, group: bool) -> str:
-        walls = {
-            "bubblewrap namespaces, own root": self.wrapper,
-            "no namespaces; Landlock file access list": not self.wrapper,
-            "user of its own": self.identity != "caller",
-            "list of allowed system calls (no processes, no sockets); resource limits": True,
-            "memory control group": group,
-        }
-        return "; ".join(wall for wall, holds in walls.items() if holds)

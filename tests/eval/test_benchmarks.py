@@ -129,6 +129,24 @@ class ByteTokenizer:
         return bytes(ids).decode(errors="replace")
 
 
+DEV = "tydiqa-goldp-v1.1-dev.json"
+
+
+def doubled_examples(lines):
+    table = json.loads("".join(lines))
+    return [json.dumps({"examples": table["examples"] * 2})]
+
+
+def doubled_finnish(lines):
+    """The Finnish questions again, under ids of their own."""
+    table = json.loads("".join(lines))
+    again = json.loads("".join(lines).replace('"finnish-', '"finnish-again-'))["data"]
+    for article in again:
+        for paragraph in article["paragraphs"]:
+            paragraph["qas"] = [qa for qa in paragraph["qas"] if "-again-" in qa["id"]]
+    return [json.dumps({"data": table["data"] + again})]
+
+
 @pytest.mark.parametrize(
     ("name", "file", "change", "partial"),
     [
@@ -136,9 +154,12 @@ class ByteTokenizer:
         ("bbh", "bbh/navigate.json", None, "files hold 0 of 10 navigate"),
         ("gsm8k", "test.jsonl", lambda lines: lines[3:], "files hold 47 of 50"),
         ("gsm8k", "test.jsonl", lambda lines: lines * 2, "files hold 100 of 50"),
+        ("mmlu", "test/anatomy_test.csv", lambda lines: lines * 2, "files hold 14 of 7 anatomy"),
+        ("bbh", "bbh/navigate.json", doubled_examples, "files hold 20 of 10 navigate"),
+        ("tydiqa", DEV, doubled_finnish, "files hold 10 of 5 finnish"),
     ],
 )
-def test_a_copy_that_is_not_whole_is_partial_by_name(
+def test_a_copy_that_is_not_whole_or_holds_something_twice_is_partial_by_name(
     name, file, change, partial, samples_dir, tmp_path
 ):
     shutil.copytree(samples_dir / name, tmp_path / name)
@@ -151,6 +172,14 @@ def test_a_copy_that_is_not_whole_is_partial_by_name(
     assert benchmark.partial == partial
     limited = build_benchmark(name, tmp_path / name, ByteTokenizer(), limit=2)
     assert limited.partial == f"{partial}; limit=2"
+
+
+def test_a_subject_that_lies_there_twice_is_partial_by_name(samples_dir, tmp_path):
+    shutil.copytree(samples_dir / "mmlu", tmp_path / "mmlu")
+    test = tmp_path / "mmlu" / "test"
+    shutil.copy(test / "anatomy_test.csv", test / "anatomy_backup_test.csv")
+    partial = build_benchmark("mmlu", tmp_path / "mmlu").partial
+    assert partial == "files hold 7 of 0 anatomy_backup"
 
 
 def test_sizes_are_those_that_were_published():

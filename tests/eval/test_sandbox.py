@@ -424,11 +424,47 @@ def test_a_machine_without_any_walls_is_told_so(monkeypatch):
         Sandbox(1)
 
 
-def test_without_control_groups_there_is_no_bound_on_all_memory(monkeypatch):
-    monkeypatch.setattr("eval.sandbox.group.Path", lambda path: Path(f"/nowhere{path}"))
-    with Sandbox(1, isolation="restricted") as sandbox:
-        assert "memory control group" not in sandbox.isolation
-        assert sandbox.check(program(RIGHT)).passed
+JUDGING = f"""
+import sys, time
+from eval.sandbox import Program, Sandbox
+if __name__ == "__main__":
+    with Sandbox(1, isolation=sys.argv[1]) as sandbox:
+        print(sandbox.check(Program({PROMPT!r}, {RIGHT!r}, {TEST!r}, "f")).result, flush=True)
+        time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "exec <&-",
+        "ulimit -n 40",
+        "ulimit -u 40",
+        "ulimit -f 100",
+        "ulimit -s 1024",
+        "unset LANG; export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0",
+        "export LC_ALL=xx_YY.nothing TZ=nowhere",
+        "umask 0777",
+    ],
+)
+def test_no_surroundings_fail_an_honest_program(isolation, around):
+    command = ["bash", "-c", f'{around}; exec "$@"', "bash"]
+    judging = [sys.executable, "-c", JUDGING, isolation, "0"]
+    done = subprocess.run([*command, *judging], capture_output=True, text=True)
+    assert done.stdout == "passed\n", done.stderr
+
+
+def test_a_caller_that_is_killed_leaves_nothing(tmp_path):
+    judging = [sys.executable, "-c", JUDGING, "restricted", "60"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(judging, env=environment, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout.readline() == "passed\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        caller.kill()
+    deadline = time.monotonic() + 20
+    while list(tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_other_systems_are_refused(monkeypatch):

@@ -1,46 +1,61 @@
-"""A program's working folder; os is several times as fast as pathlib where there are very many."""
-
-# ruff: noqa: PTH101, PTH104, PTH106, PTH108
+"""A program's working folder: what is above it is not writable for programs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import stat
+from contextlib import suppress
 from itertools import count
+from pathlib import Path
+
+from .confine import Limits
+
+_GONE = (FileNotFoundError, NotADirectoryError)  # since it was listed
 
 
-@contextmanager
-def emptied(folder: str) -> Iterator[str]:
-    """A folder of which nothing is left in the end, whatever was put there.
+def overfull(folder: str, limits: Limits) -> bool:
+    """Whether more lies below `folder` than a program may keep there.
 
-    It stays: what is above it is not writable for programs, who can neither fill nor rename that.
+    So does what hides: folders that cannot be listed, or lie deeper than a path can say.
     """
+    entries, size, folders = 0, 0, [folder]
     try:
-        yield folder
-    finally:
-        _empty(folder)
+        while folders:
+            with suppress(*_GONE), os.scandir(folders.pop()) as listing:
+                for entry in listing:
+                    entries += 1
+                    with suppress(*_GONE):
+                        about = entry.stat(follow_symlinks=False)
+                        size += 512 * about.st_blocks
+                        folders += [entry.path] if stat.S_ISDIR(about.st_mode) else []
+                    if entries > limits.entries or size > limits.folder_mb << 20:
+                        return True
+    except OSError:
+        return True
+    return False
 
 
-def _empty(folder: str) -> None:
-    """For any depth: shutil.rmtree's recursion ends before a program's nesting."""
+def empty(folder: Path) -> None:
+    """Leave nothing in `folder`, at any depth: shutil.rmtree recurses, a program nests deeper."""
     numbers = count()
-    with suppress(PermissionError):  # not ours, and nobody can have changed it
-        os.chmod(folder, 0o700)
-    while entries := list(os.scandir(folder)):
+    while entries := list(folder.iterdir()):
         for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.path)
-                continue
-            with suppress(OSError):  # most are empty where there are very many
-                os.rmdir(entry.path)
+            if entry.is_symlink() or not entry.is_dir():
+                entry.unlink()
                 continue
             # Its content moves up, so that no path ever gets long.
-            os.chmod(entry.path, 0o700)
-            for child in list(os.scandir(entry.path)):
-                if child.is_dir(follow_symlinks=False):
-                    os.chmod(child.path, 0o700)
-                while os.path.lexists(target := f"{folder}/{next(numbers)}"):
+            entry.chmod(0o700)
+            for child in list(entry.iterdir()):
+                if not child.is_symlink():
+                    child.chmod(0o700)
+                while os.path.lexists(target := folder / str(next(numbers))):
                     pass
-                os.rename(child.path, target)
-            os.rmdir(entry.path)
+                child.rename(target)
+            entry.rmdir()
+
+
+def remove(folder: str) -> None:
+    """Remove `folder`, if it is there still, and all in it."""
+    with suppress(FileNotFoundError):
+        empty(Path(folder))
+        Path(folder).rmdir()

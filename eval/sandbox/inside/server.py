@@ -23,9 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import folder, landlock, libc, referee, solution, wire
-from .confine import Walls
-from .limits import Limits
+from . import confine, folder, referee, solution, wire
+from .confine import Limits, Walls
 
 # What solutions import, loaded once. Not numpy: every fork would pay for its pages.
 _PRELOADED = (
@@ -56,7 +55,8 @@ def main() -> None:
 
     The second argument of the command line is a JSON object: `restricted` (there are no
     namespaces around us), `uid` (the user to become, or null), `folder` (where programs may
-    write), `limits`, and the paths of a `View`.
+    write; removed in the end, if it is no file system of its own), `limits`, and the paths of a
+    `View`.
     """
     config = json.loads(sys.argv[2])
     sys.argv = [""]
@@ -76,12 +76,14 @@ def main() -> None:
     sys.meta_path.append(_Libraries(config["libraries"], config["site"]))
     wire.send(verdicts, {"ready": True})
     gc.freeze()
-    while True:
-        with folder.emptied(config["folder"]) as work:
-            verdict = _Match(walls, work, programs).verdict()
-        if verdict is None:
-            return
-        wire.send(verdicts, verdict)
+    work = config["folder"]
+    try:
+        while verdict := _Match(walls, work, programs).verdict():
+            wire.send(verdicts, verdict)  # at once: on a busy machine the next line takes a while
+            folder.empty(Path(work))
+    finally:
+        if walls.restricted:
+            folder.remove(work)
 
 
 def _walls(config: dict[str, Any]) -> Walls:
@@ -94,23 +96,14 @@ def _walls(config: dict[str, Any]) -> Walls:
         os.setgroups([])
         os.setresgid(*[config["uid"]] * 3)
         os.setresuid(*[config["uid"]] * 3)
-    libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    limits, readable = Limits(**config["limits"]), config["readable"]
+    confine.prctl(confine.PR_SET_DUMPABLE, 0)
+    limits, folders = Limits(**config["limits"]), config["readable"]
     if not config["restricted"]:
-        return Walls(limits, own_user=True, landlock=False)
-    if not landlock.available():
-        raise OSError("this kernel has no Landlock")
-    return Walls(
-        limits,
-        own_user=False,
-        landlock=True,
-        readable=[
-            *landlock.outside(readable, config["hidden"]),
-            *config["libraries"],
-            *_DEVICES,
-        ],
-        listable=[*readable, *config["site"]],
-    )
+        return Walls(limits, restricted=False)
+    confine.landlock_version()
+    shown = confine.outside(folders, config["hidden"])
+    readable = [*shown, *config["libraries"], *_DEVICES]
+    return Walls(limits, True, readable, listable=[*folders, *config["site"]])
 
 
 class _Match:
@@ -118,6 +111,7 @@ class _Match:
 
     def __init__(self, walls: Walls, work: str, programs: int):
         self.limits = walls.limits
+        self.work = work
         self.programs = programs
         ours, theirs = socket.socketpair()
         self.results, results = os.pipe()
@@ -139,13 +133,8 @@ class _Match:
             os.close(self.results)
         if found is None:
             return None
-        result, infrastructure_error = found
         seconds = 0.0 if self.started is None else time.monotonic() - self.started
-        return {
-            "result": result,
-            "seconds": seconds,
-            "infrastructure_error": infrastructure_error,
-        }
+        return {"result": found[0], "seconds": seconds, "infrastructure_error": found[1]}
 
     def _watch(self) -> tuple[str, bool] | None:
         """The result, and whether it is none of the program's making; None if the caller left."""
@@ -158,6 +147,9 @@ class _Match:
                 return None
             if self._out_of_time():
                 return "timed out", False
+            if self.started is not None and folder.overfull(self.work, self.limits):
+                most = f"{self.limits.entries} entries or {self.limits.folder_mb} MiB"
+                return f"failed: its folder holds more than {most}", False
             if self.results not in ready:
                 continue
             try:
