@@ -16,8 +16,9 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, create_model
 
-from eval.benchmark import Benchmark, Completion, Decoding, Metric, Request, Score
+from eval.benchmark import Benchmark, Completion, Decoding, Metric, Request
 from eval.files import require
+from eval.scoring import Score
 from eval.selection import Selection
 from mos.errors import Number, Strict, UserError, check, unknown
 

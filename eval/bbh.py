@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
-from eval.fewshot import read_lm_eval_task
-from eval.files import check_fields, require
-from eval.prompts import chat_prompt
-from eval.scoring import check_outputs, exact_match, macro, record
+from eval.benchmark import Benchmark, Decoding, Metric, Request, chat_prompt
+from eval.files import check_fields, read_lm_eval_task, require
+from eval.scoring import exact_match
 from mos.errors import DataError
 from mos.files import read_json, read_text
 
@@ -64,19 +61,11 @@ class BBH(Benchmark):
         """The task."""
         return record_id.rpartition("/")[0]
 
-    def score(self, outputs: Sequence[str]) -> Score:
-        """Score generated texts; breakdown per task.
-
-        Punctuation does not count, so of a dyck_languages answer only the number of brackets
-        does, and -50 equals 50.
-        """
-        check_outputs(self.requests, outputs)
-        records = []
-        for request, question, output in zip(self.requests, self.examples, outputs, strict=True):
-            parsed = parse_answer(output)
-            scores = {"exact_match": exact_match(parsed, question.target)}
-            records.append(record(request, output, parsed, question.target, scores))
-        return macro(records, self.group_of)
+    def judge(self, example: Question, output: str) -> tuple[str, str, dict[str, float]]:
+        """Punctuation does not count, so of a dyck_languages answer only the number of brackets
+        does, and -50 equals 50."""
+        parsed = parse_answer(output)
+        return parsed, example.target, {"exact_match": exact_match(parsed, example.target)}
 
 
 def parse_answer(output: str) -> str:

@@ -6,14 +6,30 @@ A benchmark knows nothing of engines, models or adapters; an engine knows nothin
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from eval.scoring import Score, check_outputs, macro, micro
 from eval.selection import ALL, Selection
+from mos.data.chat import Message, render_chat
+
+
+def chat_prompt(content: str, cue: str) -> str:
+    """A user turn in the Tulu chat text, the assistant's header, and the start of its answer."""
+    turn = Message(role="user", content=content)
+    return render_chat([turn], add_generation_prompt=True) + cue
+
+
+def may_exceed(text: str, tokens: int) -> bool:
+    """Whether `text` might encode to more than so many tokens; False is certain.
+
+    A token covers at least one byte; a BOS, an EOS and a sentencepiece space may come on top.
+    """
+    return len(text.encode("utf-8", "surrogatepass")) + 3 > tokens
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,19 @@ class Request:
     def prompt_sha256(self) -> str:
         return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()
 
+    def record(
+        self, output: Any, parsed: Any, target: Any, scores: dict[str, float]
+    ) -> dict[str, Any]:
+        """What is kept of one example; `scores` are in 0..1 under the metrics' names."""
+        return {
+            "id": self.id,
+            "prompt_sha256": self.prompt_sha256,
+            "output": output,
+            "parsed": parsed,
+            "target": target,
+            "scores": scores,
+        }
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -73,28 +102,6 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Score:
-    """Metrics of one benchmark.
-
-    Attributes:
-        metrics: headline metrics, 0..100.
-        records: one dict an example: `id, prompt_sha256, output, parsed, target, scores`, with
-            scores in 0..1 under the metrics' names.
-        n: number of examples.
-        stderr: standard error of each metric, in points.
-        breakdown: metrics per task, subject or language, 0..100, with `n`.
-        scoring: what the scores rest on beside the outputs, in words (the walls of a sandbox).
-    """
-
-    metrics: dict[str, float]
-    records: list[dict[str, Any]]
-    n: int
-    stderr: dict[str, float] = field(default_factory=dict)
-    breakdown: dict[str, dict[str, float]] = field(default_factory=dict)
-    scoring: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Metric:
     """A metric that every result of a benchmark has.
 
@@ -112,8 +119,8 @@ class Benchmark(ABC):
     """Prompts of a benchmark, and their scores. All that the program knows of it is said here.
 
     A subclass is a keyword-only dataclass whose fields are the benchmark's options, the keys of
-    `configs/eval/<name>.yaml`; its `__post_init__` reads the examples and makes the requests. One
-    that `runs_code` has the option `allow_code_execution`.
+    `configs/eval/<name>.yaml`; its `__post_init__` reads the examples and makes the requests, its
+    `judge` scores an example. One that `runs_code` has the option `allow_code_execution`.
 
     Args:
         data_dir: the benchmark's folder.
@@ -152,13 +159,26 @@ class Benchmark(ABC):
     def check_ready(self) -> None:  # noqa: B027
         """Raise a `UserError` if outputs could not be scored; to be asked before generating."""
 
-    @abstractmethod
+    def judge(self, example: Any, output: str) -> tuple[Any, Any, dict[str, float]]:
+        """What an output comes to: what was read from it, the target, scores in 0..1 by metric."""
+        raise NotImplementedError
+
     def score(self, outputs: Sequence[Any]) -> Score:
         """Score outputs given in the order of `requests`.
 
-        Each output is a string; for a benchmark with `n > 1` a list of strings; for one with
-        choices the chosen letter.
+        Each output is a string (for choices, the chosen letter). A benchmark whose outputs are
+        lists of strings, or are scored together, has its own `score`.
+
+        Raises:
+            UserError: an output is missing, or is none.
         """
+        check_outputs(self.requests, outputs)
+        records = [
+            request.record(output, *self.judge(example, output))
+            for request, example, output in zip(self.requests, self.examples, outputs, strict=True)
+        ]
+        grouped = type(self).group_of is not Benchmark.group_of
+        return macro(records, self.group_of) if grouped else micro(records)
 
     def only(self, position: int) -> Self:
         """The benchmark of one of its examples alone."""

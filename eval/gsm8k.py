@@ -10,11 +10,9 @@ from pathlib import Path
 
 from pydantic import NonNegativeInt
 
-from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
-from eval.fewshot import read_lm_eval_task
-from eval.files import read_jsonl, require
-from eval.prompts import chat_prompt
-from eval.scoring import check_outputs, exact_match, micro, record
+from eval.benchmark import Benchmark, Decoding, Metric, Request, chat_prompt
+from eval.files import read_jsonl, read_lm_eval_task, require
+from eval.scoring import exact_match
 from mos.errors import DataError, UserError
 
 SEED = 42
@@ -70,18 +68,10 @@ class GSM8K(Benchmark):
             prompt = chat_prompt(prompt, "Answer:") if self.chat else f"{prompt}\nAnswer:"
             self.requests.append(Request(f"test/{problem.row}", prompt, decoding))
 
-    def score(self, outputs: Sequence[str]) -> Score:
-        """Score generated texts.
-
-        As text without punctuation, not as numbers: 18.00 is 1800, not 18; -5 is 5.
-        """
-        check_outputs(self.requests, outputs)
-        records = []
-        for request, problem, output in zip(self.requests, self.examples, outputs, strict=True):
-            parsed = parse_answer(output)
-            scores = {"exact_match": exact_match(parsed, problem.answer)}
-            records.append(record(request, output, parsed, problem.answer, scores))
-        return micro(records, {})
+    def judge(self, example: Problem, output: str) -> tuple[str, str, dict[str, float]]:
+        """As text without punctuation, not as numbers: 18.00 is 1800, not 18; -5 is 5."""
+        parsed = parse_answer(output)
+        return parsed, example.answer, {"exact_match": exact_match(parsed, example.answer)}
 
 
 def parse_answer(output: str) -> str:

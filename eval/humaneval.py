@@ -11,11 +11,10 @@ from pathlib import Path
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
+from eval.benchmark import Benchmark, Decoding, Metric, Request, chat_prompt
 from eval.files import read_jsonl, require
-from eval.prompts import chat_prompt
 from eval.sandbox import Isolation, Program, Sandbox, Verdict, check_isolation
-from eval.scoring import check_outputs, micro, record
+from eval.scoring import Score, check_outputs, micro
 from mos.errors import DataError, UserError
 
 log = logging.getLogger(__name__)
@@ -87,25 +86,23 @@ class HumanEval(Benchmark):
             UserError: code execution is not allowed.
         """
         self.check_ready()
-        if self.samples == 1:
+        n = self.samples
+        if n == 1:
             outputs = [[output] if isinstance(output, str) else output for output in outputs]
-        check_outputs(self.requests, outputs, self.samples)
-        verdicts, isolation = judge(self.examples, outputs, self.sandbox)
+        check_outputs(self.requests, outputs, n)
+        verdicts, isolation = run(self.examples, outputs, self.sandbox)
         records = []
-        for i, request in enumerate(self.requests):
-            passed = sum(verdict.passed for verdict in verdicts[i])
-            scores = {
-                f"pass@{k}": pass_at_k(self.samples, passed, k)
-                for k in PASS_AT
-                if k <= self.samples
-            }
-            results = [verdict.result for verdict in verdicts[i]]
-            target = self.examples[i].entry_point
-            records.append(record(request, list(outputs[i]), results, target, scores))
-        return replace(micro(records, {}), scoring={"sandbox": isolation})
+        for request, problem, texts, judged in zip(
+            self.requests, self.examples, outputs, verdicts, strict=True
+        ):
+            passed = sum(verdict.passed for verdict in judged)
+            scores = {f"pass@{k}": pass_at_k(n, passed, k) for k in PASS_AT if k <= n}
+            results = [verdict.result for verdict in judged]
+            records.append(request.record(list(texts), results, problem.entry_point, scores))
+        return replace(micro(records), scoring={"sandbox": isolation})
 
 
-def judge(
+def run(
     problems: Sequence[Problem],
     completions: Sequence[Sequence[str]],
     isolation: Isolation = "namespaces",

@@ -2,66 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import NonNegativeInt
 
-from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
+from eval.benchmark import Benchmark, Decoding, Metric, Request, chat_prompt, may_exceed
 from eval.files import require
-from eval.prompts import chat_prompt, may_exceed
-from eval.scoring import check_outputs, group_records, mean_score, micro, record
+from eval.scoring import Score, breakdown, by_group
 from mos.errors import DataError, UserError
 
 LETTERS = ("A", "B", "C", "D")
 MAX_PROMPT_TOKENS = 2048
-SEAM_TOKENS = 16
 
 # The MoS authors' patch dropped the colon and left a space at the end, after which the candidates
 # (" A", ...) bring a space of their own.
 ANSWER_CUES = {"authors": "The answer is ", "open_instruct": "The answer is:"}
 
-# Subcategory -> subjects, as published with MMLU.
-SUBCATEGORIES = {
-    "biology": "college_biology high_school_biology",
-    "business": "business_ethics management marketing",
-    "chemistry": "college_chemistry high_school_chemistry",
-    "computer science": "college_computer_science computer_security high_school_computer_science"
-    " machine_learning",
-    "culture": "human_sexuality sociology",
-    "economics": "econometrics high_school_macroeconomics high_school_microeconomics",
-    "engineering": "electrical_engineering",
-    "geography": "high_school_geography",
-    "health": "anatomy clinical_knowledge college_medicine human_aging medical_genetics nutrition"
-    " professional_medicine virology",
-    "history": "high_school_european_history high_school_us_history high_school_world_history"
-    " prehistory",
-    "law": "international_law jurisprudence professional_law",
-    "math": "abstract_algebra college_mathematics elementary_mathematics high_school_mathematics"
-    " high_school_statistics",
-    "other": "global_facts miscellaneous professional_accounting",
-    "philosophy": "formal_logic logical_fallacies moral_disputes moral_scenarios philosophy"
-    " world_religions",
-    "physics": "astronomy college_physics conceptual_physics high_school_physics",
-    "politics": "high_school_government_and_politics public_relations security_studies"
-    " us_foreign_policy",
-    "psychology": "high_school_psychology professional_psychology",
-}
-CATEGORIES = {
-    "STEM": ("physics", "chemistry", "biology", "computer science", "math", "engineering"),
-    "humanities": ("history", "philosophy", "law"),
-    "social sciences": ("politics", "culture", "economics", "geography", "psychology"),
-    "other (business, health, misc.)": ("other", "business", "health"),
-}
-SUBCATEGORY_OF = {
-    subject: subcategory
-    for subcategory, subjects in SUBCATEGORIES.items()
-    for subject in subjects.split()
-}
-CATEGORY_OF = {sub: category for category, subs in CATEGORIES.items() for sub in subs}
+# As published with MMLU: subcategory -> subjects, category -> subcategories.
+_GROUPS = json.loads(Path(__file__).with_suffix(".json").read_text())
+SUBCATEGORY_OF = {name: sub for sub, names in _GROUPS["subcategories"].items() for name in names}
+CATEGORY_OF = {sub: name for name, subs in _GROUPS["categories"].items() for sub in subs}
 
 
 @dataclass(frozen=True)
@@ -89,11 +53,6 @@ class MMLU(Benchmark):
     answer_cue: Literal["authors", "open_instruct"] = "authors"
 
     def __post_init__(self) -> None:
-        self._count_tokens = lru_cache(
-            lambda text: len(
-                self.tokenizer(text, truncation=False, add_special_tokens=False).input_ids
-            )
-        )
         questions = read_test(self.data_dir)
         self.examples, self.partial = self.selection.apply(
             questions, lambda q: q.subject, self.name
@@ -112,59 +71,59 @@ class MMLU(Benchmark):
         intro = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
         # The reference drops one shot at a time; without any left it would loop for ever.
         for k in range(len(shots), -1, -1):
-            prefix = intro + "".join(shots[:k])
-            prompt = prefix + question.text
+            prompt = intro + "".join(shots[:k]) + question.text
             if self.chat:
                 prompt = chat_prompt(prompt, ANSWER_CUES[self.answer_cue])
-            if self._fits(prompt, prefix, droppable=bool(shots)):
+            if self._fits(prompt, droppable=bool(shots)):
                 return prompt
         raise UserError(
             f"mmlu {question.subject}/{question.row} has more than {MAX_PROMPT_TOKENS} tokens even"
             " without shots. Leave the subject out with tasks=[...]."
         )
 
-    def _fits(self, prompt: str, prefix: str, droppable: bool) -> bool:
+    def _fits(self, prompt: str, droppable: bool) -> bool:
         if not may_exceed(prompt, MAX_PROMPT_TOKENS):
             return True
-        if self.tokenizer is None:
-            if not droppable:  # the engine refuses a prompt that is too long for the model
-                return True
-            raise UserError(
-                f"mmlu with shots drops those that do not fit into {MAX_PROMPT_TOKENS} tokens:"
-                " pass the model's tokenizer."
-            )
-        # Prefixes recur, so few prompts need an encoding of their own: their parts are counted
-        # apart, and a seam moves the sum by less than SEAM_TOKENS.
-        rest = prompt.replace(prefix, "", 1)
-        room = MAX_PROMPT_TOKENS - self._count_tokens(prefix)
-        if not may_exceed(rest, room - SEAM_TOKENS):
+        if self.tokenizer is not None:
+            ids = self.tokenizer(prompt, truncation=False, add_special_tokens=False).input_ids
+            return len(ids) <= MAX_PROMPT_TOKENS
+        if not droppable:  # the engine refuses a prompt that is too long for the model
             return True
-        if abs(room - self._count_tokens(rest)) > SEAM_TOKENS:
-            return self._count_tokens(rest) < room
-        return self._count_tokens(prompt) <= MAX_PROMPT_TOKENS
+        raise UserError(
+            f"mmlu with shots drops those that do not fit into {MAX_PROMPT_TOKENS} tokens:"
+            " pass the model's tokenizer."
+        )
+
+    def judge(self, example: Question, output: str) -> tuple[str, str, dict[str, float]]:
+        letter = output.strip()
+        if letter not in LETTERS:
+            raise UserError(
+                f"Output of {example.subject}/{example.row}: expected A, B, C or D, found"
+                f" {output!r}."
+            )
+        return letter, example.answer, {"exact_match": float(letter == example.answer)}
 
     def score(self, outputs: Sequence[str]) -> Score:
         """Score the chosen letters ("A"); breakdown per subject, subcategory and category."""
-        check_outputs(self.requests, outputs)
-        records = []
-        for request, question, output in zip(self.requests, self.examples, outputs, strict=True):
-            letter = output.strip()
-            if letter not in LETTERS:
-                raise UserError(f"Output of {request.id}: expected A, B, C or D, found {output!r}.")
-            scores = {"exact_match": float(letter == question.answer)}
-            records.append(record(request, output, letter, question.answer, scores))
-        return micro(records, self._breakdown(records))
+        score = super().score(outputs)
+        groups: dict[str, Score] = {}
+        for group_of in (_subject, _subcategory, _category):
+            groups |= by_group(score.records, group_of)
+        return replace(score, breakdown=breakdown(groups))
 
-    def _breakdown(self, records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-        """Subjects under their own name; only categories of which there are questions."""
-        subjects = group_records(records, [q.subject for q in self.examples])
-        breakdown = {subject: mean_score(members) for subject, members in subjects.items()}
-        wider: dict[str, list[dict[str, Any]]] = {}
-        for subject, members in subjects.items():
-            if subcategory := SUBCATEGORY_OF.get(subject):
-                wider.setdefault(f"subcategory/{subcategory}", []).extend(members)
-                wider.setdefault(f"category/{CATEGORY_OF[subcategory]}", []).extend(members)
-        return breakdown | {name: mean_score(members) for name, members in sorted(wider.items())}
+
+def _subject(record_id: str) -> str:
+    return record_id.rpartition("/")[0]
+
+
+def _subcategory(record_id: str) -> str:
+    name = SUBCATEGORY_OF.get(_subject(record_id))
+    return f"subcategory/{name}" if name else ""
+
+
+def _category(record_id: str) -> str:
+    name = CATEGORY_OF.get(SUBCATEGORY_OF.get(_subject(record_id)))
+    return f"category/{name}" if name else ""
 
 
 def read_test(data_dir: Path) -> list[Question]:

@@ -6,12 +6,39 @@ import math
 import statistics
 import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from eval.benchmark import Request, Score
 from mos.errors import UserError
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics of one benchmark.
+
+    Attributes:
+        metrics: headline metrics, 0..100.
+        records: one dict an example: `id, prompt_sha256, output, parsed, target, scores`, with
+            scores in 0..1 under the metrics' names.
+        n: number of examples.
+        stderr: standard error of each metric, in points.
+        breakdown: metrics per task, subject or language, 0..100, with `n`.
+        scoring: what the scores rest on beside the outputs, in words (the walls of a sandbox).
+    """
+
+    metrics: dict[str, float]
+    records: list[dict[str, Any]]
+    n: int
+    stderr: dict[str, float] = field(default_factory=dict)
+    breakdown: dict[str, dict[str, float]] = field(default_factory=dict)
+    scoring: dict[str, str] = field(default_factory=dict)
+
+
+def bare(text: str) -> str:
+    """Lower case, no ASCII punctuation."""
+    return text.lower().translate(_NO_PUNCTUATION)
 
 
 def exact_match(prediction: str, target: str) -> float:
@@ -20,29 +47,11 @@ def exact_match(prediction: str, target: str) -> float:
     White space counts. Two strings of nothing but punctuation are equal: a quirk of `evaluate`
     0.4.1 that BBH's dyck_languages scores hang on.
     """
-    return float(_bare(prediction) == _bare(target))
-
-
-def _bare(text: str) -> str:
-    return text.lower().translate(_NO_PUNCTUATION)
-
-
-def record(
-    request: Request, output: Any, parsed: Any, target: Any, scores: dict[str, float]
-) -> dict[str, Any]:
-    """What is kept of one example; `scores` are in 0..1 under the metrics' names."""
-    return {
-        "id": request.id,
-        "prompt_sha256": request.prompt_sha256,
-        "output": output,
-        "parsed": parsed,
-        "target": target,
-        "scores": scores,
-    }
+    return float(bare(prediction) == bare(target))
 
 
 def check_outputs(
-    requests: Sequence[Request], outputs: Sequence[Any], samples: int | None = None
+    requests: Sequence[Any], outputs: Sequence[Any], samples: int | None = None
 ) -> None:
     """Raise a `UserError` unless there is a whole output for every request.
 
@@ -60,22 +69,15 @@ def check_outputs(
             raise UserError(f"Output of {request.id}: expected {expected}, found {output!r:.200}.")
 
 
-def mean_score(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each metric over records, in 0..100, with `n`."""
-    means = {
-        metric: 100 * statistics.fmean(r["scores"][metric] for r in records)
-        for metric in records[0]["scores"]
-    }
-    return {**means, "n": len(records)}
-
-
-def micro(records: list[dict[str, Any]], breakdown: dict[str, dict[str, float]]) -> Score:
+def micro(records: list[dict[str, Any]], breakdown: Mapping[str, Any] | None = None) -> Score:
     """Mean over all examples, with its sample standard error (none for a single example)."""
-    means = mean_score(records)
-    metrics = {name: value for name, value in means.items() if name != "n"}
-    errors = {name: _standard_error([r["scores"][name] for r in records]) for name in metrics}
-    stderr = {name: 100 * error for name, error in errors.items() if error is not None}
-    return Score(metrics, records, len(records), stderr, breakdown)
+    metrics, stderr = {}, {}
+    for name in records[0]["scores"]:
+        values = [record["scores"][name] for record in records]
+        metrics[name] = 100 * statistics.fmean(values)
+        if len(values) > 1:
+            stderr[name] = 100 * (statistics.stdev(values) / math.sqrt(len(values)))
+    return Score(metrics, records, len(records), stderr, dict(breakdown or {}))
 
 
 def macro(records: list[dict[str, Any]], group_of: Callable[[str], str]) -> Score:
@@ -89,29 +91,24 @@ def macro(records: list[dict[str, Any]], group_of: Callable[[str], str]) -> Scor
         records: of all examples.
         group_of: an example's group, from its id.
     """
-    grouped = group_records(records, [group_of(r["id"]) for r in records])
-    breakdown = {group: mean_score(members) for group, members in grouped.items()}
+    groups = by_group(records, group_of)
     metrics, stderr = {}, {}
     for name in records[0]["scores"]:
-        metrics[name] = statistics.fmean(means[name] for means in breakdown.values())
-        errors = [_standard_error([r["scores"][name] for r in rs]) for rs in grouped.values()]
-        known = [error for error in errors if error is not None]
-        if len(known) == len(errors):
-            stderr[name] = 100 * math.hypot(*known) / len(known)
-    return Score(metrics, records, len(records), stderr, breakdown)
+        metrics[name] = statistics.fmean(group.metrics[name] for group in groups.values())
+        errors = [group.stderr[name] for group in groups.values() if name in group.stderr]
+        if len(errors) == len(groups):
+            stderr[name] = math.hypot(*errors) / len(groups)
+    return Score(metrics, records, len(records), stderr, breakdown(groups))
 
 
-def group_records(
-    records: Sequence[dict[str, Any]], groups: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
-    """Records under their group, the groups sorted."""
-    grouped: dict[str, list[dict[str, Any]]] = {group: [] for group in sorted(set(groups))}
-    for member, group in zip(records, groups, strict=True):
-        grouped[group].append(member)
-    return grouped
+def by_group(records: Sequence[dict[str, Any]], group_of: Callable[[str], str]) -> dict[str, Score]:
+    """The scores of each group, the groups sorted; an example of the group "" has none."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        grouped.setdefault(group_of(record["id"]), []).append(record)
+    return {group: micro(grouped[group]) for group in sorted(grouped) if group}
 
 
-def _standard_error(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
-    return statistics.stdev(values) / math.sqrt(len(values))
+def breakdown(groups: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    """Metrics of groups as a result keeps them."""
+    return {name: {**group.metrics, "n": group.n} for name, group in groups.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
-import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +13,13 @@ from typing import Any
 
 from pydantic import NonNegativeInt
 
-from eval.benchmark import Benchmark, Decoding, Metric, Request, Score
+from eval.benchmark import Benchmark, Decoding, Metric, Request, chat_prompt, may_exceed
 from eval.files import check_fields, require
-from eval.prompts import chat_prompt, may_exceed
-from eval.scoring import check_outputs, macro, record
+from eval.scoring import bare
 from mos.errors import DataError, MissingFileError, UserError
 from mos.files import read_json
 
 SEED = 42
-NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 TRAIN = "tydiqa-goldp-v1.1-train"
 DEV = "tydiqa-goldp-v1.1-dev.json"
 
@@ -35,53 +33,8 @@ class Template:
     answer: str
 
 
-TEMPLATES = {
-    "arabic": Template(
-        "أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.",
-        "أجب على السؤال التالي.",
-        *("المقطع:", "السؤال:", "الإجابة:"),
-    ),
-    "bengali": Template(
-        "প্রদত্ত অধ্যায়ের তথ্যের উপর ভিত্তি করে নিম্নলিখিত প্রশ্নের উত্তর দিন।",
-        "নিম্নলিখিত প্রশ্নের উত্তর দিন।",
-        *("অধ্যায়:", "প্রশ্ন:", "উত্তর:"),
-    ),
-    "english": Template(
-        "Answer the following question based on the information in the given passage.",
-        "Answer the following question.",
-        *("Passage:", "Question:", "Answer:"),
-    ),
-    "finnish": Template(
-        "Vastaa seuraavaan kysymykseen annetun kappaleen tiedon perusteella.",
-        "Vastaa seuraavaan kysymykseen.",
-        *("Kappale:", "Kysymys:", "Vastaus:"),
-    ),
-    "indonesian": Template(
-        "Jawab pertanyaan berikut berdasarkan informasi di bagian yang diberikan.",
-        "Jawab pertanyaan berikut.",
-        *("Bagian:", "Pertanyaan:", "Jawaban:"),
-    ),
-    "korean": Template(
-        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.",
-        "다음 질문에 답하십시오.",
-        *("문단:", "질문:", "답변:"),
-    ),
-    "russian": Template(
-        "Ответьте на следующий вопрос на основе информации в данном отрывке.",
-        "Ответьте на следующий вопрос.",
-        *("Отрывок:", "Вопрос:", "Ответ:"),
-    ),
-    "swahili": Template(
-        "Jibu swali lifuatalo kulingana na habari kwenye kifungu kilichotolewa.",
-        "Jibu swali lifuatalo.",
-        *("Kifungu:", "Swali:", "Jibu:"),
-    ),
-    "telugu": Template(
-        "ఇచ్చిన పేరాలోని సమాచారం ఆధారంగా కింది ప్రశ్నకు సమాధానం ఇవ్వండి.",
-        "క్రింది ప్రశ్నకు సమాధానం ఇవ్వండి.",
-        *("పేరా:", "ప్రశ్న:", "సమాధానం:"),
-    ),
-}
+_TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+TEMPLATES = {language: Template(**texts) for language, texts in _TEXTS.items()}
 
 
 @dataclass(frozen=True)
@@ -142,20 +95,12 @@ class TyDiQA(Benchmark):
         """The language."""
         return record_id.partition("-")[0]
 
-    def score(self, outputs: Sequence[str]) -> Score:
-        """Score generated texts as SQuAD v1.1 does; breakdown per language."""
-        check_outputs(self.requests, outputs)
-        records = []
-        for request, question, output in zip(self.requests, self.examples, outputs, strict=True):
-            parsed = output.strip()
-            scores = {
-                "f1": max(f1(parsed, answer) for answer in question.answers),
-                "exact_match": max(
-                    float(normalize(parsed) == normalize(answer)) for answer in question.answers
-                ),
-            }
-            records.append(record(request, output, parsed, list(question.answers), scores))
-        return macro(records, self.group_of)
+    def judge(self, example: Question, output: str) -> tuple[str, list[str], dict[str, float]]:
+        """As SQuAD v1.1 does."""
+        parsed, answers = output.strip(), list(example.answers)
+        equal = normalize(parsed) in map(normalize, answers)
+        scores = {"f1": max(f1(parsed, answer) for answer in answers), "exact_match": float(equal)}
+        return parsed, answers, scores
 
 
 def render(question: Question, shots: Sequence[Question], context: bool) -> str:
@@ -275,5 +220,4 @@ def f1(prediction: str, answer: str) -> float:
 
 def normalize(text: str) -> str:
     """Lower case, no ASCII punctuation, no English articles (in any language), single spaces."""
-    text = text.lower().translate(NO_PUNCTUATION)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare(text)).split())

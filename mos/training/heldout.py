@@ -86,7 +86,7 @@ def write_heldout(
 ) -> Metrics:
     """Write `eval/heldout/` of a run: of its encoded rows, beside the `data` config group."""
     ids = _row_ids(rows)
-    exact = micro([{"scores": {EXACT: score}} for score in losses.exact], {})
+    exact = micro([{"scores": {EXACT: score}} for score in losses.exact])
     each = zip(ids, losses.nll, losses.tokens, losses.exact, strict=True)
     records = [
         {"id": name, "scores": {"nll": nll, "tokens": tokens, EXACT: score}}

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from eval import BENCHMARKS, build_benchmark, options_model
-from eval.prompts import may_exceed
+from eval.benchmark import may_exceed
 from eval.selection import SIZES, Selection
 from mos.errors import UserError
 

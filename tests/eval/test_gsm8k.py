@@ -144,7 +144,7 @@ def test_empty_and_missing_files(folder):
 
 def test_no_exemplars_anywhere(folder, monkeypatch):
     (folder / "exemplars.jsonl").unlink()
-    monkeypatch.setattr("eval.fewshot.find_spec", lambda name: None)
+    monkeypatch.setattr("eval.files.find_spec", lambda name: None)
     with pytest.raises(MissingFileError, match=r"exemplars\.jsonl does not exist, and lm-eval"):
         build_benchmark("gsm8k", folder)
 
@@ -152,7 +152,7 @@ def test_no_exemplars_anywhere(folder, monkeypatch):
 def test_another_release_of_lm_eval_is_not_trusted(folder, monkeypatch):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     (folder / "exemplars.jsonl").unlink()
-    monkeypatch.setattr("eval.fewshot.version", lambda name: "9.9")
+    monkeypatch.setattr("eval.files.version", lambda name: "9.9")
     with pytest.raises(UserError, match=r"lm-eval 9\.9 is installed"):
         build_benchmark("gsm8k", folder)
 

@@ -17,10 +17,11 @@ import pytest
 
 import eval.cache
 import eval.results
-from eval.benchmark import Benchmark, Completion, Decoding, Request, Score
+from eval.benchmark import Benchmark, Completion, Decoding, Request
 from eval.engines import EngineError, Prompt
 from eval.results import Metrics
 from eval.runner import Weights, run_benchmark
+from eval.scoring import Score
 from mos.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
